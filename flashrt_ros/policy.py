@@ -1,0 +1,122 @@
+"""The one interface between a policy and whoever runs it: node, bag evaluator, benchmark.
+
+A `Policy` turns an `Observation` into a `Prediction`. The CPU backend (`models.backend`) and the CUDA
+engine (`engine.backend`) both implement it; `load_policy` chooses. Nothing here knows about ROS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from flashrt_ros.errors import BackendError
+
+STAGES = ('preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
+"""Stages that every backend times, in order. Together they are the whole of `Policy.infer`."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot saw and felt at one moment.
+
+    images: view name -> uint8 [height, width, 3], RGB, any size; a view may be absent (masked out).
+    state: float32 [state_dim], in the units the checkpoint was trained in, ordered as its state is.
+    prompt: the task in plain words.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the policy wants to do: a chunk of actions and where the time went.
+
+    actions: float32 [horizon, action_dim], unnormalised, absolute where the checkpoint's processing says so.
+    timings: stage name (see `STAGES`) -> seconds.
+    """
+
+    actions: np.ndarray
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What a loaded policy expects and gives; enough to check a robot's configuration against it.
+
+    views: image names in the checkpoint's order. state_dim, action_dim: the robot's widths, without padding
+    (0 where the checkpoint does not say). horizon: rows of a chunk.
+    """
+
+    name: str
+    family: str
+    views: tuple[str, ...]
+    state_dim: int
+    action_dim: int
+    horizon: int
+    steps: int
+    device: str
+    precision: str
+    parameters: int
+
+
+class Policy(Protocol):
+    """A loaded, warmed-up policy. Not thread-safe: one caller at a time."""
+
+    info: PolicyInfo
+
+    def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
+        """Run the whole policy once.
+
+        noise: float32 [horizon, padded action width], the flow's starting point; drawn from N(0, 1) if None.
+        Raises ObservationError for an observation that the checkpoint cannot take (view, shape, NaN).
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back the memory; the object is of no use afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What the user may choose about a policy; None means 'as the checkpoint says'.
+
+    device: 'cpu' or 'cuda'. precision: 'fp32' (cpu only), 'bf16', or 'fp8' (cuda only).
+    prompt_form: 'state' (pi0.5's discretised state in the prompt) or 'plain'. resize: 'pil' (openpi) or 'torch' (lerobot).
+    action_dim: the robot's action width, for checkpoints whose statistics are wider or absent.
+    seed: seeds the starting noise; None draws from the system.
+    """
+
+    device: str = 'cpu'
+    precision: str = 'fp32'
+    steps: int | None = None
+    prompt_form: str | None = None
+    resize: str | None = None
+    state_dim: int | None = None
+    action_dim: int | None = None
+    asset_id: str | None = None
+    tokenizer: Path | None = None
+    seed: int | None = None
+
+
+def load_policy(checkpoint: Path | str, options: PolicyOptions | None = None) -> Policy:
+    """Load a checkpoint directory onto the chosen device, ready for its first inference.
+
+    Raises CheckpointError for a bad checkpoint and BackendError for a device or precision that is not there.
+    """
+    options = options or PolicyOptions()
+    if options.device == 'cpu':
+        from flashrt_ros.models.backend import load as load_cpu
+
+        return load_cpu(Path(checkpoint), options)
+    if options.device == 'cuda':
+        from flashrt_ros.engine.backend import load as load_cuda
+
+        return load_cuda(Path(checkpoint), options)
+    raise BackendError(f"there is no device '{options.device}'", 'device', "choose 'cpu' or 'cuda'")

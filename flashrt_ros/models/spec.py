@@ -78,8 +78,8 @@ PI05 = PolicySpec('pi05', VisionSpec(), GEMMA_2B, GEMMA_300M, max_tokens=200)
 NANO_PI05 = PolicySpec(
     'pi05',
     VisionSpec(layers=2, width=144, heads=2, mlp=304),
-    GemmaSpec(layers=2, width=128, mlp=256, heads=4, head_dim=32),
-    GemmaSpec(layers=2, width=64, mlp=128, heads=4, head_dim=32),
-    vocab=512,
+    GemmaSpec(layers=2, width=256, mlp=512, head_dim=64),
+    GemmaSpec(layers=2, width=128, mlp=256, head_dim=64),
+    vocab=2048,
 )
 """A pi0.5 small enough for tests and for a laptop's CPU; every structural feature of the real one is there."""

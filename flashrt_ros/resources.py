@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def resource_folder(name: str) -> Path:
-    """Folder `name` ('kernels' or 'config') of this installation or working tree; FlashRTError if there is none."""
+    """Folder `name` ('kernels' or 'config') of this installation or working tree, or FlashRTError."""
     candidates = (_PACKAGE / name, _PACKAGE.parent / name)
     for folder in candidates:
         if folder.is_dir():

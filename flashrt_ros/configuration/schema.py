@@ -1,0 +1,263 @@
+"""Every section and key of the robot's YAML, with type, unit, range, default and description.
+
+This is the single source: `load` validates files with it, `leaves` turns it into ROS parameters, and
+`document` prints it as the table of docs/configuration.md. A dynamic key may change while the node runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+
+from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting
+
+Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
+"""A joint, view or robot name; one component of a ROS parameter name."""
+
+MICROSECOND = 1e-6
+
+
+class Joint(Section):
+    """One column of state and action. ROS speaks SI units, the checkpoint those of its training data."""
+
+    name: Name = setting(description='Name of the joint in JointState messages and in commands')
+    scale: float = setting(
+        1.0,
+        description='Checkpoint units per rad or m: checkpoint = scale * ros + offset (degrees: 57.29577951308232)',
+        ge=-1e6,
+        le=1e6,
+    )
+    offset: float = setting(
+        0.0, description='Value for the checkpoint at 0 rad or m, in its own unit', ge=-1e6, le=1e6
+    )
+    position_min: float | None = setting(
+        None, description='Lowest position ever commanded', unit='rad or m', ge=-1e3, le=1e3
+    )
+    position_max: float | None = setting(
+        None, description='Highest position ever commanded', unit='rad or m', ge=-1e3, le=1e3
+    )
+    max_step: float | None = setting(
+        None,
+        description='Largest change from one command to the next',
+        unit='rad or m',
+        ge=MICROSECOND,
+        le=1e3,
+    )
+
+    @model_validator(mode='after')
+    def _limits_make_sense(self) -> Joint:
+        if self.scale == 0.0:
+            raise problem('scale', 'must not be 0', 'give the number of checkpoint units per rad or m')
+        low, high = self.position_min, self.position_max
+        if low is not None and high is not None and low >= high:
+            raise problem(
+                'position_min', f'{low} is not below position_max {high}', 'swap or correct the two limits'
+            )
+        return self
+
+
+class Robot(Section):
+    name: Name = setting(description='Name of the robot, shown in diagnostics')
+    joints: list[Joint] = setting(description='Joints in the order of the checkpoint', min_length=1)
+
+    @model_validator(mode='after')
+    def _joints_are_distinct(self) -> Robot:
+        seen: set[str] = set()
+        for joint in self.joints:
+            if joint.name in seen:
+                raise problem('joints', f"the joint '{joint.name}' is listed twice", 'list every joint once')
+            seen.add(joint.name)
+        return self
+
+
+class Camera(Section):
+    topic: Topic = setting(description='Topic of the images')
+    transport: Literal['raw', 'compressed'] = setting(
+        'raw', description='Message type: sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)'
+    )
+    max_age_s: float = setting(
+        0.2, description='An older frame blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
+    )
+
+
+class JointStates(Section):
+    topic: Topic = setting('joint_states', description='Topic of sensor_msgs/JointState')
+    max_age_s: float = setting(
+        0.1, description='An older joint state blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
+    )
+
+
+class PolicySection(Section):
+    checkpoint: str = setting(
+        description='Checkpoint folder; relative to the YAML, or to the working folder if set as ROS parameter'
+    )
+    device: Literal['cpu', 'cuda'] = setting('cpu', description='Where the policy runs')
+    precision: Literal['fp32', 'bf16', 'fp8'] | None = setting(
+        None, description='Arithmetic (fp32: CPU only, fp8: CUDA only); unset: fp32 on the CPU, bf16 on CUDA'
+    )
+    steps: int | None = setting(
+        None, description='Flow integration steps; unset: as the checkpoint says', ge=1, le=100
+    )
+    prompt_form: Literal['state', 'plain'] | None = setting(
+        None, description='Whether the discretised state is part of the prompt; unset: as the checkpoint says'
+    )
+    resize: Literal['pil', 'torch'] | None = setting(
+        None,
+        description='Image resize convention: pil (openpi) or torch (lerobot); unset: as the checkpoint says',
+    )
+    tokenizer: str | None = setting(
+        None, description='Tokenizer file, relative like checkpoint; unset: the one in the checkpoint folder'
+    )
+    asset_id: str | None = setting(
+        None, description='Which normalisation statistics of an openpi checkpoint to use'
+    )
+    state_dim: int | None = setting(
+        None, description='Width of the state where the checkpoint does not say, or says more', ge=1, le=128
+    )
+    action_dim: int | None = setting(
+        None, description='Width of the action where the checkpoint does not say, or says more', ge=1, le=128
+    )
+    masked_views: list[str] = setting(
+        [], description='Views of the checkpoint that this robot has no camera for; the policy masks them out'
+    )
+    seed: int | None = setting(
+        None, description='Seed of the starting noise; unset: drawn from the system', ge=0, le=2**31 - 1
+    )
+
+    @field_validator('checkpoint', 'tokenizer')
+    @classmethod
+    def _relative_to_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return resolved_path(value, info)
+
+    @model_validator(mode='after')
+    def _precision_fits_device(self) -> PolicySection:
+        fitting = {('cpu', 'fp8'): 'fp32 or bf16', ('cuda', 'fp32'): 'bf16 or fp8'}
+        impossible = fitting.get((self.device, self.precision or ''))
+        if impossible:
+            raise problem(
+                'precision', f"'{self.precision}' does not run on '{self.device}'", f'choose {impossible}'
+            )
+        return self
+
+
+class Rates(Section):
+    chunk_rate_hz: float = setting(
+        description='Inferences, and so action chunks, per second', unit='Hz', ge=0.05, le=500.0
+    )
+    action_rate_hz: float = setting(
+        description='Rows of a chunk per second: the rate of the data the checkpoint was trained on',
+        unit='Hz',
+        ge=0.5,
+        le=1000.0,
+    )
+    control_rate_hz: float = setting(description='Commands per second', unit='Hz', ge=1.0, le=1000.0)
+
+    @model_validator(mode='after')
+    def _chunks_can_be_executed(self) -> Rates:
+        if self.chunk_rate_hz > self.control_rate_hz:
+            raise problem(
+                'chunk_rate_hz',
+                f'{self.chunk_rate_hz:g} Hz is above control_rate_hz {self.control_rate_hz:g} Hz: '
+                'some chunks would never reach the robot',
+                'lower chunk_rate_hz or raise control_rate_hz',
+            )
+        return self
+
+
+class Gates(Section):
+    max_skew_s: float = setting(
+        0.1,
+        description='A larger spread between input stamps blocks inference',
+        unit='s',
+        ge=1e-3,
+        le=60.0,
+        dynamic=True,
+    )
+    max_future_s: float = setting(
+        0.05,
+        description='A stamp further ahead of the clock blocks inference',
+        unit='s',
+        ge=0.0,
+        le=60.0,
+        dynamic=True,
+    )
+
+
+class Output(Section):
+    type: Literal['joint_trajectory', 'float64_multi_array', 'joint_state'] = setting(
+        description='Message type of the commands'
+    )
+    topic: Topic = setting(description='Topic of the commands')
+    action_kind: Literal['joint_position'] = setting(
+        'joint_position', description='What a column of the action means: an absolute joint position'
+    )
+
+
+class Executor(Section):
+    interpolation: Literal['linear', 'step'] = setting(
+        'linear', description='Between the rows of a chunk: on the line between them, or the earlier row'
+    )
+    ramp_s: float = setting(
+        1.0,
+        description='From standstill, time over which commands blend into the chunk',
+        unit='s',
+        ge=0.0,
+        le=30.0,
+        dynamic=True,
+    )
+    hold_s: float = setting(
+        0.5,
+        description='After the last row, time the last command is repeated',
+        unit='s',
+        ge=0.0,
+        le=60.0,
+        dynamic=True,
+    )
+    safe_action: Literal['stop', 'hold'] = setting(
+        'stop', description='After hold_s: stop publishing, or go on repeating the last command'
+    )
+    max_chunk_age_s: float = setting(
+        1.0,
+        description='A chunk from an older observation is refused',
+        unit='s',
+        ge=0.01,
+        le=60.0,
+        dynamic=True,
+    )
+
+
+class RobotConfig(Section):
+    """The whole file."""
+
+    robot: Robot
+    cameras: Annotated[
+        dict[Name, Camera], Field(min_length=1, description='View name of the checkpoint: its camera')
+    ]
+    joint_states: JointStates = JointStates()
+    prompt: str = setting(
+        '', description='The task in plain words; inference waits while it is empty', dynamic=True
+    )
+    prompt_topic: Topic = setting('prompt', description='Topic of std_msgs/String that replaces the prompt')
+    policy: PolicySection
+    rates: Rates
+    gates: Gates = Gates()
+    output: Output
+    executor: Executor = Executor()
+
+    @model_validator(mode='after')
+    def _one_camera_per_topic(self) -> RobotConfig:
+        views: dict[str, str] = {}
+        for view, camera in self.cameras.items():
+            if camera.topic in views:
+                raise problem(
+                    f'cameras.{view}.topic',
+                    f"'{camera.topic}' is already the topic of the view '{views[camera.topic]}'",
+                    'give every view its own camera',
+                )
+            views[camera.topic] = view
+        return self
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        return tuple(joint.name for joint in self.robot.joints)

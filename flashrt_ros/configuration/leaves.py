@@ -1,6 +1,6 @@
 """The configuration as a flat list of leaves with dotted names: what the ROS parameters are made from.
 
-`cameras.base_0_rgb.topic` is a key of a mapping entry, `robot.joints.gripper.scale` one of the list entry so named.
+Entries go by their name: `cameras.base_0_rgb.topic`, `robot.joints.gripper.scale`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def leaves(config: RobotConfig) -> list[Leaf]:
 
 
 def with_values(config: RobotConfig, values: Mapping[str, Any], source: str = 'parameters') -> RobotConfig:
-    """The configuration with some leaves replaced, validated as a whole. Relative paths start in the working folder.
+    """The configuration with some leaves replaced, validated as a whole. Paths start in the working folder.
 
     Raises ConfigError for an unknown key or an impossible value.
     """

@@ -17,7 +17,7 @@ Location = Sequence[str | int]
 
 
 def config_error(error: ValidationError, source: str, root: type[BaseModel]) -> ConfigError:
-    """One error for the first problem, with the keys of the others. source: the file, or what stands for it."""
+    """One error for the first problem, with the keys of the others. source: the file, or its stand-in."""
     problems = error.errors(include_url=False)
     what, key, fix = _sentence(problems[0], root)
     others = sorted({_dotted(entry['loc']) or 'the whole' for entry in problems[1:]} - {key})

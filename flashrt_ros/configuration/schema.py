@@ -24,7 +24,7 @@ class Joint(Section):
     name: Name = setting(description='Name of the joint in JointState messages and in commands')
     scale: float = setting(
         1.0,
-        description='Checkpoint units per rad or m: checkpoint = scale * ros + offset (degrees: 57.29577951308232)',
+        description='Checkpoint units per rad or m: value = scale * ros + offset; degrees: 57.29577951',
         ge=-1e6,
         le=1e6,
     )
@@ -90,7 +90,7 @@ class JointStates(Section):
 
 class PolicySection(Section):
     checkpoint: str = setting(
-        description='Checkpoint folder; relative to the YAML, or to the working folder if set as ROS parameter'
+        description='Checkpoint folder; relative to the YAML, or to the working folder if a ROS parameter'
     )
     device: Literal['cpu', 'cuda'] = setting('cpu', description='Where the policy runs')
     precision: Literal['fp32', 'bf16', 'fp8'] | None = setting(

@@ -1,0 +1,147 @@
+"""From messages to an Observation, or to the reason why there is none.
+
+Any thread may `offer` messages; one thread calls `observe`. Decoding happens in `observe`, so that frames
+nobody uses cost nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.errors import ObservationError
+from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
+from flashrt_ros.ingest.image import decode_image
+from flashrt_ros.ingest.joints import STATE, JointMap
+from flashrt_ros.ingest.stream import Sample, Stream
+from flashrt_ros.policy import Observation
+
+_SECOND = 1_000_000_000
+_DECODERS: dict[str, Callable[[Any, str], np.ndarray]] = {
+    'raw': decode_image,
+    'compressed': decode_compressed,
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An observation and its times. ages_s: input name -> age, views first, then 'state'.
+
+    stamp_ns: the oldest stamp used [ROS time]. transport_s: stamp to reception, slowest input.
+    wait_s: reception of the newest input to now. take_s: messages to arrays. skew_s: between stamps.
+    """
+
+    observation: Observation
+    stamp_ns: int
+    ages_s: Mapping[str, float]
+    transport_s: float
+    wait_s: float
+    take_s: float
+    skew_s: float
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why there is no observation, and since when [ROS time]. ages_s: of the inputs that are there."""
+
+    refusal: Refusal
+    since_ns: int
+    now_ns: int
+    ages_s: Mapping[str, float]
+
+    @property
+    def reason(self) -> str:
+        lasting = (self.now_ns - self.since_ns) / _SECOND
+        return f'{self.refusal.input}: {self.refusal.detail} (for {lasting:.1f} s)'
+
+
+class Ingest:
+    """The inputs of one robot. `limits` and `prompt` may be replaced at any time."""
+
+    def __init__(self, config: RobotConfig) -> None:
+        self.joints = JointMap.of(config)
+        self.limits = Limits.of(config)
+        self.prompt = config.prompt
+        self._prompt_topic = config.prompt_topic
+        self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
+        self.streams = {view: Stream(view, camera.topic) for view, camera in config.cameras.items()}
+        self.streams[STATE] = Stream(STATE, config.joint_states.topic)
+        self._episode: tuple[str, str] | None = None
+        self._since_ns = 0
+
+    def offer(self, name: str, message: Any, received_ns: int) -> None:
+        """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time."""
+        self.streams[name].offer(message, received_ns)
+
+    def observe(self, now_ns: int) -> Taken | Blocked:
+        """Take the latest message of every input, if all pass the gates and can be decoded."""
+        samples = {name: stream.latest() for name, stream in self.streams.items()}
+        refusal = self._gates(samples, now_ns)
+        present = {name: sample for name, sample in samples.items() if sample is not None}
+        if refusal is None:
+            taken = self._take(present, now_ns)
+            if isinstance(taken, Taken):
+                self._episode = None
+                return taken
+            refusal = taken
+        return self._blocked(refusal, present, now_ns)
+
+    def forget(self) -> None:
+        """Drop all latest messages, as after a clock jump or a pause."""
+        for stream in self.streams.values():
+            stream.forget()
+
+    def _gates(self, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal | None:
+        for name, sample in samples.items():
+            refusal = check_sample(self.streams[name], sample, now_ns, self.limits)
+            if refusal is not None:
+                return refusal
+        stamps = {name: sample.stamp_ns for name, sample in samples.items() if sample is not None}
+        refusal = check_skew(stamps, self.limits)
+        if refusal is None and not self.prompt.strip():
+            where = f"set the parameter 'prompt' or publish on '{self._prompt_topic}'"
+            return Refusal('prompt', 'prompt', f'it is empty: {where}')
+        return refusal
+
+    def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
+        begin = time.perf_counter()
+        arrays: dict[str, np.ndarray] = {}
+        for name, sample in samples.items():
+            try:
+                arrays[name] = self._decode(name, sample)
+            except ObservationError as error:
+                self.streams[name].reject(sample, f'{error.what}. {error.fix[:1].upper()}{error.fix[1:]}')
+                return Refusal(name, 'invalid', sample.fault)
+            self.streams[name].take(sample)
+        state = arrays.pop(STATE)
+        stamps = [sample.stamp_ns for sample in samples.values()]
+        return Taken(
+            observation=Observation(arrays, state, self.prompt),
+            stamp_ns=min(stamps),
+            ages_s=_ages(samples, now_ns),
+            transport_s=max(sample.received_ns - sample.stamp_ns for sample in samples.values()) / _SECOND,
+            wait_s=(now_ns - max(sample.received_ns for sample in samples.values())) / _SECOND,
+            take_s=time.perf_counter() - begin,
+            skew_s=(max(stamps) - min(stamps)) / _SECOND,
+        )
+
+    def _decode(self, name: str, sample: Sample) -> np.ndarray:
+        if name == STATE:
+            return self.joints.to_checkpoint(self.joints.positions(sample.message))
+        return self._decoders[name](sample.message, name)
+
+    def _blocked(self, refusal: Refusal, samples: Mapping[str, Sample], now_ns: int) -> Blocked:
+        episode = (refusal.input, refusal.kind)
+        if episode != self._episode:
+            self._episode, self._since_ns = episode, now_ns
+        return Blocked(refusal, self._since_ns, now_ns, _ages(samples, now_ns))
+
+
+def _ages(samples: Mapping[str, Sample], now_ns: int) -> dict[str, float]:
+    return {name: (now_ns - sample.stamp_ns) / _SECOND for name, sample in samples.items()}

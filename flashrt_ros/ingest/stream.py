@@ -1,0 +1,76 @@
+"""The latest message of one input. Offering is cheap: a reference and two times; decoding is for the taker."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Sample:
+    """One message. stamp_ns: when it was measured, received_ns: when it came in, both ROS time."""
+
+    message: Any
+    stamp_ns: int
+    received_ns: int
+    taken: bool = False
+    fault: str = ''
+    """Why it cannot be used, once that was found out."""
+
+
+@dataclass(frozen=True)
+class StreamCounts:
+    """Since the stream was made. unused: replaced by a newer message before anyone took it."""
+
+    received: int
+    unused: int
+    rejected: int
+
+
+class Stream:
+    """Latest message wins. One thread offers, another takes."""
+
+    def __init__(self, name: str, topic: str) -> None:
+        self.name, self.topic = name, topic
+        self._lock = threading.Lock()
+        self._latest: Sample | None = None
+        self._received = self._unused = self._rejected = 0
+
+    def offer(self, message: Any, received_ns: int) -> None:
+        """Keep a message with a header as the latest."""
+        sample = Sample(message, stamp_ns(message.header.stamp), received_ns)
+        with self._lock:
+            self._received += 1
+            if self._latest is not None and not self._latest.taken:
+                self._unused += 1
+            self._latest = sample
+
+    def latest(self) -> Sample | None:
+        return self._latest
+
+    def take(self, sample: Sample) -> None:
+        """Mark a sample as used by an inference."""
+        with self._lock:
+            sample.taken = True
+
+    def reject(self, sample: Sample, fault: str) -> None:
+        """Remember why a sample cannot be used; it counts once, however often it is looked at."""
+        with self._lock:
+            self._rejected += not sample.fault
+            sample.taken, sample.fault = True, fault
+
+    def forget(self) -> None:
+        """Drop the latest message, as after a clock jump."""
+        with self._lock:
+            self._latest = None
+
+    @property
+    def counts(self) -> StreamCounts:
+        with self._lock:
+            return StreamCounts(self._received, self._unused, self._rejected)
+
+
+def stamp_ns(stamp: Any) -> int:
+    """builtin_interfaces/Time (or Duration) -> nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)

@@ -1,4 +1,4 @@
-"""The latest message of one input. Offering is cheap: a reference and two times; decoding is for the taker."""
+"""The latest message of one input. Offering is cheap, a reference and two times; decoding comes later."""
 
 from __future__ import annotations
 

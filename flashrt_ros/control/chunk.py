@@ -1,0 +1,76 @@
+"""A chunk of actions on the time grid: row i is due at start + i * step. A Chunk that exists is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flashrt_ros.errors import FlashRTError
+
+
+class ChunkError(FlashRTError):
+    """A chunk that nobody may execute: not finite, misshaped, or for other joints."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """names: [D] joints. actions: float64 [H, D], rad or m. observed_ns: stamp of the oldest input.
+
+    start_ns: when row 0 is due. step_ns: between rows. sequence: counts the chunks of one epoch.
+    epoch: grows with every reset of the policy.
+    """
+
+    policy: str
+    names: tuple[str, ...]
+    actions: np.ndarray
+    observed_ns: int
+    start_ns: int
+    step_ns: int
+    epoch: int
+    sequence: int
+
+    def __post_init__(self) -> None:
+        where = f"chunk {self.sequence} of '{self.policy}'"
+        if self.actions.ndim != 2 or self.actions.shape[0] == 0 or self.actions.shape[1] != len(self.names):
+            shape = ' x '.join(map(str, self.actions.shape))
+            raise ChunkError(f'{shape} values for {len(self.names)} joints', where, 'send one row per step')
+        if len(set(self.names)) != len(self.names):
+            raise ChunkError('a joint is named twice', where, 'name every column once')
+        if self.step_ns <= 0:
+            raise ChunkError(
+                f'the step of {self.step_ns} ns is not positive', where, 'send rows forward in time'
+            )
+        if not np.isfinite(self.actions).all():
+            row, column = np.argwhere(~np.isfinite(self.actions))[0]
+            value, joint = self.actions[row, column], self.names[column]
+            raise ChunkError(
+                f"row {row} of joint '{joint}' is {value}", where, 'check the checkpoint and its input'
+            )
+
+    @property
+    def horizon(self) -> int:
+        return int(self.actions.shape[0])
+
+    @property
+    def length_ns(self) -> int:
+        """Time that the chunk covers: its last row stays valid for one step."""
+        return self.horizon * self.step_ns
+
+    def rows_due(self, now_ns: int) -> int:
+        """Rows whose time has come: the delay, counted on the grid."""
+        return min(max(0, (now_ns - self.start_ns) // self.step_ns), self.horizon)
+
+    def for_joints(self, names: Sequence[str]) -> Chunk:
+        """The same chunk with its columns in another order. Raises ChunkError for other joints."""
+        if tuple(names) == self.names:
+            return self
+        if set(names) != set(self.names):
+            raise ChunkError(
+                f'it is for the joints {", ".join(self.names)}',
+                f"chunk {self.sequence} of '{self.policy}'",
+                f'give both nodes the same configuration; this one drives {", ".join(names)}',
+            )
+        columns = [self.names.index(name) for name in names]
+        return replace(self, names=tuple(names), actions=self.actions[:, columns])

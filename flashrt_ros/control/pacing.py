@@ -1,0 +1,54 @@
+"""Absolute deadlines at a fixed period, and how late they were met. Clock values are passed in."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Deadlines:
+    """Deadlines at begin + k * period: lateness never adds up."""
+
+    def __init__(self, period_ns: int, begin_ns: int) -> None:
+        self.period_ns = period_ns
+        self.next_ns = begin_ns
+
+    def meet(self, now_ns: int) -> tuple[int, int]:
+        """Called when the wait is over: (how late [ns], deadlines skipped because they are past as well)."""
+        late_ns = now_ns - self.next_ns
+        skipped = max(0, late_ns // self.period_ns)
+        self.next_ns += (skipped + 1) * self.period_ns
+        return late_ns, skipped
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Over the last deadlines. rate_hz: met per second. late_*: seconds."""
+
+    rate_hz: float
+    late_p50_s: float
+    late_p99_s: float
+    late_max_s: float
+
+
+class PaceMeter:
+    """Rate and lateness over the last `window` deadlines."""
+
+    def __init__(self, window: int) -> None:
+        self._entries: deque[tuple[int, int]] = deque(maxlen=window)
+
+    def note(self, now_ns: int, late_ns: int) -> None:
+        self._entries.append((now_ns, late_ns))
+
+    def pace(self) -> Pace | None:
+        """None until two deadlines were met."""
+        entries = list(self._entries)
+        if len(entries) < 2:
+            return None
+        spent = (entries[-1][0] - entries[0][0]) * 1e-9
+        late = np.array([late for _, late in entries]) * 1e-9
+        p50, p99 = np.percentile(late, (50, 99))
+        rate = (len(entries) - 1) / spent if spent > 0 else 0.0
+        return Pace(rate, float(p50), float(p99), float(late.max()))

@@ -90,6 +90,8 @@ class PolicyOptions:
     device: 'cpu' or 'cuda'. precision: 'fp32' (cpu only), 'bf16', or 'fp8' (cuda only).
     prompt_form: 'state' (pi0.5's discretised state in the prompt) or 'plain'. resize: 'pil' (openpi) or 'torch' (lerobot).
     action_dim: the robot's action width, for checkpoints whose statistics are wider or absent.
+    delta_actions: for each action whether the network predicts it relative to the state, for openpi checkpoints, whose
+    files do not say. asset_id: which of several norm_stats.json. tokenizer: file or directory, if not the checkpoint's.
     seed: seeds the starting noise; None draws from the system.
     """
 
@@ -100,6 +102,7 @@ class PolicyOptions:
     resize: str | None = None
     state_dim: int | None = None
     action_dim: int | None = None
+    delta_actions: tuple[bool, ...] | None = None
     asset_id: str | None = None
     tokenizer: Path | None = None
     seed: int | None = None

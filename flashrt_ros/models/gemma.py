@@ -67,7 +67,9 @@ class ExpertTower(nn.Module):
 
         Norms in order of use: input and post-attention norm of each layer, then the final norm.
         """
-        norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        norms = [
+            norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
         rows = [norm.dense(condition) for norm in [*norms, self.norm]]
         return torch.stack(rows, -2).unflatten(-1, (3, self.spec.width))
 

@@ -94,7 +94,9 @@ class PiModel(nn.Module):
 
     def flow_table(self, steps: int) -> Tensor:
         """What depends on the flow time alone, fp32, one row for each of t = 1, 1 - 1/steps, ..., 1/steps."""
-        times = torch.tensor([1 - step / steps for step in range(steps)], device=self.action_in_proj.weight.device)
+        times = torch.tensor(
+            [1 - step / steps for step in range(steps)], device=self.action_in_proj.weight.device
+        )
         return self.conditions(times)
 
     def conditions(self, times: Tensor) -> Tensor:
@@ -107,7 +109,9 @@ class PiModel(nn.Module):
         mixer = self.action_time_mlp_in
         return F.linear(embedded, mixer.weight[:, width:], mixer.bias)
 
-    def _velocity(self, actions: Tensor, condition: Tensor, prefix: list[Cache], rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _velocity(
+        self, actions: Tensor, condition: Tensor, prefix: list[Cache], rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
         tokens = self._embed(actions, condition).to(self.dtype)
         modulation = condition if self.spec.has_ada_rms else None
         return self.action_out_proj(self.expert(tokens, rotary, prefix, modulation)[0].float())

@@ -111,7 +111,9 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], wher
     ]
     if report:
         raise CheckpointError(
-            '; '.join(report), where, 'download or convert the checkpoint again; the file does not match its family'
+            '; '.join(report),
+            where,
+            'download or convert the checkpoint again; the file does not match its family',
         )
 
 
@@ -171,11 +173,17 @@ def _gemma(prefix: str, spec: GemmaSpec, ada_rms: bool) -> dict[str, Shape]:
 
 def _heads(spec: PolicySpec) -> dict[str, Shape]:
     width = spec.expert.width
-    shapes = _linear('action_in_proj', width, spec.action_dim) | _linear('action_out_proj', spec.action_dim, width)
+    shapes = _linear('action_in_proj', width, spec.action_dim) | _linear(
+        'action_out_proj', spec.action_dim, width
+    )
     if spec.has_ada_rms:
         return shapes | _linear('time_mlp_in', width, width) | _linear('time_mlp_out', width, width)
     shapes |= _linear('state_proj', width, spec.action_dim)
-    return shapes | _linear('action_time_mlp_in', width, 2 * width) | _linear('action_time_mlp_out', width, width)
+    return (
+        shapes
+        | _linear('action_time_mlp_in', width, 2 * width)
+        | _linear('action_time_mlp_out', width, width)
+    )
 
 
 def _require_pi(shapes: Mapping[str, Shape], where: str) -> None:
@@ -210,7 +218,9 @@ def _layers(names: Iterable[str], prefix: str) -> int:
 def _majority(
     shapes: Mapping[str, Shape], layers: int, name: Callable[[int], str], where: str, rank: int = 2
 ) -> Shape:
-    votes = Counter(shapes[name(i)] for i in range(layers) if name(i) in shapes and len(shapes[name(i)]) == rank)
+    votes = Counter(
+        shapes[name(i)] for i in range(layers) if name(i) in shapes and len(shapes[name(i)]) == rank
+    )
     if not votes:
         raise CheckpointError(
             f'no layer has a usable {name(0)}', where, 'download or convert the checkpoint again'
@@ -225,7 +235,12 @@ def _vision_spec(shapes: Mapping[str, Shape], where: str) -> VisionSpec:
     layers = _layers(shapes, encoder)
     mlp = _majority(shapes, layers, lambda i: f'{encoder}{i}.mlp.fc1.weight', where)[0]
     return VisionSpec(
-        layers, width, heads=width // SIGLIP_HEAD_DIM, mlp=mlp, patch=patch, image_size=math.isqrt(tokens) * patch
+        layers,
+        width,
+        heads=width // SIGLIP_HEAD_DIM,
+        mlp=mlp,
+        patch=patch,
+        image_size=math.isqrt(tokens) * patch,
     )
 
 
@@ -237,4 +252,6 @@ def _gemma_spec(shapes: Mapping[str, Shape], prefix: str, where: str) -> GemmaSp
 
     head_dim = common('self_attn.k_proj')[0]  # every pi tower has one K/V head
     query, width = common('self_attn.q_proj')
-    return GemmaSpec(layers, width, mlp=common('mlp.gate_proj')[0], heads=query // head_dim, head_dim=head_dim)
+    return GemmaSpec(
+        layers, width, mlp=common('mlp.gate_proj')[0], heads=query // head_dim, head_dim=head_dim
+    )

@@ -1,0 +1,89 @@
+"""A checkpoint directory, openpi's or lerobot's, as one object.
+
+    checkpoint = open_checkpoint(path, options)
+    checkpoint.spec         PolicySpec: family and sizes
+    checkpoint.tensors      canonical name -> tensor, read when asked for (see `tensors` for the names)
+    checkpoint.processing   Processing: tokens, normalised state, images, actions in robot units
+
+Opening checks names, shapes and dtypes of all tensors and reads everything but the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from flashrt_ros.errors import CheckpointError, ConfigError
+from flashrt_ros.models import lerobot, openpi
+from flashrt_ros.models.image import RESIZES
+from flashrt_ros.models.jsonfile import read_json
+from flashrt_ros.models.processing import Processing
+from flashrt_ros.models.prompt import FORMS
+from flashrt_ros.models.spec import PolicySpec
+from flashrt_ros.models.tensorfile import TensorFile
+from flashrt_ros.models.tensors import check_shapes, expected_tensors
+from flashrt_ros.policy import PolicyOptions
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """format: 'openpi' or 'lerobot'. tensors: on the CPU, in the dtype stored, checked for NaN as they are read."""
+
+    path: Path
+    format: str
+    spec: PolicySpec
+    tensors: Mapping[str, Tensor]
+    processing: Processing
+
+
+def open_checkpoint(path: Path | str, options: PolicyOptions | None = None) -> Checkpoint:
+    """Raises CheckpointError for whatever is missing, damaged or of another family; ConfigError for the options."""
+    directory, options = Path(path), options or PolicyOptions()
+    check_options(options)
+    if not directory.is_dir():
+        raise CheckpointError(
+            'there is no such directory', str(directory), 'give the directory of a checkpoint'
+        )
+    config = read_json(directory / 'config.json')
+    layout = _format(config, directory)
+    tensors = TensorFile(directory / 'model.safetensors')
+    reader = lerobot if layout == 'lerobot' else openpi
+    spec = reader.read_spec(directory, config, tensors.shapes)
+    check_shapes(tensors.shapes, expected_tensors(spec), str(tensors.path))
+    if options.prompt_form == 'state' and spec.has_state_token:
+        raise ConfigError(
+            'pi0 takes the state as a token, not in the prompt',
+            'prompt_form',
+            "leave it out or choose 'plain'",
+        )
+    processing = reader.read_processing(directory, spec, options)
+    return Checkpoint(
+        directory, layout, replace(spec, steps=options.steps or spec.steps), tensors, processing
+    )
+
+
+def check_options(options: PolicyOptions) -> None:
+    """Raises ConfigError for values that no checkpoint could accept."""
+    choices = {'prompt_form': (options.prompt_form, FORMS), 'resize': (options.resize, RESIZES)}
+    for name, (chosen, allowed) in choices.items():
+        if chosen is not None and chosen not in allowed:
+            raise ConfigError(f"'{chosen}' is no {name}", name, f'choose one of {", ".join(allowed)}')
+    if options.steps is not None and not 1 <= options.steps <= 1000:
+        raise ConfigError(
+            f'{options.steps} flow steps are asked for', 'steps', 'choose 1 to 1000; 10 is usual'
+        )
+
+
+def _format(config: dict[str, object], directory: Path) -> str:
+    if 'type' in config:
+        return 'lerobot'
+    if 'action_horizon' in config:
+        return 'openpi'
+    raise CheckpointError(
+        "config.json has neither lerobot's 'type' nor openpi's 'action_horizon'",
+        str(directory),
+        'give the directory of a pi0 or pi0.5 checkpoint in openpi (PyTorch) or lerobot format',
+    )

@@ -1,0 +1,153 @@
+"""What stands between a robot and the network: observation -> network inputs, network output -> actions.
+
+`Processing` is read from a checkpoint by `openpi` or `lerobot` and is the same object for both, so that the CPU
+backend and the CUDA engine call the same code. In order of use:
+
+    prepared = processing.prepare(observation)           # images, tokens, padded state
+    actions  = processing.restore(network_output, observation.state)
+
+The parts are usable alone: `check`, `images`, `normalized_state`, `padded_state`, `tokens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashrt_ros.errors import ObservationError
+from flashrt_ros.models.image import check_image, resize_with_pad
+from flashrt_ros.models.normalize import Normalizer
+from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
+from flashrt_ros.models.tokenizer import Tokenizer
+from flashrt_ros.policy import Observation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs of the network, without padding and without absent views.
+
+    images: fp32 [V, 3, S, S] in [-1, 1]. tokens: int64 [1, N]. state: fp32 [1, padded width], normalised.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class Processing:
+    """All conventions of one checkpoint.
+
+    views: names in the checkpoint's order; one at least has to be present, absent ones are masked out.
+    state_dim, action_dim: the robot's widths; 0 where the checkpoint does not say, then any state that the statistics
+    cover is taken and all `actions.width` columns are given.
+    delta: for each action column whether the network predicts it relative to the state; shorter than the row or empty
+    means absolute for the rest.
+    """
+
+    views: tuple[str, ...]
+    image_size: int
+    resize: str
+    state: Normalizer
+    actions: Normalizer
+    state_dim: int
+    action_dim: int
+    padded_dim: int
+    prompt_form: str
+    max_tokens: int
+    tokenizer: Tokenizer
+    delta: tuple[bool, ...] = ()
+
+    def prepare(self, observation: Observation) -> Prepared:
+        """Raises ObservationError for anything that the checkpoint cannot take."""
+        self.check(observation)
+        state = self.normalized_state(observation.state)
+        tokens = self.tokens(observation.prompt, state)
+        return Prepared(self.images(observation), torch.tensor([tokens]), self.padded_state(state))
+
+    def check(self, observation: Observation) -> None:
+        """Refuse what would mislead the policy: unknown or no views, bad pixels, a state of wrong width or not finite."""
+        unknown = [view for view in observation.images if view not in self.views]
+        if unknown:
+            raise ObservationError(
+                f"there is no view '{unknown[0]}' in this checkpoint",
+                'observation',
+                f'use its names: {", ".join(self.views)}',
+            )
+        if not observation.images:
+            raise ObservationError(
+                'there is no image at all', 'observation', f'give at least one of {", ".join(self.views)}'
+            )
+        for view, image in observation.images.items():
+            check_image(view, image)
+        self._check_state(observation.state)
+        if not observation.prompt.strip():
+            raise ObservationError('the prompt is empty', 'observation', 'say what the robot should do')
+
+    def images(self, observation: Observation) -> Tensor:
+        """Present views in the checkpoint's order -> fp32 [V, 3, S, S]."""
+        present = [observation.images[view] for view in self.views if view in observation.images]
+        return torch.stack([resize_with_pad(image, self.image_size, self.resize) for image in present])
+
+    def normalized_state(self, state: np.ndarray) -> np.ndarray:
+        """State in robot units [D] -> normalised [D], in the precision of the statistics."""
+        return self.state.narrow(len(state)).normalize(state)
+
+    def padded_state(self, normalized: np.ndarray) -> Tensor:
+        """Normalised state [D] -> fp32 [1, padded width], zeros behind."""
+        padded = torch.zeros(1, self.padded_dim)
+        padded[0, : len(normalized)] = torch.from_numpy(normalized.astype(np.float32))
+        return padded
+
+    def tokens(self, prompt: str, normalized: np.ndarray) -> list[int]:
+        """Task and normalised state [D] -> valid token ids, bos first."""
+        return encode_prompt(
+            self.tokenizer, prompt_pieces(self.prompt_form, prompt, normalized), self.max_tokens
+        )
+
+    def restore(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Network output fp32 [H, padded width], robot state [D] -> actions fp32 [H, action width], absolute."""
+        width = self.action_dim or self.actions.width
+        restored = self.actions.narrow(width).restore(actions[:, :width])
+        columns = [column for column, relative in enumerate(self.delta[:width]) if relative]
+        if columns:
+            restored = restored.copy()
+            restored[:, columns] += state[columns].astype(restored.dtype)
+        return np.ascontiguousarray(restored, dtype=np.float32)
+
+    def _check_state(self, state: np.ndarray) -> None:
+        if (
+            not isinstance(state, np.ndarray)
+            or state.ndim != 1
+            or not np.issubdtype(state.dtype, np.floating)
+        ):
+            kind = (
+                f'{state.dtype} {list(state.shape)}'
+                if isinstance(state, np.ndarray)
+                else type(state).__name__
+            )
+            raise ObservationError(
+                f'the state is {kind}', 'observation', 'give floating-point values [state_dim]'
+            )
+        low, high = (self.state_dim, self.state_dim) if self.state_dim else (1, self.state.width)
+        if not low <= len(state) <= high:
+            wanted = f'{high}' if low == high else f'1 to {high}'
+            raise ObservationError(
+                f'the state has {len(state)} values, and this checkpoint takes {wanted}',
+                'observation',
+                "give the checkpoint's state, in its order",
+            )
+        if not np.isfinite(state).all():
+            where = ', '.join(str(i) for i in np.flatnonzero(~np.isfinite(state)))
+            raise ObservationError(
+                f'the state is not finite at index {where}', 'observation', 'check the joint-state source'
+            )
+        if len(self.delta) > len(state) and any(self.delta[len(state) :]):
+            raise ObservationError(
+                f'the state has {len(state)} values, but action {len(self.delta) - 1} is relative to one of them',
+                'observation',
+                'give the whole state',
+            )

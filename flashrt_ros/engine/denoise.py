@@ -1,0 +1,124 @@
+"""The denoise loop in its plain form: the action expert layer by layer with the same kernels as the prefill.
+
+It runs on every GPU, covers every size, and gives the activation scales of the fp8 mode. On GPUs that the fused loop
+of `engine.expert` covers, that one is used instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
+from flashrt_ros.engine.flow import FlowHeads
+from flashrt_ros.engine.gemm import ROWS_MULTIPLE, Product
+from flashrt_ros.engine.operators import Modulation, Operators
+from flashrt_ros.models.spec import PolicySpec
+
+
+class PlainDenoise:
+    """All flow steps. The suffix's keys and values are written behind the prefix's, again at every step."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        spec: PolicySpec,
+        packed: Mapping[str, Tensor],
+        scales: Mapping[str, float],
+        cache: PrefixCache,
+    ) -> None:
+        self.spec, self.operators, self.cache = spec, operators, cache
+        self.device = operators.library.gpu.device
+        self.heads = FlowHeads(packed, spec, self.device)
+
+        def product(name: str) -> Product:
+            return Product(packed, f'expert.{name}', self.device, scales.get(f'expert.{name}', 1.0))
+
+        parts = ('qkv', 'o', 'gate_up', 'down')
+        self.layers = [{part: product(f'{i}.{part}') for part in parts} for i in range(spec.expert.layers)]
+        self.rows = spec.horizon + spec.has_state_token
+        self._rotary = rotary_table(cache.capacity, spec.expert.head_dim, self.device)
+        self._allocate()
+
+    def run(self, actions: Tensor, state: Tensor) -> None:
+        """actions fp32 [H, A]: noise in, actions out, in place. state fp32 [A] (read by pi0)."""
+        for step in range(self.spec.steps):
+            self._residual[: self.rows].copy_(self.heads.embed(actions, state, step))
+            self._run_tower(step)
+            normed = self._final[self.rows - self.spec.horizon : self.rows]
+            actions.sub_(self.heads.velocity(normed), alpha=1 / self.spec.steps)
+
+    def _allocate(self) -> None:
+        spec = self.spec.expert
+        width, attended = spec.width, spec.heads * spec.head_dim
+        narrow, rows = self.layers[0]['qkv'].dtype, round_up(self.rows, ROWS_MULTIPLE)
+
+        def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(rows, columns, dtype=dtype, device=self.device)
+
+        self._residual, self._normed, self._final = (
+            buffer(width, torch.float32),
+            buffer(width, narrow),
+            buffer(width),
+        )
+        self._qkv = buffer(attended + 2 * spec.head_dim)
+        self._queries, self._attended = buffer(attended), buffer(attended, narrow)
+        self._gate_up, self._activated = buffer(2 * spec.mlp), buffer(spec.mlp, narrow)
+        self._delta = buffer(width)
+
+    def _run_tower(self, step: int) -> None:
+        ops, residual = self.operators, self._residual
+        modulations = self._modulations(step)
+        ops.norm(residual, self._normed, self.layers[0]['qkv'], modulation=modulations[0])
+        for i, layer in enumerate(self.layers):
+            own, after_attention, following = modulations[2 * i : 2 * i + 3]
+            self._attend(layer, i)
+            gate = None if own is None else own.gate
+            ops.norm(
+                residual,
+                self._normed,
+                layer['gate_up'],
+                delta=self._delta,
+                preceding=layer['o'],
+                gate=gate,
+                modulation=after_attention,
+            )
+            layer['gate_up'](self._normed, self._gate_up)
+            ops.gelu_gate(self._gate_up, layer['gate_up'], self._activated, layer['down'])
+            layer['down'](self._activated, self._delta)
+            last = i + 1 == len(self.layers)
+            ops.norm(
+                residual,
+                self._final if last else self._normed,
+                None if last else self.layers[i + 1]['qkv'],
+                delta=self._delta,
+                preceding=layer['down'],
+                gate=None if after_attention is None else after_attention.gate,
+                modulation=following,
+            )
+
+    def _attend(self, layer: dict[str, Product], index: int) -> None:
+        ops, cache, rows = self.operators, self.cache, self.rows
+        keys, values = cache.keys[index], cache.values[index]
+        layer['qkv'](self._normed, self._qkv)
+        ops.rope(self._qkv[:rows], layer['qkv'], self._rotary, cache.length, self._queries, keys, values)
+        ops.attention(
+            self._queries[:rows],
+            keys,
+            values,
+            cache.length,
+            self._attended,
+            layer['o'],
+            appended=rows,
+            first_sees=1 if self.spec.has_state_token else -1,
+        )
+        layer['o'](self._attended, self._delta)
+
+    def _modulations(self, step: int) -> list[Modulation | None]:
+        """Of every norm in order of use. pi0's layer norms are folded; its final norm is a constant scale."""
+        norms = 2 * self.spec.expert.layers + 1
+        if self.spec.has_ada_rms:
+            return [Modulation(*self.heads.table[step, norm]) for norm in range(norms)]
+        return [*[None] * (norms - 1), Modulation(self.heads.final_norm, None, None)]

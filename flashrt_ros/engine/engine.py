@@ -1,0 +1,130 @@
+"""One policy on one GPU: static buffers, the three stages, and a graph for every number of views and prompt size.
+
+    engine = Engine(library, spec, packed, views=2)
+    engine.write(images, tokens, state, noise); engine.replay(); actions = engine.read()
+
+Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size is read
+on the device, so nothing is ever captured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
+from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.graph import Stage, StagedGraph
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.prefill import Prefill
+from flashrt_ros.engine.vision import VisionTower
+from flashrt_ros.errors import ObservationError
+from flashrt_ros.models.spec import PolicySpec
+
+STAGES = ('vision', 'prefill', 'denoise')
+
+PROMPT_ROWS = (64, 128)
+"""Prompt sizes that are captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
+
+
+def prompt_sizes(max_tokens: int) -> tuple[int, ...]:
+    """Rows that the prompt may take in a graph, ascending; the last holds the longest prompt."""
+    longest = round_up(max_tokens)
+    return tuple(sorted({rows for rows in PROMPT_ROWS if rows < longest} | {longest}))
+
+
+class Engine:
+    """Call from one thread at a time."""
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        spec: PolicySpec,
+        packed: Mapping[str, Tensor],
+        views: int,
+        scales: Mapping[str, float] | None = None,
+        byte_frames: bool = False,
+    ) -> None:
+        self.spec, self.views, self.library = spec, views, library
+        device, operators, scales = library.gpu.device, Operators(library), scales or {}
+        self.stream = library.context.new_stream()
+        with torch.cuda.stream(self.stream):
+            self.inputs = Inputs.allocate(spec, views, device, byte_frames)
+            self.cache = PrefixCache.allocate(spec, views, device)
+            self.vision = VisionTower(operators, spec.vision, packed, scales, views)
+            self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
+            self.denoise = PlainDenoise(operators, spec, packed, scales, self.cache)
+        self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
+        self._graphs: dict[tuple[int, int], StagedGraph] = {}
+        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1])
+
+    def capture(self) -> None:
+        """Record every graph; afterwards no call allocates, compiles or records."""
+        pool = torch.cuda.graph_pool_handle()
+        self.inputs.actions.zero_()
+        for views in range(self.views, 0, -1):
+            for rows in reversed(prompt_sizes(self.spec.max_tokens)):
+                self.cache.length.fill_(views * self.spec.vision.tokens + rows)
+                torch.cuda.synchronize()
+                self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool)
+
+    def stages(self, views: int, rows: int) -> list[Stage]:
+        """The stages for this many present views and prompt rows, as functions that launch them."""
+        frames, tokens = self.inputs.frames[:views], self.inputs.tokens[:rows]
+        projected = self.vision.output(views)
+
+        def see() -> None:
+            self.vision.run(frames)
+
+        def read_prefix() -> None:
+            self.prefill.run(projected, self.vision.projector, tokens)
+
+        def denoise() -> None:
+            self.denoise.run(self.inputs.actions, self.inputs.state)
+            self._result.copy_(self.inputs.actions, non_blocking=True)
+
+        return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
+
+    def write(self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor) -> None:
+        """Stage one observation on the engine's stream (pinned tensors do not block).
+
+        images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32 [H, A].
+        Raises ObservationError for a prompt or a number of views beyond what the buffers hold.
+        """
+        views, count = images.shape[0], tokens.shape[0]
+        if not 1 <= count <= self.spec.max_tokens:
+            raise ObservationError(
+                f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
+            )
+        if not 1 <= views <= self.views:
+            raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
+        with torch.cuda.stream(self.stream):
+            self.inputs.frames[:views].copy_(images, non_blocking=True)
+            self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
+            self.inputs.state.copy_(state, non_blocking=True)
+            self.inputs.actions.copy_(noise, non_blocking=True)
+            self.cache.length.fill_(views * self.spec.vision.tokens + count)
+        self._chosen = views, next(rows for rows in prompt_sizes(self.spec.max_tokens) if rows >= count)
+
+    def replay(self) -> None:
+        """Launch the graph for what was written last; returns at once."""
+        self._graphs[self._chosen].replay()
+
+    def time_stages(self) -> dict[str, float]:
+        """Run what was written last stage by stage; seconds of each. The actions are as after `replay`."""
+        return self._graphs[self._chosen].time_stages()
+
+    def read(self) -> Tensor:
+        """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""
+        self.stream.synchronize()
+        return self._result
+
+    def products(self) -> list[Product]:
+        """Every quantisable product, for calibration."""
+        towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)
+        inner = [product for layers in towers for layer in layers for product in layer.values()]
+        return [*inner, self.vision.projector, self.prefill.last]

@@ -1,0 +1,88 @@
+"""The action expert's ends in fp32: noisy actions to tokens, tokens to velocities, and what flow time decides.
+
+Formulas and names follow `models.pi.PiModel`; here they work on packed tensors named `flow.*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashrt_ros.models.pi import time_embedding
+from flashrt_ros.models.spec import PolicySpec
+from flashrt_ros.models.tensors import EXPERT
+
+LINEARS = ('action_in_proj', 'action_out_proj', 'state_proj', 'action_time_mlp_in', 'action_time_mlp_out')
+
+
+def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
+    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has; all fp32.
+
+    Of pi0's action_time_mlp_in only the half that multiplies actions is kept: the other half and the bias depend on
+    flow time alone and are the table.
+    """
+    packed = {'flow.table': flow_table(tensors, spec)}
+    for name in LINEARS:
+        if f'{name}.weight' in tensors:
+            packed[f'flow.{name}.weight'] = tensors[f'{name}.weight'].float().contiguous()
+            packed[f'flow.{name}.bias'] = tensors[f'{name}.bias'].float().contiguous()
+    if spec.has_state_token:
+        half = packed['flow.action_time_mlp_in.weight'][:, : spec.expert.width]
+        packed['flow.action_time_mlp_in.weight'] = half.contiguous()
+    if not spec.has_ada_rms:
+        packed['flow.final_norm'] = tensors[EXPERT + 'norm.weight'].float().contiguous()
+    return packed
+
+
+def flow_table(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Tensor:
+    """One row for each step: pi0.5 fp32 [steps, 2 * layers + 1, 3, width], pi0 fp32 [steps, width]."""
+    device = tensors['action_in_proj.weight'].device
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, tensors[f'{name}.weight'].float(), tensors[f'{name}.bias'].float())
+
+    times = torch.tensor([1 - step / spec.steps for step in range(spec.steps)], device=device)
+    width = spec.expert.width
+    embedded = time_embedding(times, width)
+    if not spec.has_ada_rms:
+        time_half = tensors['action_time_mlp_in.weight'].float()[:, width:]
+        return F.linear(embedded, time_half, tensors['action_time_mlp_in.bias'].float())
+    condition = F.silu(linear(F.silu(linear(embedded, 'time_mlp_in')), 'time_mlp_out'))
+    norms = [
+        f'{EXPERT}layers.{i}.{norm}_layernorm.dense'
+        for i in range(spec.expert.layers)
+        for norm in ('input', 'post_attention')
+    ]
+    rows = [linear(condition, name) for name in [*norms, f'{EXPERT}norm.dense']]
+    return torch.stack(rows, 1).unflatten(-1, (3, width)).contiguous()
+
+
+class FlowHeads:
+    """Both ends of the expert, as torch operations that a graph can capture."""
+
+    def __init__(self, packed: Mapping[str, Tensor], spec: PolicySpec, device: torch.device) -> None:
+        self.spec = spec
+        self._weights = {
+            name: tensor.to(device) for name, tensor in packed.items() if name.startswith('flow.')
+        }
+        self.table = self._weights['flow.table']
+        self.final_norm = self._weights.get('flow.final_norm')
+
+    def embed(self, actions: Tensor, state: Tensor, step: int) -> Tensor:
+        """Actions fp32 [H, A] at a step (and pi0's state fp32 [A]) -> tokens fp32 [H or 1 + H, width]."""
+        tokens = self._linear(actions, 'action_in_proj')
+        if not self.spec.has_state_token:
+            return tokens
+        mixed = F.linear(tokens, self._weights['flow.action_time_mlp_in.weight']) + self.table[step]
+        tokens = self._linear(F.silu(mixed), 'action_time_mlp_out')
+        return torch.cat([self._linear(state[None], 'state_proj'), tokens])
+
+    def velocity(self, tokens: Tensor) -> Tensor:
+        """Normed tokens [H, width] -> velocities fp32 [H, A]."""
+        return self._linear(tokens.float(), 'action_out_proj')
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self._weights[f'flow.{name}.weight'], self._weights[f'flow.{name}.bias'])

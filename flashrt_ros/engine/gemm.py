@@ -1,0 +1,56 @@
+"""Products with packed weights: cuBLASLt through torch, or a kernel of ours where one measures faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ROWS_MULTIPLE = 16
+"""cuBLASLt takes E4M3 operands only with row counts that are multiples of 16."""
+
+
+class Product:
+    """out = x @ weight.T in bf16, unscaled: what follows multiplies by `channel_scale` and adds `bias`.
+
+    x is bf16, or E4M3 of x * inverse_scale when the weight is E4M3; its rows are a multiple of ROWS_MULTIPLE.
+    channel_scale fp32 [out] (input scale times weight scale; None in bf16), bias fp32 [out] or None,
+    inverse_scale: what the producer of x multiplies by before rounding (1 in bf16).
+    """
+
+    def __init__(
+        self, packed: Mapping[str, Tensor], name: str, device: torch.device, scale: float = 1.0
+    ) -> None:
+        self.name = name
+        self.weight = packed[f'{name}.weight'].to(device)
+        self.fp8 = self.weight.dtype == torch.float8_e4m3fn
+        bias = packed.get(f'{name}.bias')
+        self.bias = None if bias is None else bias.to(device)
+        self.channel_scale = packed[f'{name}.channel_scale'].to(device) * scale if self.fp8 else None
+        self.inverse_scale = 1.0 / scale if self.fp8 else 1.0
+        self._one = torch.ones((), device=device)
+        self.observer: dict[str, float] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input."""
+        return self.weight.dtype
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """x [rows, in] -> out bf16 [rows, out], launched on the current stream."""
+        if self.observer is not None:
+            amax = x.float().abs().max().item()
+            self.observer[self.name] = max(amax, self.observer.get(self.name, 0.0))
+        if self.fp8:
+            torch._scaled_mm(
+                x,
+                self.weight.t(),
+                self._one,
+                self._one,
+                out_dtype=torch.bfloat16,
+                use_fast_accum=True,
+                out=out,
+            )
+        else:
+            torch.mm(x, self.weight.t(), out=out)

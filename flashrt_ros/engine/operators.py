@@ -1,0 +1,209 @@
+"""The element-wise and attention kernels as Python calls on tensors; contracts are in the kernel files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.library import KernelLibrary
+
+
+class Modulation(NamedTuple):
+    """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift, and the gate of the sublayer that follows."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    gate: Tensor | None
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Kernels of one library, launched on the current stream, each depending on the one before it."""
+
+    library: KernelLibrary
+
+    def norm(
+        self,
+        residual: Tensor,
+        out: Tensor,
+        following: Product | None,
+        *,
+        delta: Tensor | None = None,
+        preceding: Product | None = None,
+        gate: Tensor | None = None,
+        start: Tensor | None = None,
+        modulation: Modulation | None = None,
+        layer_norm: bool = False,
+    ) -> None:
+        """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`."""
+        rows, width = residual.shape
+        kernel = self.library.kernel(
+            'norm', 'residual_norm', WIDTH=width, LAYER_NORM=int(layer_norm), FP8=_fp8(out)
+        )
+        kernel(
+            rows,
+            _threads(width // 8),
+            residual,
+            start,
+            1 if start is None else start.shape[0],
+            delta,
+            None if preceding is None else preceding.channel_scale,
+            None if preceding is None else preceding.bias,
+            gate,
+            None if modulation is None else modulation.scale,
+            None if modulation is None else modulation.shift,
+            out,
+            1.0 if following is None else following.inverse_scale,
+            dependent=True,
+        )
+
+    def bias_gelu(self, x: Tensor, preceding: Product, out: Tensor, following: Product) -> None:
+        """SigLIP's activation: x [rows, width] raw -> out for `following`."""
+        self._activation('bias_gelu', x, (preceding.channel_scale, preceding.bias), out, following)
+
+    def gelu_gate(self, x: Tensor, preceding: Product, out: Tensor, following: Product) -> None:
+        """Gemma's activation: x [rows, 2 * width] raw, gate before up -> out for `following`."""
+        self._activation('gelu_gate', x, (preceding.channel_scale,), out, following)
+
+    def _activation(
+        self, name: str, x: Tensor, vectors: tuple[Tensor | None, ...], out: Tensor, following: Product
+    ) -> None:
+        rows, width = out.shape
+        kernel = self.library.kernel('activation', name, WIDTH=width, FP8=_fp8(out))
+        blocks = -(-rows * width // (8 * 256))
+        kernel(blocks, 256, x, *vectors, out, following.inverse_scale, rows, dependent=True)
+
+    def rope(
+        self,
+        qkv: Tensor,
+        preceding: Product,
+        table: Tensor,
+        offset: Tensor | None,
+        queries: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        """Rotate and scatter raw qkv; without `queries` it holds keys and values only."""
+        head_dim = keys.shape[1]
+        heads = qkv.shape[1] // head_dim - 2
+        kernel = self.library.kernel('rope', 'rope', HEADS=heads, DIM=head_dim)
+        items = (heads + 1) * head_dim // 16 + head_dim // 8
+        scale = preceding.channel_scale
+        kernel(
+            qkv.shape[0],
+            min(192, _threads(items)),
+            qkv,
+            scale,
+            table,
+            offset,
+            queries,
+            keys,
+            values,
+            dependent=True,
+        )
+
+    def attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        length: Tensor,
+        out: Tensor,
+        following: Product,
+        *,
+        appended: int = 0,
+        first_sees: int = -1,
+    ) -> None:
+        """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
+        rows, dim = queries.shape[0], keys.shape[1]
+        heads = queries.shape[1] // dim
+        stages = 2 if self.library.gpu.capability in ((9, 0), (10, 0), (10, 3), (11, 0)) else 1
+        kernel = self.library.kernel(
+            'gemma_attention', 'gemma_attention', HEADS=heads, DIM=dim, FP8=_fp8(out), STAGES=stages
+        )
+        stride = dim + 8
+        shared = max((64 + stages * 128) * stride * 2, (4 + dim // 2) * 512)
+        kernel(
+            -(-rows * heads // 64),
+            256,
+            queries,
+            keys,
+            values,
+            length,
+            appended,
+            first_sees,
+            rows,
+            out,
+            following.inverse_scale,
+            shared=shared,
+            dependent=True,
+        )
+
+    def vision_attention(
+        self, qkv: Tensor, preceding: Product, tokens: int, heads: int, out: Tensor, following: Product
+    ) -> None:
+        """SigLIP attention inside each image of `tokens` rows; qkv raw [views * tokens, 3 * width]."""
+        dim = out.shape[1] // heads
+        kernel = self.library.kernel(
+            'vision_attention', 'vision_attention', TOKENS=tokens, HEADS=heads, DIM=dim, FP8=_fp8(out)
+        )
+        stride = -(-dim // 16) * 16 + 8
+        kernel(
+            (tokens // 64, heads, qkv.shape[0] // tokens),
+            128,
+            qkv,
+            preceding.channel_scale,
+            preceding.bias,
+            out,
+            following.inverse_scale,
+            shared=(2 * tokens + 64) * stride * 2,
+            dependent=True,
+        )
+
+    def patches(self, frames: Tensor, patch: int, out: Tensor) -> None:
+        """Frames (bytes or floats, see `buffers.Inputs`) -> patch rows [views * tokens, columns]."""
+        size = frames.shape[2]
+        name = 'patches_from_bytes' if frames.dtype == torch.uint8 else 'patches_from_floats'
+        kernel = self.library.kernel('embedding', name, SIZE=size, PATCH=patch, COLUMNS=out.shape[1])
+        kernel(out.shape[0], 128, frames, out, dependent=True)
+
+    def prefix_embedding(
+        self,
+        projected: Tensor,
+        projector: Product,
+        tokens: Tensor,
+        table: Tensor,
+        residual: Tensor,
+        out: Tensor,
+        following: Product,
+    ) -> None:
+        """First residual of the language tower and its norm: image rows, then prompt rows."""
+        rows, width = residual.shape
+        kernel = self.library.kernel('embedding', 'prefix_embedding', WIDTH=width, FP8=_fp8(out))
+        kernel(
+            rows,
+            _threads(width // 8),
+            projected,
+            projector.channel_scale,
+            projector.bias,
+            projected.shape[0],
+            tokens,
+            table,
+            residual,
+            out,
+            following.inverse_scale,
+            dependent=True,
+        )
+
+
+def _fp8(out: Tensor) -> int:
+    return int(out.dtype == torch.float8_e4m3fn)
+
+
+def _threads(count: int) -> int:
+    """Rounded up to whole warps."""
+    return -(-count // 32) * 32

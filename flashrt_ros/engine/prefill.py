@@ -1,0 +1,88 @@
+"""The language tower over images and prompt: nothing but its keys and values is kept.
+
+A layer is nine launches: norm, QKV, RoPE and cache write, attention, output, norm, gate and up, GELU gate, down.
+The last layer ends after its keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.models.spec import PolicySpec
+
+
+class Prefill:
+    """Runs any number of rows up to its capacity; how many of them are valid is read on the device."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        spec: PolicySpec,
+        packed: Mapping[str, Tensor],
+        scales: Mapping[str, float],
+        views: int,
+        cache: PrefixCache,
+    ) -> None:
+        self.spec, self.operators, self.cache = spec.language, operators, cache
+        device = operators.library.gpu.device
+
+        def product(name: str) -> Product:
+            return Product(packed, f'language.{name}', device, scales.get(f'language.{name}', 1.0))
+
+        last = self.spec.layers - 1
+        parts = ('qkv', 'o', 'gate_up', 'down')
+        self.layers = [{part: product(f'{i}.{part}') for part in parts} for i in range(last)]
+        self.last = product(f'{last}.kv')
+        self.embedding = packed['language.embedding'].to(device)
+        self._rotary = rotary_table(cache.capacity, self.spec.head_dim, device)
+        self._allocate(views * spec.vision.tokens + round_up(spec.max_tokens), device)
+
+    def _allocate(self, rows: int, device: torch.device) -> None:
+        spec = self.spec
+        width, attended = spec.width, spec.heads * spec.head_dim
+        narrow = self.last.dtype
+
+        def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(rows, columns, dtype=dtype, device=device)
+
+        self._residual, self._normed = buffer(width, torch.float32), buffer(width, narrow)
+        self._qkv = buffer(attended + 2 * spec.head_dim)
+        self._kv = buffer(2 * spec.head_dim)
+        self._queries, self._attended = buffer(attended), buffer(attended, narrow)
+        self._gate_up, self._activated = buffer(2 * spec.mlp), buffer(spec.mlp, narrow)
+        self._delta = buffer(width)
+
+    def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
+        """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall run."""
+        ops, cache = self.operators, self.cache
+        rows = projected.shape[0] + tokens.shape[0]
+        residual, normed = self._residual[:rows], self._normed[:rows]
+        first = self.layers[0]['qkv'] if self.layers else self.last
+        ops.prefix_embedding(projected, projector, tokens, self.embedding, residual, normed, first)
+        for i, layer in enumerate(self.layers):
+            following = self.layers[i + 1]['qkv'] if i + 1 < len(self.layers) else self.last
+            self._run_layer(layer, i, following, rows)
+        self.last(normed, self._kv[:rows])
+        ops.rope(self._kv[:rows], self.last, self._rotary, None, None, cache.keys[-1], cache.values[-1])
+
+    def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
+        ops, cache = self.operators, self.cache
+        keys, values = cache.keys[index], cache.values[index]
+        residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
+        qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
+        gate_up, activated = self._gate_up[:rows], self._activated[:rows]
+        layer['qkv'](normed, qkv)
+        ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
+        ops.attention(queries, keys, values, cache.length, attended, layer['o'])
+        layer['o'](attended, delta)
+        ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
+        layer['gate_up'](normed, gate_up)
+        ops.gelu_gate(gate_up, layer['gate_up'], activated, layer['down'])
+        layer['down'](activated, delta)
+        ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])

@@ -1,0 +1,227 @@
+// Attention of HEADS query heads on one key/value head (Gemma 2B and 300M: 8 heads of 256), with a length on the device.
+// Architectures: 80 86 89 90a 100 110 120
+//
+// queries bf16 [rows, HEADS * DIM] (after RoPE, unscaled); keys, values bf16 [capacity, DIM]; out bf16 [rows, HEADS * DIM], or
+// with FP8 e4m3(value * inverse_scale). Every query sees the keys 0 .. *length + appended - 1, except that query row 0 sees
+// only *length + first_sees when first_sees is not negative (pi0's state token does not see the actions after it).
+// Keys beyond are never used, whatever they hold as long as it is finite; capacity is a multiple of KEYS and at least the
+// length rounded up to KEYS. Logits and softmax in fp32, probabilities rounded to bf16 for the product with the values.
+//
+// One block takes 64 of the rows * HEADS queries (grid: that number over 64, rounded up) and 256 threads: four warps of 16
+// queries, twice; the two sets of four take alternating tiles of KEYS keys and merge their results at the end.
+// Shared memory: SHARED_BYTES. STAGES 2 overlaps loading with arithmetic; 1 fits GPUs with 99 KB a block.
+#include "mma.cuh"
+
+#ifndef HEADS
+#define HEADS 8
+#endif
+#ifndef DIM
+#define DIM 256
+#endif
+#ifndef FP8
+#define FP8 0
+#endif
+#ifndef STAGES
+#define STAGES 2
+#endif
+
+constexpr int KEYS = 32;
+constexpr int QUERIES = 64;
+constexpr int STRIDE = DIM + 8;
+constexpr int KEY_TILES = KEYS / 8;
+constexpr int DIM_TILES = DIM / 8;
+constexpr int TILE = KEYS * STRIDE;
+constexpr int GROUPS = 2;
+
+struct Softmax {
+  float top[2], sum[2];
+};
+
+// Start copying `rows` rows of DIM values; rows beyond `valid` are zero filled by plain stores.
+__device__ __forceinline__ void load_rows(bf16* target, const bf16* source, int rows, int valid, int thread, int threads) {
+  for (int i = thread; i < rows * DIM / 8; i += threads) {
+    int row = i / (DIM / 8), d = i % (DIM / 8) * 8;
+    if (row < valid)
+      copy_async(target + row * STRIDE + d, source + (size_t)row * DIM + d);
+    else
+      *reinterpret_cast<uint4*>(target + row * STRIDE + d) = make_uint4(0, 0, 0, 0);
+  }
+}
+
+__device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+
+__device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const bf16* queries, const bf16* keys, int lane) {
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) logits[t][0] = logits[t][1] = logits[t][2] = logits[t][3] = 0;
+#pragma unroll 4
+  for (int k = 0; k < DIM; k += 16) {
+    uint32_t a[4];
+    load_matrices(a, queries + (lane % 16) * STRIDE + k + lane / 16 * 8);
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t += 2) {
+      uint32_t b[4];
+      load_matrices(b, keys + (t * 8 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
+      mma(logits[t], a, b[0], b[1]);
+      mma(logits[t + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// Probabilities against the running maximum. `seen[half]` is how many keys of this tile the row may use, at least one.
+__device__ __forceinline__ void exponentiate(float (&logits)[KEY_TILES][4], float (&out)[DIM_TILES][4], Softmax& state,
+                                             const int (&seen)[2], int lane) {
+  const float scale = rsqrtf((float)DIM) * 1.4426950408889634f;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float top = state.top[half];
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        float& x = logits[t][2 * half + j];
+        x = t * 8 + lane % 4 * 2 + j < seen[half] ? x * scale : -INFINITY;
+        top = fmaxf(top, x);
+      }
+    }
+    top = quad_max(top);
+    float reference = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
+    float correction = exp2f(state.top[half] - reference), sum = 0;
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+      for (int j = 2 * half; j < 2 * half + 2; j++) sum += logits[t][j] = exp2f(logits[t][j] - reference);
+    }
+    state.sum[half] = state.sum[half] * correction + sum;
+    state.top[half] = top;
+    if (correction != 1.0f) {
+#pragma unroll
+      for (int t = 0; t < DIM_TILES; t++) out[t][2 * half] *= correction, out[t][2 * half + 1] *= correction;
+    }
+  }
+}
+
+__device__ __forceinline__ void multiply_values(float (&out)[DIM_TILES][4], const float (&p)[KEY_TILES][4],
+                                                const bf16* values, int lane) {
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t += 2) {
+    uint32_t a[4] = {pack_bf16(p[t][0], p[t][1]), pack_bf16(p[t][2], p[t][3]), pack_bf16(p[t + 1][0], p[t + 1][1]),
+                     pack_bf16(p[t + 1][2], p[t + 1][3])};
+#pragma unroll
+    for (int d = 0; d < DIM_TILES; d += 2) {
+      uint32_t b[4];
+      load_matrices_transposed(b, values + (t * 8 + lane % 16) * STRIDE + d * 8 + lane / 16 * 8);
+      mma(out[d], a, b[0], b[1]);
+      mma(out[d + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// Add the second group's result to the first's through shared memory (which no longer holds keys).
+__device__ __forceinline__ void merge_groups(float (&out)[DIM_TILES][4], Softmax& state, float* exchange, int group, int thread) {
+  float* slot = exchange + thread;
+  __syncthreads();
+  if (group == 1) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) slot[h * 128] = state.top[h], slot[(2 + h) * 128] = state.sum[h];
+#pragma unroll
+    for (int t = 0; t < DIM_TILES; t++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) slot[(4 + t * 4 + j) * 128] = out[t][j];
+    }
+  }
+  __syncthreads();
+  if (group == 1) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float top = fmaxf(state.top[h], slot[h * 128]);
+    float mine = exp2f(state.top[h] - top), other = exp2f(slot[h * 128] - top);
+    state.sum[h] = state.sum[h] * mine + slot[(2 + h) * 128] * other;
+#pragma unroll
+    for (int t = 0; t < DIM_TILES; t++) {
+#pragma unroll
+      for (int j = 2 * h; j < 2 * h + 2; j++) out[t][j] = out[t][j] * mine + slot[(4 + t * 4 + j) * 128] * other;
+    }
+  }
+}
+
+#if FP8
+using Output = __nv_fp8_e4m3;
+__device__ __forceinline__ void store_pair(Output* target, float a, float b, float inverse_scale) {
+  *reinterpret_cast<uint16_t*>(target) =
+      __nv_cvt_float2_to_fp8x2(make_float2(a * inverse_scale, b * inverse_scale), __NV_SATFINITE, __NV_E4M3);
+}
+#else
+using Output = bf16;
+__device__ __forceinline__ void store_pair(Output* target, float a, float b, float) {
+  *reinterpret_cast<uint32_t*>(target) = pack_bf16(a, b);
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    gemma_attention(const bf16* queries, const bf16* keys, const bf16* values, const int* length, int appended,
+                    int first_sees, int rows, Output* out, float inverse_scale) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  bf16* query_tile = reinterpret_cast<bf16*>(shared);
+  int group = threadIdx.x / 128, thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
+  bf16* own = query_tile + QUERIES * STRIDE + group * STAGES * 2 * TILE;  // STAGES pairs of a key and a value tile
+  wait_for_predecessor();
+  release_successor();
+  int total = *length + appended, tiles = (total + KEYS - 1) / KEYS;
+  int first = blockIdx.x * QUERIES;
+  load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, rows * HEADS - first, threadIdx.x, 256);
+
+  auto load_tile = [&](int tile) {
+    bf16* target = own + (tile / GROUPS) % STAGES * 2 * TILE;
+    load_rows(target, keys + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
+    load_rows(target + TILE, values + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
+  };
+  if (group < tiles) load_tile(group);
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+
+  int limit[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int query = first + warp * 16 + lane / 4 + h * 8;
+    limit[h] = first_sees >= 0 && query < HEADS ? *length + first_sees : total;
+  }
+  float result[DIM_TILES][4] = {};
+  Softmax state = {{-INFINITY, -INFINITY}, {0, 0}};
+#pragma unroll 1
+  for (int tile = group; tile < tiles; tile += GROUPS) {
+    if (STAGES > 1) {
+      if (tile + GROUPS < tiles) load_tile(tile + GROUPS);
+      commit_copies();
+      wait_copies<1>();
+      group_barrier(group);
+    }
+    const bf16* key_tile = own + (tile / GROUPS) % STAGES * 2 * TILE;
+    float logits[KEY_TILES][4];
+    multiply_keys(logits, query_tile + warp * 16 * STRIDE, key_tile, lane);
+    int seen[2] = {limit[0] - tile * KEYS, limit[1] - tile * KEYS};
+    exponentiate(logits, result, state, seen, lane);
+    multiply_values(result, logits, key_tile + TILE, lane);
+    group_barrier(group);
+    if (STAGES == 1 && tile + GROUPS < tiles) {
+      load_tile(tile + GROUPS);
+      commit_copies();
+      wait_copies<0>();
+      group_barrier(group);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) state.sum[h] = quad_sum(state.sum[h]);
+  merge_groups(result, state, reinterpret_cast<float*>(query_tile), group, thread);
+  if (group == 1) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int query = first + warp * 16 + lane / 4 + h * 8;
+    if (query >= rows * HEADS) continue;
+    float factor = 1.0f / state.sum[h];
+#pragma unroll
+    for (int t = 0; t < DIM_TILES; t++)
+      store_pair(out + (size_t)query * DIM + t * 8 + lane % 4 * 2, result[t][2 * h] * factor, result[t][2 * h + 1] * factor,
+                 inverse_scale);
+  }
+}

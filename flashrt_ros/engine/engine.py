@@ -108,7 +108,11 @@ class Engine:
             self.inputs.state.copy_(state, non_blocking=True)
             self.inputs.actions.copy_(noise, non_blocking=True)
             self.cache.length.fill_(views * self.spec.vision.tokens + count)
-        self._chosen = views, next(rows for rows in prompt_sizes(self.spec.max_tokens) if rows >= count)
+        self._chosen = views, self.prompt_rows(count)
+
+    def prompt_rows(self, count: int) -> int:
+        """The smallest captured prompt size that holds `count` tokens."""
+        return next(rows for rows in prompt_sizes(self.spec.max_tokens) if rows >= count)
 
     def replay(self) -> None:
         """Launch the graph for what was written last; returns at once."""

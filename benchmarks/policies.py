@@ -1,0 +1,67 @@
+"""Full-size policies with random weights, and random observations for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.calibration import calibrate
+from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.weights import pack
+from flashrt_ros.models.random import RandomTensors, random_tensors
+from flashrt_ros.models.spec import PI0, PI05, PolicySpec
+
+SPECS = {'pi05': PI05, 'pi0': PI0}
+
+Observed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class PolicyFactory:
+    """Engines of one family; weights, packed weights and scales are made once."""
+
+    def __init__(self, library: KernelLibrary, family: str, spec: PolicySpec | None = None) -> None:
+        self.library, self.spec = library, spec or replace(SPECS[family], max_tokens=200)
+        self.tensors: RandomTensors = random_tensors(self.spec, 0, torch.float32, 'cuda')
+        self._packed: dict[str, dict[str, Tensor]] = {}
+        self._scales: dict[str, float] = {}
+
+    def packed(self, precision: str) -> dict[str, Tensor]:
+        if precision not in self._packed:
+            self._packed[precision] = pack(self.tensors, self.spec, precision)
+        return self._packed[precision]
+
+    def scales(self) -> dict[str, float]:
+        """Calibrated on eight random observations of two views."""
+        if not self._scales:
+            engine = Engine(self.library, self.spec, self.packed('bf16'), 2)
+            self._scales = calibrate(engine, observations(self.spec, 2, 50, 8, seed=1234))
+        return self._scales
+
+    def engine(self, precision: str, views: int, horizon: int = 50) -> Engine:
+        """Captured and ready."""
+        spec = replace(self.spec, horizon=horizon)
+        scales = self.scales() if precision == 'fp8' else {}
+        engine = Engine(self.library, spec, self.packed(precision), views, scales)
+        engine.capture()
+        return engine
+
+
+def observations(spec: PolicySpec, views: int, tokens: int, count: int, seed: int = 0) -> list[Observed]:
+    """Random images, tokens, state and noise on the host, pinned."""
+    draw = torch.Generator().manual_seed(seed)
+    size = spec.vision.image_size
+
+    def observe() -> Observed:
+        pixels = torch.randint(0, 256, (views, 3, size, size), generator=draw)
+        images = (pixels.float() / 255 * 2 - 1).pin_memory()
+        words = torch.randint(0, spec.vocab, (tokens,), generator=draw).pin_memory()
+        state, noise = (
+            torch.randn(*shape, generator=draw)
+            for shape in ((spec.action_dim,), (spec.horizon, spec.action_dim))
+        )
+        return images, words, state.pin_memory(), noise.pin_memory()
+
+    return [observe() for _ in range(count)]

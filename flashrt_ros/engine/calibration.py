@@ -1,0 +1,78 @@
+"""Static activation scales of the fp8 mode: measured on observations, stored beside the checkpoint.
+
+A scale maps the largest magnitude seen at a product's input to the largest E4M3 value. It is measured in bf16 with
+the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat too large
+costs little, and one that is too small saturates: hence the headroom.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.packing import E4M3_MAX
+from flashrt_ros.errors import BackendError, CheckpointError
+
+HEADROOM = 1.25
+"""Room above the largest value seen, for observations that were not."""
+
+FILE = 'flashrt_calibration.json'
+
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Images, tokens, state and noise, as `Engine.write` takes them."""
+
+Scales = dict[str, float]
+
+
+def calibrate(engine: Engine, observations: Iterable[Prepared]) -> Scales:
+    """Product name -> scale of its input. `engine` runs in bf16; it need not have captured anything."""
+    largest: dict[str, float] = {}
+    for product in engine.products():
+        product.observer = largest
+    for images, tokens, state, noise in observations:
+        engine.write(images, tokens, state, noise)
+        with torch.cuda.stream(engine.stream):
+            for _, work in engine.stages(images.shape[0], engine.prompt_rows(tokens.shape[0])):
+                work()
+        engine.read()
+    for product in engine.products():
+        product.observer = None
+    return {name: max(amax, 1e-6) * HEADROOM / E4M3_MAX for name, amax in largest.items()}
+
+
+def store(directory: Path, key: str, scales: Scales, observations: int) -> Path:
+    """Write the scales beside the checkpoint whose fingerprint is `key`."""
+    path = directory / FILE
+    content = {'checkpoint': key, 'observations': observations, 'headroom': HEADROOM, 'scales': scales}
+    try:
+        path.write_text(json.dumps(content, indent=1) + '\n')
+    except OSError as error:
+        raise BackendError(
+            f'the calibration cannot be written: {error}',
+            str(path),
+            'make the directory writable, or copy it',
+        ) from error
+    return path
+
+
+def stored(directory: Path, key: str) -> Scales:
+    """Read them again. Raises CheckpointError when there are none, or they belong to other weights."""
+    path = directory / FILE
+    fix = f'run: python -m flashrt_ros.engine.calibrate {directory} OBSERVATIONS.npz'
+    if not path.exists():
+        raise CheckpointError("precision 'fp8' needs activation scales, and there are none", str(path), fix)
+    try:
+        content = json.loads(path.read_text())
+        belongs, scales = content['checkpoint'], {str(k): float(v) for k, v in content['scales'].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'the calibration cannot be read: {error!r}', str(path), fix) from error
+    if belongs != key:
+        raise CheckpointError('the calibration belongs to other weights', str(path), fix)
+    if not all(0 < scale < float('inf') for scale in scales.values()):
+        raise CheckpointError('a scale is not positive and finite', str(path), fix)
+    return scales

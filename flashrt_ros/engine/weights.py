@@ -1,0 +1,97 @@
+"""Packed weights of a checkpoint: made once on the GPU, kept on disk under the checkpoint's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flashrt_ros.engine.compiler import cache_directory
+from flashrt_ros.engine.flow import pack_flow
+from flashrt_ros.engine.packing import Packed, pack_expert, pack_towers
+from flashrt_ros.models.spec import PolicySpec
+
+FORMAT = 1
+"""Raise it when packing changes, so that caches of an older version are not read."""
+
+SAMPLE = 4096
+"""Bytes of each tensor that enter the fingerprint, from its start and from its end."""
+
+
+def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+    """Everything the engine needs, packed on whatever device the tensors come on."""
+    with torch.inference_mode():
+        return {
+            **pack_towers(tensors, spec, precision),
+            **pack_expert(tensors, spec, precision),
+            **pack_flow(tensors, spec),
+        }
+
+
+def fingerprint(model: Path) -> str:
+    """Identifies a safetensors file without reading all of it: header, size, and both ends of every tensor.
+
+    Any training run changes every tensor, so different weights differ here; single flipped bits may not.
+    """
+    digest = hashlib.sha256(str(model.stat().st_size).encode())
+    with model.open('rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = file.read(length)
+        digest.update(header)
+        for name, entry in sorted(json.loads(header).items()):
+            if name != '__metadata__':
+                begin, end = entry['data_offsets']
+                for start in {begin, max(begin, end - SAMPLE)}:
+                    file.seek(8 + length + start)
+                    digest.update(file.read(min(SAMPLE, end - start)))
+    return digest.hexdigest()[:32]
+
+
+def load_packed(
+    key: str,
+    spec: PolicySpec,
+    precision: str,
+    device: torch.device,
+    tensors: Callable[[], Mapping[str, Tensor]],
+    cache: Path | None = None,
+) -> Packed:
+    """From the cache, straight to the device; otherwise pack and fill the cache.
+
+    key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be packed.
+    """
+    folder = (cache or cache_directory()) / 'weights'
+    path = folder / f'{key}-{precision}-{spec.steps}-{FORMAT}.safetensors'
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = pack(_OnDevice(tensors(), device), spec, precision)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            written = Path(temporary) / path.name
+            save_file(packed, written)
+            written.replace(path)
+        return packed
+    return load_file(path, device=str(device))
+
+
+class _OnDevice(Mapping[str, Tensor]):
+    """Tensors moved to a device one at a time, as they are asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._tensors, self._device = tensors, device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._device)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -1,0 +1,35 @@
+"""Inputs and comparisons that the engine's tests share: random tensors, poison, and relative error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.models.spec import NANO_PI05, PolicySpec
+
+NANO_PI0: PolicySpec = replace(NANO_PI05, family='pi0', max_tokens=48)
+
+POISON = float('nan')
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A GPU tensor whose every element shows whether it was written."""
+    return torch.full(shape, POISON, device='cuda').to(dtype)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    """Fresh random values on the GPU."""
+    return (torch.randn(*shape, device='cuda') * scale).to(dtype)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected| in fp64; NaN if any element is."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def cosine(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.double().cpu().flatten(), expected.double().cpu().flatten()
+    return torch.nn.functional.cosine_similarity(found, expected, dim=0).item()

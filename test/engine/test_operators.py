@@ -1,0 +1,201 @@
+"""Each kernel against plain torch on fresh random inputs, with poisoned outputs and odd sizes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.reference import normal, poisoned, relative_error
+from flashrt_ros.engine.buffers import rotary_table
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.operators import Modulation
+from flashrt_ros.engine.packing import pack_product
+
+pytestmark = pytest.mark.gpu
+
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+DTYPES = [BF16, FP8]
+TOLERANCE = {BF16: 4e-3, FP8: 3.5e-2}
+"""Rounding to 8 and to 4 significant bits gives relative errors of about 2e-3 and 2.6e-2."""
+
+
+def product(width: int, precision: str, scale: float = 1.0, bias: bool = True) -> Product:
+    """A product with `width` outputs; only its vectors matter to the operator under test."""
+    packed = pack_product('p', normal(width, 64), normal(width) if bias else None, precision)
+    return Product(packed, 'p', torch.device('cuda'), scale)
+
+
+def follower(dtype: torch.dtype, scale: float = 0.02) -> Product:
+    return product(16, 'fp8' if dtype == FP8 else 'bf16', scale)
+
+
+def real(raw: torch.Tensor, source: Product) -> torch.Tensor:
+    x = raw.float()
+    if source.channel_scale is not None:
+        x = x * source.channel_scale
+    return x if source.bias is None else x + source.bias
+
+
+def dequantised(out: torch.Tensor, following: Product) -> torch.Tensor:
+    return out.float() / following.inverse_scale
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize(('rows', 'width'), [(1, 128), (37, 1024), (562, 2048)])
+def test_rms_norm_after_gated_residual_with_modulation(operators, rows, width, out_dtype):
+    residual, delta, before = normal(rows, width), normal(rows, width, dtype=BF16), product(width, 'fp8', 0.3)
+    modulation, gate, after = Modulation(*normal(3, width)), normal(width), follower(out_dtype)
+    expected = residual + real(delta, before) * gate
+    normed = F.rms_norm(expected, (width,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
+    out = poisoned(rows, width, dtype=out_dtype)
+    operators.norm(residual, out, after, delta=delta, preceding=before, gate=gate, modulation=modulation)
+    assert relative_error(residual, expected) < 1e-6
+    assert relative_error(dequantised(out, after), normed) < TOLERANCE[out_dtype]
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize(('rows', 'width'), [(3, 144), (512, 1152)])
+def test_layer_norm_from_a_start_table(operators, rows, width, out_dtype):
+    residual, delta, start = (
+        poisoned(rows, width, dtype=torch.float32),
+        normal(rows, width, dtype=BF16),
+        normal(2, width),
+    )
+    after = follower(out_dtype)
+    expected = start[torch.arange(rows, device='cuda') % 2] + delta.float() + 3
+    start = start + 3
+    out = poisoned(rows, width, dtype=out_dtype)
+    operators.norm(residual, out, after, delta=delta, start=start, layer_norm=True)
+    assert relative_error(residual, expected) < 1e-6
+    assert (
+        relative_error(dequantised(out, after), F.layer_norm(expected, (width,), eps=1e-6))
+        < TOLERANCE[out_dtype]
+    )
+
+
+def test_norm_alone_leaves_the_residual(operators):
+    residual = normal(5, 256)
+    before, out = residual.clone(), poisoned(5, 256)
+    operators.norm(residual, out, None)
+    assert torch.equal(residual, before)
+    assert relative_error(out, F.rms_norm(before, (256,), eps=1e-6)) < TOLERANCE[BF16]
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize(('rows', 'width'), [(1, 8), (77, 304), (512, 4304)])
+def test_bias_gelu(operators, rows, width, precision, out_dtype):
+    x, before, after = normal(rows, width, dtype=BF16), product(width, precision, 0.3), follower(out_dtype)
+    out = poisoned(rows, width, dtype=out_dtype)
+    operators.bias_gelu(x, before, out, after)
+    expected = F.gelu(real(x, before), approximate='tanh')
+    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype]
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize(('rows', 'width'), [(1, 256), (50, 4096), (562, 16384)])
+def test_gelu_gate(operators, rows, width, precision, out_dtype):
+    x, before = normal(rows, 2 * width, dtype=BF16), product(2 * width, precision, 20.0, bias=False)
+    after = follower(out_dtype)
+    out = poisoned(rows, width, dtype=out_dtype)
+    operators.gelu_gate(x, before, out, after)
+    gate, up = real(x, before).chunk(2, 1)
+    expected = F.gelu(gate, approximate='tanh') * up
+    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype]
+
+
+@pytest.mark.parametrize('offset', [None, 0, 77])
+@pytest.mark.parametrize(('rows', 'heads', 'dim'), [(1, 8, 64), (51, 8, 256), (562, 0, 256)])
+def test_rope_writes_queries_and_cache_rows(operators, rows, heads, dim, offset):
+    width = (heads + 2) * dim
+    qkv, before = normal(rows, width, dtype=BF16), product(width, 'fp8', 0.3, bias=False)
+    table = rotary_table(700, dim, torch.device('cuda'))
+    keys, values = poisoned(700, dim), poisoned(700, dim)
+    queries = poisoned(rows, heads * dim) if heads else None
+    length = None if offset is None else torch.tensor([offset], dtype=torch.int32, device='cuda')
+    operators.rope(qkv, before, table, length, queries, keys, values)
+
+    first = offset or 0
+    x = real(qkv, before).unflatten(1, (heads + 2, dim))
+    cos, sin = table[first : first + rows].unbind(-1)
+    a, b = x.chunk(2, -1)
+    rotated = torch.cat([a * cos[:, None] - b * sin[:, None], b * cos[:, None] + a * sin[:, None]], -1)
+    written = slice(first, first + rows)
+    assert relative_error(keys[written], rotated[:, heads]) < TOLERANCE[BF16]
+    assert relative_error(values[written], x[:, heads + 1]) < TOLERANCE[BF16]
+    if heads:
+        assert relative_error(queries, rotated[:, :heads].flatten(1)) < TOLERANCE[BF16]
+    assert keys[:first].isnan().all()
+    assert values[first + rows :].isnan().all()
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize('first_sees', [-1, 1])
+@pytest.mark.parametrize(
+    ('rows', 'length', 'appended', 'dim'),
+    [(1, 1, 1, 64), (51, 562, 51, 256), (77, 31, 40, 64), (562, 562, 0, 256)],
+)
+def test_gemma_attention(operators, rows, length, appended, dim, first_sees, out_dtype):
+    if first_sees > appended:
+        pytest.skip('the first row sees at most what is there')
+    heads, capacity = 8, 704
+    queries, keys, values = (
+        normal(n, w, dtype=BF16) for n, w in ((rows, heads * dim), (capacity, dim), (capacity, dim))
+    )
+    on_device, after = torch.tensor([length], dtype=torch.int32, device='cuda'), follower(out_dtype)
+    out = poisoned(rows, heads * dim, dtype=out_dtype)
+    operators.attention(
+        queries, keys, values, on_device, out, after, appended=appended, first_sees=first_sees
+    )
+    total = length + appended
+    mask = torch.ones(rows, total, dtype=torch.bool, device='cuda')
+    if first_sees >= 0:
+        mask[0, length + first_sees :] = False
+    q = queries.float().unflatten(1, (heads, dim)).transpose(0, 1)
+    logits = q @ keys[:total].float().T / math.sqrt(dim)
+    weights = torch.softmax(logits.masked_fill(~mask, -math.inf), -1)
+    expected = (weights @ values[:total].float()).transpose(0, 1).flatten(1)
+    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype] + 2e-3
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize(('views', 'heads', 'dim'), [(1, 2, 72), (2, 16, 72), (3, 4, 64)])
+def test_vision_attention_stays_inside_each_image(operators, views, heads, dim, precision, out_dtype):
+    tokens, width = 256, heads * dim
+    qkv, before = normal(views * tokens, 3 * width, dtype=BF16), product(3 * width, precision, 0.3)
+    after, out = follower(out_dtype), poisoned(views * tokens, width, dtype=out_dtype)
+    operators.vision_attention(qkv, before, tokens, heads, out, after)
+    q, k, v = real(qkv, before).view(views, tokens, 3, heads, dim).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(views * tokens, width)
+    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype] + 6e-3
+
+
+def test_patches_are_those_of_a_convolution(operators):
+    frames = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, device='cuda')
+    pixels = frames.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    expected = F.pad(F.unfold(pixels, 14, stride=14).transpose(1, 2).flatten(0, 1), (0, 4))
+    for source in (frames, pixels.contiguous()):
+        out = poisoned(512, 592)
+        operators.patches(source, 14, out)
+        assert relative_error(out.float() / 255, expected) < 1e-6
+
+
+@pytest.mark.parametrize('out_dtype', DTYPES)
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize('width', [256, 2048])
+def test_prefix_rows_are_images_then_prompt(operators, width, precision, out_dtype):
+    image_rows, text_rows, vocabulary = 256, 37, 1000
+    projected, table = normal(image_rows, width, dtype=BF16), normal(vocabulary, width, dtype=BF16)
+    tokens = torch.randint(0, vocabulary, (text_rows,), dtype=torch.int32, device='cuda')
+    projector, after = product(width, precision, 0.3), follower(out_dtype)
+    residual, out = (poisoned(image_rows + text_rows, width, dtype=t) for t in (torch.float32, out_dtype))
+    operators.prefix_embedding(projected, projector, tokens, table, residual, out, after)
+    expected = torch.cat([real(projected, projector), table[tokens.long()].float() * math.sqrt(width)])
+    assert relative_error(residual, expected) < 1e-6
+    assert (
+        relative_error(dequantised(out, after), F.rms_norm(expected, (width,), eps=1e-6))
+        < TOLERANCE[out_dtype]
+    )

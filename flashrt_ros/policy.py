@@ -88,10 +88,12 @@ class PolicyOptions:
     """What the user may choose about a policy; None means 'as the checkpoint says'.
 
     device: 'cpu' or 'cuda'. precision: 'fp32' (cpu only), 'bf16', or 'fp8' (cuda only).
-    prompt_form: 'state' (pi0.5's discretised state in the prompt) or 'plain'. resize: 'pil' (openpi) or 'torch' (lerobot).
+    prompt_form: 'state' (pi0.5's discretised state in the prompt) or 'plain'. resize: 'pil' (openpi) or
+    'torch' (lerobot).
     action_dim: the robot's action width, for checkpoints whose statistics are wider or absent.
-    delta_actions: for each action whether the network predicts it relative to the state, for openpi checkpoints, whose
-    files do not say. asset_id: which of several norm_stats.json. tokenizer: file or directory, if not the checkpoint's.
+    delta_actions: for each action whether the network predicts it relative to the state, for openpi
+    checkpoints, whose files do not say. asset_id: which of several norm_stats.json. tokenizer: file or
+    directory, if not the checkpoint's.
     seed: seeds the starting noise; None draws from the system.
     """
 

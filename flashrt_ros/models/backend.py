@@ -5,6 +5,7 @@ It is the reference of every other backend, and fast enough for a nano checkpoin
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -64,7 +65,8 @@ class CpuPolicy:
         check_finite(actions, self.info)
         restored = self.processing.restore(actions, observation.state)
         marks.append(perf_counter())
-        return Prediction(restored, {stage: marks[i + 1] - marks[i] for i, stage in enumerate(STAGES)})
+        seconds = (end - begin for begin, end in pairwise(marks))
+        return Prediction(restored, dict(zip(STAGES, seconds, strict=True)))
 
     def close(self) -> None:
         del self._model
@@ -77,7 +79,7 @@ class CpuPolicy:
         return torch.from_numpy(noise)[None]
 
     def _warm_up(self) -> None:
-        """Lets torch plan its kernels on one view, one token and one flow step, before anybody waits for it."""
+        """Lets torch plan its kernels on one view, one token and one flow step, before anybody waits."""
         size = self.spec.vision.image_size
         features = self._model.see(torch.zeros(1, 3, size, size))
         state = torch.zeros(1, self.spec.action_dim)

@@ -30,7 +30,7 @@ from flashrt_ros.policy import PolicyOptions
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """format: 'openpi' or 'lerobot'. tensors: on the CPU, in the dtype stored, checked for NaN as they are read."""
+    """format: 'openpi' or 'lerobot'. tensors: on the CPU, dtype as stored, checked for NaN when read."""
 
     path: Path
     format: str
@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str, options: PolicyOptions | None = None) -> Checkpoint:
-    """Raises CheckpointError for whatever is missing, damaged or of another family; ConfigError for the options."""
+    """Raises CheckpointError for what is missing, damaged or foreign, and ConfigError for the options."""
     directory, options = Path(path), options or PolicyOptions()
     check_options(options)
     if not directory.is_dir():
@@ -59,7 +59,8 @@ def open_checkpoint(path: Path | str, options: PolicyOptions | None = None) -> C
             'prompt_form',
             "leave it out or choose 'plain'",
         )
-    processing = reader.read_processing(directory, spec, options)
+    processing = reader.read_processing(directory, config, spec, options)
+    check_widths(processing, directory)
     return Checkpoint(
         directory, layout, replace(spec, steps=options.steps or spec.steps), tensors, processing
     )
@@ -75,6 +76,28 @@ def check_options(options: PolicyOptions) -> None:
         raise ConfigError(
             f'{options.steps} flow steps are asked for', 'steps', 'choose 1 to 1000; 10 is usual'
         )
+
+
+def check_widths(processing: Processing, directory: Path) -> None:
+    """Raises CheckpointError where robot, statistics and network do not fit into each other."""
+    pairs = (
+        ('state_dim', processing.state_dim, processing.state.width),
+        ('action_dim', processing.action_dim, processing.actions.width),
+        ('delta_actions', len(processing.delta), processing.actions.width),
+    )
+    for name, wanted, available in pairs:
+        if not 0 <= wanted <= available:
+            raise CheckpointError(
+                f'{name} is {wanted} wide, but the statistics have {available} values',
+                str(directory),
+                f'choose a {name} of at most {available}, or the statistics of this robot',
+            )
+        if available > processing.padded_dim:
+            raise CheckpointError(
+                f'the statistics have {available} values, for a network {processing.padded_dim} wide',
+                str(directory),
+                'use the statistics that belong to this checkpoint',
+            )
 
 
 def _format(config: dict[str, object], directory: Path) -> str:

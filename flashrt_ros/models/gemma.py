@@ -1,12 +1,13 @@
 """The two Gemma towers of a pi policy: the language model that reads the prefix, and the action expert.
 
-Both share 8 query heads of 256 on one K/V head, so that the expert's layer i can attend to the keys and values
-that the language model's layer i left behind. Nothing is ever masked here: padding and absent views are dropped
-before, and within prefix and actions everything sees everything.
+Both share 8 query heads of 256 on one K/V head, so that the expert's layer i can attend to the keys and
+values that the language model's layer i left behind. Nothing is ever masked here: padding and absent views
+are dropped before, and within prefix and actions everything sees everything.
 
-Notation: B batch, T tokens, S tokens attended to, W width, D head size. A `Cache` holds one layer's keys (after
-rotation) and values, [B, kv_heads, S, D] each; `Rotary` is (cos, sin), fp32 [T, D / 2].
-Source: openpi `models/gemma.py` and `models_pytorch/transformers_replace/models/gemma/modeling_gemma.py` at 15a9616.
+Notation: B batch, T tokens, S tokens attended to, W width, D head size. A `Cache` holds one layer's keys
+(after rotation) and values, [B, kv_heads, S, D] each; `Rotary` is (cos, sin), fp32 [T, D / 2].
+Source: openpi `models/gemma.py` and `models_pytorch/transformers_replace/models/gemma/modeling_gemma.py` at
+15a9616.
 """
 
 from __future__ import annotations
@@ -65,12 +66,10 @@ class ExpertTower(nn.Module):
     def modulation(self, condition: Tensor) -> Tensor:
         """Condition fp32 [..., W] -> scale, shift and gate of every norm, fp32 [..., 2 * layers + 1, 3, W].
 
-        Norms in order of use: input and post-attention norm of each layer, then the final norm.
+        Norms in order of use, which is that of their definition: input and post-attention norm of each
+        layer, then the final norm.
         """
-        norms = [
-            norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        ]
-        rows = [norm.dense(condition) for norm in [*norms, self.norm]]
+        rows = [norm.dense(condition) for norm in self.modules() if isinstance(norm, AdaRMSNorm)]
         return torch.stack(rows, -2).unflatten(-1, (3, self.spec.width))
 
     def forward(

@@ -35,14 +35,15 @@ def resize_with_pad(image: np.ndarray, size: int, convention: str) -> Tensor:
     return _pil(image, size) if convention == 'pil' else _torch(image, size)
 
 
-def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
+def fitted_size(image: np.ndarray, size: int) -> tuple[int, int]:
     """Height and width of the image inside the square; both conventions truncate."""
+    height, width = image.shape[:2]
     ratio = max(width / size, height / size)
     return int(height / ratio), int(width / ratio)
 
 
 def _pil(image: np.ndarray, size: int) -> Tensor:
-    height, width = fitted_size(*image.shape[:2], size)
+    height, width = fitted_size(image, size)
     if image.shape[:2] != (size, size):
         small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         square = np.zeros((size, size, 3), np.uint8)
@@ -55,7 +56,7 @@ def _pil(image: np.ndarray, size: int) -> Tensor:
 def _torch(image: np.ndarray, size: int) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
     if image.shape[:2] != (size, size):
-        height, width = fitted_size(*image.shape[:2], size)
+        height, width = fitted_size(image, size)
         pixels = F.interpolate(pixels, size=(height, width), mode='bilinear', align_corners=False).clamp(0, 1)
         top, left = (size - height) // 2, (size - width) // 2
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))

@@ -13,6 +13,7 @@ Source: lerobot 0.6.1 `policies/{pi0,pi05}` and `processor/`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ KNOWN_STEPS = {
     'absolute_actions_processor',
 }
 
-STATISTICS = {
+STATISTICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, float], Normalizer], str, str]] = {
     'MEAN_STD': (MeanStd.lerobot, 'mean', 'std'),
     'MIN_MAX': (Range.lerobot, 'min', 'max'),
     'QUANTILES': (Range.lerobot, 'q01', 'q99'),
@@ -80,12 +81,12 @@ def read_spec(directory: Path, config: dict[str, Any], shapes: dict[str, Shape])
     return spec
 
 
-def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -> Processing:
+def read_processing(
+    directory: Path, config: dict[str, Any], spec: PolicySpec, options: PolicyOptions
+) -> Processing:
     """Raises CheckpointError for missing or unknown processor steps, missing statistics, or no tokenizer."""
     path = directory / 'config.json'
-    config = read_json(path)
     before, after = _steps(directory, PREPROCESSOR), _steps(directory, POSTPROCESSOR)
-    default_form = 'lerobot_plain' if spec.has_state_token else 'state'
     state = _normalizer(directory, before, 'normalizer_processor', STATE, 'STATE')
     actions = _normalizer(directory, after, 'unnormalizer_processor', ACTION, 'ACTION')
     state_dim = _width(config, 'input_features', STATE, path)
@@ -99,7 +100,7 @@ def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -
         state_dim=options.state_dim or state_dim,
         action_dim=options.action_dim or action_dim,
         padded_dim=spec.action_dim,
-        prompt_form=options.prompt_form or default_form,
+        prompt_form='lerobot_plain' if spec.has_state_token else options.prompt_form or 'state',
         max_tokens=spec.max_tokens,
         tokenizer=load_tokenizer(options.tokenizer, directory, spec.vocab),
         delta=options.delta_actions or _delta(before, after, action_dim, directory),
@@ -107,7 +108,7 @@ def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -
 
 
 def read_views(config: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Names of the images behind 'observation.images.', without the empty cameras, which are always masked."""
+    """Image names behind 'observation.images.', without the empty cameras, which are always masked."""
     features = value(config, 'input_features', dict, path)
     empty = {f'{IMAGES}empty_camera_{i}' for i in range(int(config.get('empty_cameras', 0)))}
     names = [
@@ -130,10 +131,8 @@ def _steps(directory: Path, name: str) -> dict[str, Step]:
             'copy it from the lerobot checkpoint; one saved by lerobot 0.3 or older needs '
             '`python -m lerobot.processor.migrate_policy_normalization` first',
         )
-    steps = {
-        step.get('registry_name', step.get('class', '?')): step
-        for step in value(read_json(path), 'steps', list, path)
-    }
+    listed = value(read_json(path), 'steps', list, path)
+    steps = {step.get('registry_name', step.get('class', '?')): step for step in listed}
     unknown = steps.keys() - KNOWN_STEPS
     if unknown:
         raise CheckpointError(

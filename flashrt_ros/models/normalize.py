@@ -5,11 +5,13 @@ Two formulas, each in the conventions of openpi and of lerobot, which differ in 
     mean and deviation   y = (x - mean) / (std + eps)          x = y * std' + mean
     range                y = 2 * (x - low) / width - 1         x = (y + 1) / 2 * width + low
 
-openpi computes in fp64 (its statistics are JSON numbers) with eps = 1e-6, also in the inverse and in every width.
-lerobot computes in fp32 with eps = 1e-8, adds it to the deviation on the way in only, and uses it as the width only
-where low = high. Nothing is clipped. The arrays may be longer than the robot; `narrow` cuts them to its width.
+openpi computes in fp64 (its statistics are JSON numbers) with eps = 1e-6, also in the inverse and in every
+width. lerobot computes in fp32 with eps = 1e-8, adds it to the deviation on the way in only, and uses it as
+the width only where low = high. Nothing is clipped. The arrays may be longer than the robot; `narrow` cuts
+them to its width.
 
-Source: openpi `transforms.py` (Normalize, Unnormalize) at 15a9616; lerobot 0.6.1 `processor/normalize_processor.py`.
+Source: openpi `transforms.py` (Normalize, Unnormalize) at 15a9616; lerobot 0.6.1
+`processor/normalize_processor.py`.
 """
 
 from __future__ import annotations

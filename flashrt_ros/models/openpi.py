@@ -4,7 +4,8 @@
     model.safetensors
     assets/<asset_id>/norm_stats.json      mean, std, q01, q99 of state and actions
 
-The family is read from the tensors. Whether actions are relative to the state is written nowhere: the user says it.
+The family is read from the tensors. Whether actions are relative to the state is written nowhere: the user
+says it.
 
 Source: openpi `training/checkpoints.py`, `shared/normalize.py`, `models/model.py`, `policies/` at 15a9616.
 """
@@ -34,7 +35,9 @@ def read_spec(directory: Path, config: dict[str, Any], shapes: dict[str, Shape])
     return spec_from_shapes(shapes, str(directory / 'model.safetensors'), horizon, steps=STEPS)
 
 
-def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -> Processing:
+def read_processing(
+    directory: Path, config: dict[str, Any], spec: PolicySpec, options: PolicyOptions
+) -> Processing:
     """Raises CheckpointError without statistics or tokenizer, or where the options contradict them."""
     path = find_statistics(directory, options.asset_id)
     statistics = value(read_json(path), 'norm_stats', dict, path)
@@ -46,8 +49,8 @@ def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -
         resize=options.resize or 'pil',
         state=state,
         actions=actions,
-        state_dim=_robot_width('state', options.state_dim, state, spec, path),
-        action_dim=_robot_width('action', options.action_dim, actions, spec, path),
+        state_dim=options.state_dim or _robot_width(state, spec),
+        action_dim=options.action_dim or _robot_width(actions, spec),
         padded_dim=spec.action_dim,
         prompt_form=options.prompt_form or ('plain' if spec.has_state_token else 'state'),
         max_tokens=spec.max_tokens,
@@ -57,7 +60,7 @@ def read_processing(directory: Path, spec: PolicySpec, options: PolicyOptions) -
 
 
 def find_statistics(directory: Path, asset_id: str | None) -> Path:
-    """The norm_stats.json of the asset, or the only one. Raises CheckpointError that names what was searched."""
+    """The asset's norm_stats.json, or the only one. Raises CheckpointError that names what was searched."""
     assets = directory / 'assets'
     found = {
         path.parent.relative_to(assets).as_posix(): path for path in sorted(assets.rglob('norm_stats.json'))
@@ -84,9 +87,9 @@ def _normalizer(statistics: dict[str, Any], spec: PolicySpec, path: Path) -> Nor
     """openpi normalises pi0 by mean and deviation, and every later family by quantiles."""
     keys = ('mean', 'std') if spec.family == 'pi0' else ('q01', 'q99')
     first, second = (vector(statistics, key, path) for key in keys)
-    if len(first) != len(second) or len(first) > spec.action_dim:
+    if len(first) != len(second):
         raise CheckpointError(
-            f"'{keys[0]}' has {len(first)} and '{keys[1]}' {len(second)} values, for a network {spec.action_dim} wide",
+            f"'{keys[0]}' has {len(first)} and '{keys[1]}' {len(second)} values",
             str(path),
             'use the statistics that belong to this checkpoint',
         )
@@ -95,12 +98,6 @@ def _normalizer(statistics: dict[str, Any], spec: PolicySpec, path: Path) -> Nor
     return Range.openpi(first, second)
 
 
-def _robot_width(name: str, chosen: int | None, statistics: Normalizer, spec: PolicySpec, path: Path) -> int:
-    """Statistics as wide as the padding say nothing about the robot: 0, unless the user does."""
-    if chosen is not None and not 1 <= chosen <= statistics.width:
-        raise CheckpointError(
-            f'{name}_dim is {chosen}, but the statistics have {statistics.width} values',
-            str(path),
-            f'choose a {name}_dim of 1 to {statistics.width}',
-        )
-    return chosen or (statistics.width if statistics.width < spec.action_dim else 0)
+def _robot_width(statistics: Normalizer, spec: PolicySpec) -> int:
+    """Statistics as wide as the padding say nothing about the robot: 0."""
+    return statistics.width if statistics.width < spec.action_dim else 0

@@ -9,12 +9,13 @@ Three stages, callable apart so that they can be timed and compared apart:
 `table = model.flow_table(steps)` holds everything that depends on the flow time alone. It is made once.
 The family decides two things only: how the flow time reaches the expert, and whether the state is a token.
 
-Exact savings (they change the order of summation and nothing else): only valid prompt tokens and present views
-come in; the last prefill layer is keys and values; modulation is tabulated; pi0's state token, which sees neither
-actions nor time, is run once and lives in the prefix.
+Exact savings (they change the order of summation and nothing else): only valid prompt tokens and present
+views come in; the last prefill layer is keys and values; modulation is tabulated; pi0's state token, which
+sees neither actions nor time, is run once and lives in the prefix.
 
 Shapes: V views, P = V * 256 + prompt tokens, H horizon, A padded action width, W expert width.
-Source: openpi `models/pi0.py` and `models_pytorch/pi0_pytorch.py` at 15a9616; pi0 arXiv:2410.24164, pi0.5 arXiv:2504.16054.
+Source: openpi `models/pi0.py` and `models_pytorch/pi0_pytorch.py` at 15a9616; pi0 arXiv:2410.24164, pi0.5
+arXiv:2504.16054.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 """Shortest and longest period of the flow time's sine embedding, in units of flow time."""
 
 CANONICAL = {'vision': VISION, 'projector': PROJECTOR, 'language': LANGUAGE, 'expert': EXPERT}
-"""Attribute of `PiModel` -> prefix of its tensors' canonical names; the heads carry their names as they are."""
+"""Attribute of `PiModel` -> prefix of its tensors' canonical names; the heads' names are canonical."""
 
 
 class PiModel(nn.Module):
@@ -62,10 +63,10 @@ class PiModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the towers; heads and norms are fp32 in any case."""
-        return self.projector['linear'].weight.dtype
+        return self.language.embed_tokens.weight.dtype
 
     def see(self, images: Tensor) -> Tensor:
-        """Images fp32 [V, 3, 224, 224] in [-1, 1] -> features [1, V * 256, language width], view after view."""
+        """Images fp32 [V, 3, 224, 224] in [-1, 1] -> features [1, V * 256, language width]."""
         return as_prefix(self.projector['linear'](self.vision(images)))
 
     def prefill(self, features: Tensor, tokens: Tensor, state: Tensor | None = None) -> list[Cache]:
@@ -100,7 +101,7 @@ class PiModel(nn.Module):
         return self.conditions(times)
 
     def conditions(self, times: Tensor) -> Tensor:
-        """Flow times fp32 [N] -> pi0.5: [N, 2 * layers + 1, 3, W], all modulations; pi0: [N, W], see `_embed`."""
+        """Flow times fp32 [N] -> pi0.5: all modulations [N, 2 * layers + 1, 3, W]; pi0: [N, W]."""
         width = self.spec.expert.width
         embedded = time_embedding(times, width)
         if self.spec.has_ada_rms:
@@ -119,8 +120,8 @@ class PiModel(nn.Module):
     def _embed(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Noisy actions -> expert tokens fp32 [1, H, W].
 
-        pi0 mixes time in with a layer over [action, time]. Its time half is the condition, so only the action half
-        of the matrix is multiplied here.
+        pi0 mixes time in with a layer over [action, time]. Its time half is the condition, so only the action
+        half of the matrix is multiplied here.
         """
         tokens = self.action_in_proj(actions)
         if self.spec.has_ada_rms:

@@ -1,7 +1,7 @@
 """What stands between a robot and the network: observation -> network inputs, network output -> actions.
 
-`Processing` is read from a checkpoint by `openpi` or `lerobot` and is the same object for both, so that the CPU
-backend and the CUDA engine call the same code. In order of use:
+`Processing` is read from a checkpoint by `openpi` or `lerobot` and is the same object for both, so that the
+CPU backend and the CUDA engine call the same code. In order of use:
 
     prepared = processing.prepare(observation)           # images, tokens, padded state
     actions  = processing.restore(network_output, observation.state)
@@ -42,10 +42,10 @@ class Processing:
     """All conventions of one checkpoint.
 
     views: names in the checkpoint's order; one at least has to be present, absent ones are masked out.
-    state_dim, action_dim: the robot's widths; 0 where the checkpoint does not say, then any state that the statistics
-    cover is taken and all `actions.width` columns are given.
-    delta: for each action column whether the network predicts it relative to the state; shorter than the row or empty
-    means absolute for the rest.
+    state_dim, action_dim: the robot's widths; 0 where the checkpoint does not say, then any state that the
+    statistics cover is taken and all `actions.width` columns are given.
+    delta: for each action column whether the network predicts it relative to the state; shorter than the row
+    or empty means absolute for the rest.
     """
 
     views: tuple[str, ...]
@@ -69,7 +69,7 @@ class Processing:
         return Prepared(self.images(observation), torch.tensor([tokens]), self.padded_state(state))
 
     def check(self, observation: Observation) -> None:
-        """Refuse what would mislead the policy: unknown or no views, bad pixels, a state of wrong width or not finite."""
+        """Raises ObservationError for unknown views or none, bad pixels, a wrong state or no prompt."""
         unknown = [view for view in observation.images if view not in self.views]
         if unknown:
             raise ObservationError(
@@ -109,7 +109,7 @@ class Processing:
         )
 
     def restore(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Network output fp32 [H, padded width], robot state [D] -> actions fp32 [H, action width], absolute."""
+        """Network output fp32 [H, padded width], state [D] -> absolute actions fp32 [H, action width]."""
         width = self.action_dim or self.actions.width
         restored = self.actions.narrow(width).restore(actions[:, :width])
         columns = [column for column, relative in enumerate(self.delta[:width]) if relative]
@@ -147,7 +147,7 @@ class Processing:
             )
         if len(self.delta) > len(state) and any(self.delta[len(state) :]):
             raise ObservationError(
-                f'the state has {len(state)} values, but action {len(self.delta) - 1} is relative to one of them',
+                f'the state has {len(state)} values, too few for the actions that are relative to it',
                 'observation',
                 'give the whole state',
             )

@@ -3,9 +3,9 @@
     random_tensors(spec, seed, dtype, device)     canonical name -> tensor, made when asked for
     write_random_checkpoint(path, spec, format=)  a directory that `open_checkpoint` reads
 
-For tests, the demo and benchmarks: latency does not depend on the values, and the format is the real one. Norms,
-modulations and biases get values that matter, because freshly built ones (zero or one) hide a wrong order or a
-missing term.
+For tests, the demo and benchmarks: latency does not depend on the values, and the format is the real one.
+Norms, modulations and biases get values that matter, because freshly built ones (zero or one) hide a wrong
+order or a missing term.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def write_random_checkpoint(
 ) -> Path:
     """Write a complete checkpoint directory with random weights, random statistics and a small tokenizer.
 
-    views: lerobot's image names; openpi's are fixed. The weights are streamed: memory stays under 3 GiB at full size.
+    views: lerobot's image names; openpi's are fixed. The weights are streamed: memory stays under 3 GiB at
+    full size.
     """
     rng = np.random.default_rng(seed)
     return write_checkpoint(

@@ -1,7 +1,7 @@
 """A tokenizer.json of about a thousand entries, for policies that never saw PaliGemma's vocabulary.
 
-It is built like Gemma's: blanks become U+2581, digits stand alone, byte-pair merges with bytes to fall back on, and
-the special tokens have Gemma's ids. Words that robots are told often are one token each.
+It is built like Gemma's: blanks become U+2581, digits stand alone, byte-pair merges with bytes to fall back
+on, and the special tokens have Gemma's ids. Words that robots are told often are one token each.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ BLANK = '\u2581'
 SPECIAL = ('<pad>', '<eos>', '<bos>', '<unk>')
 """Gemma's ids 0 to 3."""
 
-WORDS = """
-a above action all an and apple arm at away back ball banana basket before behind below between bin black block blue
-bottle bottom bowl box bread brown button cabinet can carrot carefully chair clean clear close cloth coffee container
-counter cover cube cup cutting cylinder desk dish door down drawer drop empty faucet fill first flip floor fold for
-fork from front fruit gently give glass grab grasp gray green grip gripper hand handle hang hold home in inside insert
-into it item jar kettle keyboard kitchen knife knob lamp laptop laundry lay left lemon lid lift light line marker
-microwave middle mouse move mug napkin near next object of off on one onion onto open orange oven over pan paper peg
-pen pencil pick piece pink pitcher place plate point pot potato pour press pull purple push put rack red release
-remote return right ring robot roll rotate rubbish salt scissors screw second shelf shirt side sink slide small sort
-spatula sponge spoon square stack stand state stop stove sweep swing switch table take tape task the then third to
-tomato top towel toward toy transfer trash tray turn two under unfold up upright use vase wash water white wipe wire
-with wooden yellow yogurt
-""".split()
+WORD_LIST = """
+a above action all an and apple arm at away back ball banana basket before behind below between bin black
+block blue bottle bottom bowl box bread brown button cabinet can carrot carefully chair clean clear close
+cloth coffee container counter cover cube cup cutting cylinder desk dish door down drawer drop empty
+faucet fill first flip floor fold for fork from front fruit gently give glass grab grasp gray green grip
+gripper hand handle hang hold home in inside insert into it item jar kettle keyboard kitchen knife knob
+lamp laptop laundry lay left lemon lid lift light line marker microwave middle mouse move mug napkin near
+next object of off on one onion onto open orange oven over pan paper peg pen pencil pick piece pink
+pitcher place plate point pot potato pour press pull purple push put rack red release remote return right
+ring robot roll rotate rubbish salt scissors screw second shelf shirt side sink slide small sort spatula
+sponge spoon square stack stand state stop stove sweep swing switch table take tape task the then third
+to tomato top towel toward toy transfer trash tray turn two under unfold up upright use vase wash water
+white wipe wire with wooden yellow yogurt
+"""
+
+WORDS = tuple(WORD_LIST.split())
 
 
 def write_small_tokenizer(path: Path) -> None:

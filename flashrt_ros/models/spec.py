@@ -1,6 +1,7 @@
 """Sizes of the pi policies: three towers and the action chunk. Everything else follows from them.
 
-Source of the published sizes: openpi `models/gemma.py`, `models/siglip.py` and `models/pi0_config.py` at 15a9616.
+Source of the published sizes: openpi `models/gemma.py`, `models/siglip.py` and `models/pi0_config.py` at
+15a9616.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class GemmaSpec:
 class PolicySpec:
     """A pi0 or pi0.5 network.
 
-    horizon: rows of an action chunk (H). action_dim: padded action and state width, 32 in every published checkpoint.
+    horizon: rows of an action chunk (H). action_dim: padded action and state width, 32 in every published
+    checkpoint.
     max_tokens: longest prompt in tokens. steps: flow integration steps.
     """
 
@@ -82,4 +84,5 @@ NANO_PI05 = PolicySpec(
     GemmaSpec(layers=2, width=128, mlp=256, head_dim=64),
     vocab=2048,
 )
-"""A pi0.5 small enough for tests and for a laptop's CPU; every structural feature of the real one is there."""
+"""A pi0.5 small enough for tests and for a laptop's CPU; every structural feature of the real one is there.
+"""

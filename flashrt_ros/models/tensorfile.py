@@ -1,8 +1,8 @@
 """A safetensors file as a mapping from canonical names to tensors, read one at a time.
 
-Three layouts are understood and lead to the same names (`tensors`): openpi's, lerobot's (the same behind `model.`)
-and that of lerobot up to 0.3 (no `model.` level inside PaliGemma). Every tensor is checked for NaN and Inf as it
-is read.
+Three layouts are understood and lead to the same names (`tensors`): openpi's, lerobot's (the same behind
+`model.`) and that of lerobot up to 0.3 (no `model.` level inside PaliGemma). Every tensor is checked for NaN
+and Inf as it is read.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ OLD_LAYOUT = (
 """Prefixes of lerobot up to 0.3 and the part of PaliGemma they stand for; None is lm_head."""
 
 OLD_STATISTICS = re.compile(r'^(un)?normalize_(inputs|outputs|targets)\.buffer_')
-"""Statistics inside the weights, as lerobot stored them up to 0.3."""
+"""Statistics inside the weights, as lerobot stored them up to 0.3. Processor files replace them."""
 
 
 class TensorFile(Mapping[str, Tensor]):
     """Canonical name -> tensor on the CPU, as stored; reading raises CheckpointError for NaN or Inf.
 
-    shapes: canonical name -> shape, without touching the data. has_statistics: lerobot's old inline statistics exist.
+    shapes: canonical name -> shape, without touching the data.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = _open(path)
         stored = list(self._file.keys())
-        self.has_statistics = any(OLD_STATISTICS.match(name) for name in stored)
         self._stored = _canonical(name for name in stored if not OLD_STATISTICS.match(name))
         self.shapes: dict[str, Shape] = {}
         for name, original in self._stored.items():
@@ -78,7 +77,7 @@ def canonical_name(stored: str) -> str:
 
 
 def _canonical(stored: Iterator[str]) -> dict[str, str]:
-    """Canonical name -> name in the file. The embedding is embed_tokens if present, else the lm_head tied to it."""
+    """Canonical name -> name in the file. The embedding is embed_tokens, else the lm_head tied to it."""
     names = {canonical_name(name): name for name in stored}
     names.pop(EXPERT_LM_HEAD, None)
     lm_head = names.pop(LM_HEAD, None)

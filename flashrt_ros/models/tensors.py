@@ -1,7 +1,7 @@
 """Names and shapes of a pi policy's tensors, and what to say when a file does not match them.
 
-The canonical names are openpi's (`PI0Pytorch.state_dict()`), with one rule more: the token embedding is always
-called `EMBEDDING`, whether the file stores it as embed_tokens or as the lm_head that is tied to it.
+The canonical names are openpi's (`PI0Pytorch.state_dict()`), with one rule more: the token embedding is
+always called `EMBEDDING`, whether the file stores it as embed_tokens or as the lm_head that is tied to it.
 
 Source of the layout: openpi `models_pytorch/pi0_pytorch.py` and `gemma_pytorch.py` at 15a9616.
 """
@@ -41,7 +41,7 @@ FP32_PARTS = (
 
 
 def expected_tensors(spec: PolicySpec) -> dict[str, Shape]:
-    """Every tensor that a checkpoint of this size must hold: canonical name -> shape, [out, in] for matrices."""
+    """Every tensor that a checkpoint of this size holds: canonical name -> shape, [out, in] for matrices."""
     shapes: dict[str, Shape] = {}
     shapes.update(_vision(spec.vision))
     shapes.update(_linear(PROJECTOR + 'linear', spec.language.width, spec.vision.width))
@@ -58,7 +58,7 @@ def parameter_count(spec: PolicySpec) -> int:
 
 
 def stays_fp32(name: str) -> bool:
-    """Whether openpi's bf16 mode keeps this tensor in fp32: norms, patch and position embedding, action heads."""
+    """Whether openpi's bf16 mode keeps it in fp32: norms, patch and position embedding, action heads."""
     inside_towers = name.startswith('paligemma_with_expert.')
     return not inside_towers or any(part in name for part in FP32_PARTS)
 
@@ -68,7 +68,8 @@ def spec_from_shapes(
 ) -> PolicySpec:
     """Read every size from the tensors themselves, so that a checkpoint of any size loads.
 
-    Sizes that repeat over layers are decided by the majority, so that one damaged tensor is reported as itself.
+    Sizes that repeat over layers are decided by the majority, so that one damaged tensor is reported as
+    itself.
     Raises CheckpointError if the tensors are not those of pi0 or pi0.5.
     """
     _require_pi(shapes, where)

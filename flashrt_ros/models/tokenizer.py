@@ -1,7 +1,7 @@
 """PaliGemma's tokenizer, from a file that the user has: words in, token ids out.
 
 The vocabulary is Google's and comes with no checkpoint of openpi, so it is looked for beside the weights
-(`FILES`) or where the user says. A dialect of the same interface reads each of the two published file formats.
+(`FILES`) or where the user says. Both published file formats are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 def load_tokenizer(chosen: Path | None, checkpoint: Path, vocab: int) -> Tokenizer:
     """Load the user's choice (a file, or a directory with one of `FILES`), else what lies in the checkpoint.
 
-    Raises CheckpointError if there is none, if it cannot be read, or if it has more entries than `vocab` embeddings.
+    Raises CheckpointError if there is none, it cannot be read, or it has more than `vocab` entries.
     """
     path = _find(Path(chosen) if chosen else checkpoint)
     tokenizer: Tokenizer = _JsonTokenizer(path) if path.suffix == '.json' else _SentencePieceTokenizer(path)

@@ -109,7 +109,7 @@ def stream_tensors(
             tensor = tensors[source].to('cpu', dtype).contiguous()
             if tuple(tensor.shape) != tuple(shapes[source]):
                 raise ValueError(f'{source} is {list(tensor.shape)} instead of {list(shapes[source])}')
-            file.write(tensor.view(-1).view(torch.uint8).numpy())
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _write_openpi(
@@ -182,7 +182,7 @@ def _write_lerobot(
 def _write_processors(
     path: Path, spec: PolicySpec, inputs: dict[str, Any], outputs: dict[str, Any], norm_map: dict[str, str]
 ) -> None:
-    """The two processor files, with lerobot's steps in lerobot's order: pi0 tokenises before it normalises."""
+    """The two processor files, lerobot's steps in lerobot's order: pi0 tokenises before it normalises."""
 
     def step(name: str, **config: Any) -> dict[str, Any]:
         return {'registry_name': name, 'config': config}

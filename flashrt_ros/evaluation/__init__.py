@@ -1,0 +1,1 @@
+"""Bags in, metrics, plots and reports out. Nothing here needs ROS."""

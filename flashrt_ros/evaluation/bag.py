@@ -1,0 +1,186 @@
+"""Reading a rosbag2 without ROS: typed messages in the order of time, and the readable part of a broken bag.
+
+    with open_bag('demo/episode') as bag:
+        for record in bag.records(['/joint_states']):
+            print(record.time_ns, bag.decode(record).position)
+
+MCAP and sqlite3 bags, split and compressed ones too, are read through `rosbags`. Messages are decoded by the
+definitions that the bag itself carries, so that messages of any package and of any ROS release can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rosbags.interfaces import MessageDefinitionFormat
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+
+from flashrt_ros.errors import FlashRTError
+from flashrt_ros.evaluation.salvage import SalvagedMcap
+
+
+class BagError(FlashRTError):
+    """A bag cannot be read, or not to its end."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic of a bag. definition: text of the message's .msg file and of those it uses."""
+
+    name: str
+    type: str
+    count: int
+    definition: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message as it lies in the bag: CDR bytes. time_ns: when it was recorded [ns of the bag's clock]."""
+
+    topic: str
+    time_ns: int
+    data: bytes
+
+
+class Bag:
+    """An open bag. topics: name -> Topic. start_ns, end_ns: times of the first and the last message.
+
+    fault: None, or what is wrong with a bag of which only the readable part is used.
+    """
+
+    def __init__(self, path: Path, source: Reader | SalvagedMcap, fault: BagError | None) -> None:
+        self.path, self.fault = path, fault
+        self._source = source
+        self._types = get_typestore(Stores.EMPTY)
+        self.topics = {
+            connection.topic: Topic(
+                connection.topic, connection.msgtype, connection.msgcount, connection.msgdef.data
+            )
+            for connection in source.connections
+        }
+        for connection in source.connections:
+            self._learn(connection.msgtype, connection.msgdef.format, connection.msgdef.data)
+
+    @property
+    def start_ns(self) -> int:
+        return self._source.start_time
+
+    @property
+    def end_ns(self) -> int:
+        # rosbags counts the end as exclusive.
+        return max(self._source.end_time - 1, self.start_ns)
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+    def records(self, topics: Collection[str] | None = None) -> Iterator[Record]:
+        """The messages of these topics (None: of all) in the order of time.
+
+        Raises BagError for a topic that the bag lacks, and where the bag turns out to be damaged.
+        """
+        for topic in topics or ():
+            self._expect(topic)
+        wanted = [c for c in self._source.connections if topics is None or c.topic in topics]
+        last_ns = self.start_ns
+        source = self._source.messages(connections=wanted)
+        while True:
+            with self._blame(f'after {self._seconds(last_ns)}'):
+                item = next(source, None)
+            if item is None:
+                return
+            connection, last_ns, data = item
+            yield Record(connection.topic, last_ns, bytes(data))
+
+    def decode(self, record: Record) -> Any:
+        """The message as an object with the fields of its definition; numeric arrays are numpy's.
+
+        Raises BagError for bytes that do not fit the definition.
+        """
+        with self._blame(f'in {record.topic} at {self._seconds(record.time_ns)}'):
+            return self._types.deserialize_cdr(record.data, self.topics[record.topic].type)
+
+    def messages(self, topic: str) -> Iterator[tuple[int, Any]]:
+        """(time_ns, message) of one topic."""
+        for record in self.records([topic]):
+            yield record.time_ns, self.decode(record)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Bag:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _learn(self, name: str, kind: MessageDefinitionFormat, definition: str) -> None:
+        with self._blame(f'in the definition of {name}'):
+            parse = get_types_from_idl if kind is MessageDefinitionFormat.IDL else None
+            found: Mapping[str, Any] = parse(definition) if parse else get_types_from_msg(definition, name)
+            known = self._types.fielddefs
+            self._types.register({type_: fields for type_, fields in found.items() if type_ not in known})
+
+    def _expect(self, topic: str) -> None:
+        if topic not in self.topics:
+            there = ', '.join(sorted(self.topics)) or 'nothing'
+            raise BagError(f"there is no topic '{topic}', only {there}", str(self.path), 'name one of those')
+
+    def _seconds(self, time_ns: int) -> str:
+        return f'{(time_ns - self.start_ns) / 1e9:.3f} s'
+
+    @contextmanager
+    def _blame(self, place: str) -> Iterator[None]:
+        """The parsers of damaged bytes raise whatever their struct, text and array calls do."""
+        try:
+            yield
+        except Exception as error:
+            raise BagError(
+                f'it is damaged {place} ({type(error).__name__}: {error})',
+                str(self.path),
+                'record it again, or copy it again from where it came',
+            ) from error
+
+
+def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
+    """Open a bag's directory, or one .mcap or .db3 file without its metadata.yaml.
+
+    readable_part: of an MCAP bag that ends too early, take what is there; `Bag.fault` then says what is missing.
+    Raises BagError for anything that is not a complete bag, with how far it could be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BagError('there is no such file or directory', str(path), 'give the directory of a rosbag2')
+    try:
+        source = Reader(path)
+        source.open()
+    except Exception as error:  # The reader raises whatever its struct, YAML and database calls do.
+        return _salvaged(path, error, readable_part)
+    return Bag(path, source, None)
+
+
+def _salvaged(path: Path, error: Exception, readable_part: bool) -> Bag:
+    pieces = [path] if path.is_file() else sorted(path.glob('*.mcap'))
+    if len(pieces) != 1 or pieces[0].suffix != '.mcap':
+        raise BagError(
+            f'it is no rosbag2 that can be read ({error})', str(path), 'give the directory of a rosbag2'
+        ) from error
+    source = SalvagedMcap(pieces[0])
+    if not source.connections:
+        raise BagError(
+            f'nothing in it can be read ({source.reason})', str(pieces[0]), 'record the bag again'
+        ) from error
+    fault = BagError(
+        f'it ends too early ({source.reason}): {source.count} messages, '
+        f'{(source.end_time - source.start_time) / 1e9:.3f} s, can be read',
+        str(pieces[0]),
+        'copy it again if it was cut while copying, or ask for its readable part only',
+    )
+    if not readable_part:
+        raise fault from error
+    return Bag(path, source, fault)

@@ -1,0 +1,99 @@
+"""Numbers from times: distributions, rates, jitter. Seconds unless a name ends in _ns or _hz.
+
+A *window* is a half-open span of time [begin_ns, end_ns). *Jitter* is how much the time between two neighbours
+differs from the period; *lateness* is how far an event is behind the absolute grid that it should lie on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A distribution: how many values, their mean, p50, p90, p99 and largest. Without values, all are nan."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: Iterable[float] | np.ndarray) -> Summary:
+        array = np.asarray(list(values), dtype=np.float64)
+        if array.size == 0:
+            return cls(0, *[float('nan')] * 5)
+        p50, p90, p99 = np.percentile(array, (50, 90, 99))
+        return cls(array.size, float(array.mean()), float(p50), float(p90), float(p99), float(array.max()))
+
+
+@dataclass(frozen=True)
+class Window:
+    """The span [begin_ns, end_ns) in which a run is judged."""
+
+    begin_ns: int
+    end_ns: int
+
+    @property
+    def length(self) -> float:
+        """Seconds; never negative."""
+        return max(0, self.end_ns - self.begin_ns) / SECOND
+
+    def within(self, times_ns: np.ndarray) -> np.ndarray:
+        return times_ns[(times_ns >= self.begin_ns) & (times_ns < self.end_ns)]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often something came, against how often it should have.
+
+    achieved_hz: events in the window over its length, so that a stream that dies early is slow, not short.
+    largest_gap: longest time without an event, to the borders of the window too.
+    """
+
+    wanted_hz: float
+    achieved_hz: float
+    count: int
+    largest_gap: float
+
+    @classmethod
+    def of(cls, times_ns: np.ndarray, wanted_hz: float, window: Window) -> Rate:
+        times = np.sort(window.within(np.asarray(times_ns, dtype=np.int64)))
+        achieved = times.size / window.length if window.length else 0.0
+        edges = np.concatenate([[window.begin_ns], times, [window.end_ns]])
+        return cls(wanted_hz, achieved, int(times.size), float(np.diff(edges).max()) / SECOND)
+
+    @property
+    def shortfall(self) -> float:
+        """The part of the wanted rate that is missing; negative where there was more."""
+        return 1.0 - self.achieved_hz / self.wanted_hz
+
+
+def intervals(times_ns: np.ndarray) -> np.ndarray:
+    """Seconds between neighbours, in the order of time."""
+    return np.diff(np.sort(np.asarray(times_ns, dtype=np.int64))) / SECOND
+
+
+def jitter(times_ns: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Seconds by which each interval is longer (or, negative, shorter) than the period."""
+    return intervals(times_ns) - 1.0 / rate_hz
+
+
+def lateness(times_ns: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Seconds behind an absolute grid of this rate; every event belongs to the grid point it is nearest to.
+
+    The grid's phase is not known from outside, so it is the one of the earliest event: the smallest value is 0.
+    """
+    times = np.sort(np.asarray(times_ns, dtype=np.int64))
+    if times.size == 0:
+        return np.zeros(0)
+    elapsed = (times - times[0]) / SECOND
+    offsets = elapsed - np.round(elapsed * rate_hz) / rate_hz
+    return offsets - offsets.min()

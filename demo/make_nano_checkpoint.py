@@ -2,8 +2,8 @@
 
     python demo/make_nano_checkpoint.py demo/episode demo/nano_pi05
 
-The weights are random; the statistics are those of the recorded episode, so that states are seen and actions are
-given in the arm's own range.
+The weights are random; the statistics are those of the recorded episode, so that states are seen and actions
+are given in the arm's own range.
 """
 
 from __future__ import annotations

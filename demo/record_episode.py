@@ -3,9 +3,9 @@
     pip install -r demo/requirements-record.txt
     MUJOCO_GL=egl python demo/record_episode.py demo/episode
 
-The result is an MCAP rosbag2 that `ros2 bag info` and `ros2 bag play` accept. Header stamps are sensor time: the
-simulated clock, counted from `EPOCH`; the bag's own times are the same. The cameras are not synchronised: the wrist
-camera sees the middle of each period of the front camera.
+The result is an MCAP rosbag2 that `ros2 bag info` and `ros2 bag play` accept. Header stamps are sensor time:
+the simulated clock, counted from `EPOCH`; the bag's own times are the same. The cameras are not synchronised:
+the wrist camera sees the middle of each period of the front camera.
 """
 
 from __future__ import annotations

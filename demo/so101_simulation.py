@@ -1,8 +1,8 @@
 """A simulated SO-101 arm that picks a cube up and places it, for the recorded episode.
 
-Physics, task and controller are those of the PyPI package lerobot-env-so101. What is added here: the joints read
-like a robot's `/joint_states`, a way home, and a *scene* for rendering (a calmer table, a disc that marks the goal,
-and two cameras) whose state is copied from the physics, so that pictures cannot change what happens.
+Physics, task and controller are those of the PyPI package lerobot-env-so101. What is added here: the joints
+read like a robot's `/joint_states`, a way home, and a *scene* for rendering (a calmer table, a disc that marks
+the goal, and two cameras) whose state is copied from the physics, so that pictures cannot change what happens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RATE = 30
 SUBSTEPS = 10
 PHYSICS_DT = 1 / (RATE * 2 * SUBSTEPS)
 DECISIONS = 3
-"""Ticks for which one decision of the controller is spread, so that it decides at 10 Hz as it was written to."""
+"""Ticks over which one decision of the controller is spread; it was written to decide at 10 Hz."""
 
 SPEED = 0.0125
 """Metres of gripper travel in one decision; half of the package's default, for an arm in no hurry."""
@@ -59,7 +59,7 @@ class PickAndPlace:
         self._actuators = [self.env.model.actuator(name).id for name in JOINTS]
 
     def _environment(self) -> SO101PickPlaceGymEnv:
-        # The package floors control_dt / physics_dt to physics steps; the half step keeps the floor at SUBSTEPS.
+        # The package floors control_dt / physics_dt; the half step keeps that at SUBSTEPS.
         environment = SO101PickPlaceGymEnv(
             control_dt=(SUBSTEPS + 0.5) * PHYSICS_DT,
             physics_dt=PHYSICS_DT,
@@ -78,7 +78,7 @@ class PickAndPlace:
         yield from self._glide(home, HOLD_TICKS)
 
     def _ready(self) -> np.ndarray:
-        """[6] Gripper over its place at home, but pointing down, as the controller holds it from its first decision.
+        """[6] Gripper where it is at home, but pointing down, as the controller holds it from the start.
 
         Going there first spares the arm a jump of more than a radian. Tried out on a second arm.
         """
@@ -143,7 +143,7 @@ class Cameras:
         self._size = (width, height)
 
     def look(self, camera: str, state: np.ndarray) -> np.ndarray:
-        """uint8 [height, width, 3] RGB: what `camera` sees when the scene's positions are `state` (MuJoCo qpos)."""
+        """uint8 [height, width, 3] RGB: what `camera` sees of the scene in `state` (MuJoCo qpos)."""
         self._data.qpos[:] = state
         mujoco.mj_forward(self._model, self._data)
         self._renderer.update_scene(self._data, camera=camera)

@@ -150,7 +150,7 @@ class Bag:
 def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
     """Open a bag's directory, or one .mcap or .db3 file without its metadata.yaml.
 
-    readable_part: of an MCAP bag that ends too early, take what is there; `Bag.fault` then says what is missing.
+    readable_part: of an MCAP bag that ends too early, take what is there; `Bag.fault` says what is missing.
     Raises BagError for anything that is not a complete bag, with how far it could be read.
     """
     path = Path(path)

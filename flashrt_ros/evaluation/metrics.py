@@ -1,7 +1,8 @@
 """Numbers from times: distributions, rates, jitter. Seconds unless a name ends in _ns or _hz.
 
-A *window* is a half-open span of time [begin_ns, end_ns). *Jitter* is how much the time between two neighbours
-differs from the period; *lateness* is how far an event is behind the absolute grid that it should lie on.
+A *window* is a half-open span of time [begin_ns, end_ns). *Jitter* is how much the time between two
+neighbours differs from the period; *lateness* is how far an event is behind the absolute grid that it should
+lie on.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def jitter(times_ns: np.ndarray, rate_hz: float) -> np.ndarray:
 def lateness(times_ns: np.ndarray, rate_hz: float) -> np.ndarray:
     """Seconds behind an absolute grid of this rate; every event belongs to the grid point it is nearest to.
 
-    The grid's phase is not known from outside, so it is the one of the earliest event: the smallest value is 0.
+    The grid's phase is not known from outside but taken from the earliest event: the smallest value is 0.
     """
     times = np.sort(np.asarray(times_ns, dtype=np.int64))
     if times.size == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashrt_ros.configuration.problems import suggestion
+from flashrt_ros.configuration.fields import suggestion
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.policy import PolicyInfo

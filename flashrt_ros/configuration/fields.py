@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,12 @@ def setting(
 def problem(key: str, what: str, fix: str) -> PydanticCustomError:
     """An error that pydantic cannot word by itself. key: relative to the section that raises it."""
     return PydanticCustomError(PROBLEM, '{what}', {'key': key, 'what': what, 'fix': fix})
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """'did you mean ...' where a known name is close, else the list of known names."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'" if close else f'known here: {", ".join(sorted(known))}'
 
 
 def _topic(value: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flashrt_ros.configuration.fields import suggestion
 from flashrt_ros.configuration.load import parse_config
-from flashrt_ros.configuration.problems import suggestion
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.errors import ConfigError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
@@ -10,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from flashrt_ros.configuration.fields import PROBLEM
+from flashrt_ros.configuration.fields import PROBLEM, suggestion
 from flashrt_ros.errors import ConfigError
 
 Location = Sequence[str | int]
@@ -24,12 +23,6 @@ def config_error(error: ValidationError, source: str, root: type[BaseModel]) -> 
     if others:
         what += f' (wrong as well: {", ".join(others)})'
     return ConfigError(what, f'{source}: {key}' if key else source, fix)
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """'did you mean ...' where a known name is close, else the list of known names."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'" if close else f'known here: {", ".join(sorted(known))}'
 
 
 def _sentence(entry: ErrorDetails, root: type[BaseModel]) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting
+from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
 """A joint, view or robot name; one component of a ROS parameter name."""
@@ -117,6 +117,11 @@ class PolicySection(Section):
     )
     action_dim: int | None = setting(
         None, description='Width of the action where the checkpoint does not say, or says more', ge=1, le=128
+    )
+    delta_joints: list[str] | None = setting(
+        None,
+        description='Joints whose action is predicted relative to the state (openpi checkpoints do not say); '
+        'unset: as the checkpoint says',
     )
     masked_views: list[str] = setting(
         [], description='Views of the checkpoint that this robot has no camera for; the policy masks them out'
@@ -256,6 +261,16 @@ class RobotConfig(Section):
                     'give every view its own camera',
                 )
             views[camera.topic] = view
+        return self
+
+    @model_validator(mode='after')
+    def _delta_joints_exist(self) -> RobotConfig:
+        for joint in self.policy.delta_joints or ():
+            if joint not in self.joint_names:
+                hint = suggestion(joint, self.joint_names)
+                raise problem(
+                    'policy.delta_joints', f"there is no joint '{joint}'; {hint}", 'use names of robot.joints'
+                )
         return self
 
     @property

@@ -16,8 +16,13 @@ class Deadlines:
         self.next_ns = begin_ns
 
     def meet(self, now_ns: int) -> tuple[int, int]:
-        """Called when the wait is over: (how late [ns], deadlines skipped because they are past as well)."""
+        """Called when the wait is over: (how late [ns], deadlines skipped because they are past as well).
+
+        A clock that was set back by more than a period begins a new series.
+        """
         late_ns = now_ns - self.next_ns
+        if late_ns < -self.period_ns:
+            self.next_ns, late_ns = now_ns, 0
         skipped = max(0, late_ns // self.period_ns)
         self.next_ns += (skipped + 1) * self.period_ns
         return late_ns, skipped

@@ -36,7 +36,7 @@ class Planner:
         self.epoch, self.sequence = max(epoch, self.epoch + 1), 0
 
     def plan(self, taken: Taken) -> Plan:
-        """Infer once. Raises ObservationError if the policy refuses the input, ChunkError if it gives rubbish."""
+        """Infer once. Raises ObservationError if the policy refuses the input, ChunkError if it fails."""
         begin = time.perf_counter()
         prediction = self._policy.infer(taken.observation)
         inference_s = time.perf_counter() - begin

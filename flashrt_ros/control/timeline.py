@@ -15,7 +15,7 @@ import numpy as np
 from flashrt_ros.control.chunk import Chunk
 
 MAX_FUTURE_NS = 100_000_000
-"""An observation further ahead of the clock comes from another time base; synchronised hosts differ by less."""
+"""An observation further ahead of the clock is from another time base; synchronised hosts differ by less."""
 
 
 class Phase(enum.Enum):

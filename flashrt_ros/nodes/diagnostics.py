@@ -1,0 +1,67 @@
+"""DiagnosticStatus messages: rate and age of every input, pace of a loop, counters, and what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from flashrt_ros.control.pacing import Pace
+from flashrt_ros.ingest.stream import Stream
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+def status(
+    name: str, hardware: str, level: bytes, summary: str, values: Mapping[str, Any]
+) -> DiagnosticStatus:
+    """One entry of the array. values: shown in this order, numbers with four significant digits."""
+    pairs = [KeyValue(key=key, value=_shown(value)) for key, value in values.items()]
+    return DiagnosticStatus(name=name, hardware_id=hardware, level=level, message=summary, values=pairs)
+
+
+def pace_values(what: str, pace: Pace | None) -> dict[str, Any]:
+    """Rate and lateness of a loop as diagnostic values."""
+    if pace is None:
+        return {f'{what} rate [Hz]': 'not running'}
+    return {
+        f'{what} rate [Hz]': pace.rate_hz,
+        f'{what} late p50 [ms]': pace.late_p50_s * 1e3,
+        f'{what} late p99 [ms]': pace.late_p99_s * 1e3,
+        f'{what} late max [ms]': pace.late_max_s * 1e3,
+    }
+
+
+class InputMonitor:
+    """Rate of each input since the report before, and its age now."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[int, float]] = {}
+
+    def report(
+        self, stream: Stream, max_age_s: float, now_ns: int, node: str, hardware: str
+    ) -> DiagnosticStatus:
+        """now_ns: ROS time."""
+        counts, sample, now = stream.counts, stream.latest(), time.monotonic()
+        received_before, at = self._before.get(stream.name, (0, now))
+        self._before[stream.name] = (counts.received, now)
+        values: dict[str, Any] = {'topic': stream.topic, 'max age [s]': max_age_s}
+        if now > at:
+            values['rate [Hz]'] = (counts.received - received_before) / (now - at)
+        values.update(received=counts.received, rejected=counts.rejected, unused=counts.unused)
+        name = f'{node}: input {stream.name}'
+        if sample is None:
+            return status(name, hardware, ERROR, 'nothing received', values)
+        age_s = (now_ns - sample.stamp_ns) * 1e-9
+        values['age [s]'] = age_s
+        if sample.fault:
+            return status(name, hardware, ERROR, sample.fault, values)
+        if age_s > max_age_s:
+            return status(name, hardware, ERROR, f'{age_s:.3f} s old', values)
+        return status(name, hardware, OK, 'arriving', values)
+
+
+def _shown(value: Any) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)

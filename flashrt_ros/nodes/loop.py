@@ -1,0 +1,58 @@
+"""A thread that does one thing at a fixed rate, on absolute deadlines."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+
+from rclpy.clock import ROSClock
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from flashrt_ros.control.pacing import Deadlines, PaceMeter
+from flashrt_ros.nodes.clock import LoopClock
+
+_WINDOW_S = 10.0
+
+
+class FixedRateLoop:
+    """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
+
+    meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
+    failure: why the thread has ended by itself, or ''.
+    """
+
+    def __init__(self, name: str, rate_hz: float, tick: Callable[[int], None], logger: RcutilsLogger) -> None:
+        self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.meter = PaceMeter(window=max(2, round(rate_hz * _WINDOW_S)))
+        self.skipped = 0
+        self.failure = ''
+
+    def start(self, ros_clock: ROSClock) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self._run, args=(LoopClock(ros_clock),), name=self._name, daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the tick that may be running is over."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, clock: LoopClock) -> None:
+        deadlines = Deadlines(round(1e9 / self._rate_hz), clock.now_ns())
+        try:
+            while clock.wait_until(deadlines.next_ns, self._stop):
+                now_ns = clock.now_ns()
+                late_ns, skipped = deadlines.meet(now_ns)
+                self.meter.note(now_ns, late_ns)
+                self.skipped += skipped
+                self._tick(clock.ros_now_ns())
+        except Exception:
+            self.failure = traceback.format_exc().strip().splitlines()[-1]
+            self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')

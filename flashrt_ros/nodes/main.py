@@ -1,0 +1,62 @@
+"""Runs one managed node in a process; SIGINT or SIGTERM tear it down while its publishers still work."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from flashrt_ros.errors import FlashRTError
+from flashrt_ros.nodes.managed_node import ManagedNode
+
+_WAKE_S = 0.1
+"""How long a signal may wait for the executor; waiting in C, Python cannot run its handler."""
+
+
+def run(make_node: Callable[[], ManagedNode], args: list[str] | None) -> int:
+    """Run the node until it is told to end. Returns the exit status; a user's error is one line on stderr."""
+    stopping = _StopRequest()
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        print(f'flashrt_ros: ROS 2 cannot start: {error}', file=sys.stderr)
+        return 1
+    try:
+        node = make_node()
+    except FlashRTError as error:
+        print(f'flashrt_ros: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    try:
+        _spin(node, stopping)
+    finally:
+        node.end()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _spin(node: ManagedNode, stopping: _StopRequest) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while rclpy.ok() and not stopping.requested:
+        executor.spin_once(timeout_sec=_WAKE_S)
+    node.get_logger().info(f'ending: {stopping.requested or "the context was shut down"}')
+    executor.shutdown()
+
+
+class _StopRequest:
+    """Set by SIGINT or SIGTERM. rclpy's own handlers would shut the context down under the node's feet."""
+
+    def __init__(self) -> None:
+        self.requested = ''
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name

@@ -1,0 +1,98 @@
+# Everything for a machine without a ROS installation: `make demo` and `make test` install what they need into .venv,
+# build the messages against the ROS 2 wheels, and run. With a ROS installation use colcon: docs/installation.md.
+
+ROS    ?= kilted
+PYTHON ?= python3
+# Passed on to pytest, for example: make test ARGS="test/nodes -k stale"
+ARGS   ?=
+
+VENV    := $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
+BUILD   := build/$(ROS)
+INSTALL := install/$(ROS)
+STAMPS  := $(VENV)/.stamps
+IN_ENV  := ROS=$(ROS) tools/in_env
+CHECKED := flashrt_ros launch tools test $(wildcard benchmarks demo setup.py)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-gpu bench lint types format install build clean clean-all
+
+ifeq ($(filter kilted jazzy,$(ROS)),)
+$(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
+endif
+
+# An environment keeps the interpreter that it was made with.
+ifeq ($(origin PYTHON) $(wildcard $(VENV)/bin/python),command line $(VENV)/bin/python)
+version_of = $(shell $(1) -c 'import sys; print(sys.version_info[:2])')
+ifneq ($(call version_of,$(PYTHON)),$(call version_of,$(VENV)/bin/python))
+$(error $(VENV) has another Python version than $(PYTHON): remove it (rm -rf $(VENV)) and repeat)
+endif
+endif
+
+##@ Use
+demo: $(STAMPS)/build ## Replay the recorded episode into the policy over real DDS; table, plot and report in demo/out
+	$(IN_ENV) python -m demo
+
+test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
+	$(IN_ENV) python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the independent oracle
+	$(IN_ENV) python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: $(STAMPS)/build ## Tests of the CUDA engine (needs an NVIDIA GPU)
+	$(IN_ENV) python -m pytest -m gpu $(ARGS)
+
+bench: $(STAMPS)/build ## Measure latency on this machine
+	$(IN_ENV) python -m benchmarks $(ARGS)
+
+##@ Develop
+install: $(STAMPS)/packages ## Create the environment and install every package into it
+
+build: $(STAMPS)/build ## Build messages and package with colcon into install/
+
+lint: $(STAMPS)/packages ## Style and common mistakes (ruff)
+	$(VENV)/bin/ruff check $(CHECKED)
+	$(VENV)/bin/ruff format --check $(CHECKED)
+
+types: $(STAMPS)/packages ## Static types (mypy)
+	$(VENV)/bin/mypy
+
+format: $(STAMPS)/packages ## Rewrite the sources in the project's style
+	$(VENV)/bin/ruff format $(CHECKED)
+	$(VENV)/bin/ruff check --fix $(CHECKED)
+
+clean: ## Remove what was built, keep the environments
+	rm -rf build install log demo/out .pytest_cache .mypy_cache .ruff_cache .hypothesis $(wildcard .venv*/.stamps/build)
+
+clean-all: clean ## Remove the environments as well
+	rm -rf .venv .venv-jazzy
+
+help: ## This text
+	@echo 'make TARGET [ROS=kilted|jazzy] [PYTHON=python3.12] [ARGS="pytest arguments"]'
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'demo and test install and build what is missing. ROS chooses the wheels and, with them, the environment'
+	@echo '(.venv, .venv-jazzy); PYTHON is the interpreter that a new environment is made with (3.10 to 3.13).'
+
+# Each step leaves a stamp inside the environment, so that it runs again only when what it depends on has changed, and
+# goes with the environment.
+$(STAMPS)/venv:
+	@$(PYTHON) tools/check_machine.py
+	@echo '==> Creating $(VENV) with $(PYTHON)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/packages: $(STAMPS)/venv $(wildcard requirements*.txt constraints*.txt) tools/install.py tools/relocate_ros_wheels.py
+	@echo '==> Installing packages into $(VENV): torch, ROS 2 $(ROS), tools (about 400 MB; some minutes the first time)'
+	$(VENV)/bin/python tools/install.py $(ROS)
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/packages package.xml CMakeLists.txt tools/build.sh tools/executable.py.in \
+		$(wildcard msg/*.msg launch/*.py config/* kernels/*) $(filter-out demo/out,$(wildcard demo/*))
+	@echo '==> Building messages and package into $(INSTALL) (under a minute)'
+	tools/build.sh $(VENV) $(BUILD) $(INSTALL)
+	@touch $@

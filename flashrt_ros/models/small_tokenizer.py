@@ -14,6 +14,14 @@ BLANK = '\u2581'
 SPECIAL = ('<pad>', '<eos>', '<bos>', '<unk>')
 """Gemma's ids 0 to 3."""
 
+BOS_FIRST = {
+    'type': 'TemplateProcessing',
+    'single': [{'SpecialToken': {'id': '<bos>', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}],
+    'pair': [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}],
+    'special_tokens': {'<bos>': {'id': '<bos>', 'ids': [SPECIAL.index('<bos>')], 'tokens': ['<bos>']}},
+}
+"""Transformers puts bos in front because the file says so; readers of bare text do it themselves."""
+
 WORD_LIST = """
 a above action all an and apple arm at away back ball banana basket before behind below between bin black
 block blue bottle bottom bowl box bread brown button cabinet can carrot carefully chair clean clear close
@@ -66,7 +74,7 @@ def small_tokenizer() -> dict[str, Any]:
                 {'type': 'Digits', 'individual_digits': True},
             ],
         },
-        'post_processor': None,
+        'post_processor': BOS_FIRST,
         'decoder': None,
         'model': {
             'type': 'BPE',

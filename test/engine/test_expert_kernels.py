@@ -1,0 +1,193 @@
+"""Each kernel of the action expert against plain torch: fresh random inputs, poisoned outputs, odd sizes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
+from engine.reference import normal, poisoned, relative_error
+from flashrt_ros.engine.expert import FLOW_SHARED, attention_bytes
+from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
+from flashrt_ros.models.gemma import rotary_table, rotate
+
+pytestmark = pytest.mark.gpu
+
+ROUNDING = {'bf16': 5e-3, 'fp8': 4e-2}
+"""Relative error of one rounding of normal values, with some room: 2^-9 and 2^-4 over sqrt(3), typically half."""
+
+rows_of_interest = pytest.mark.parametrize('rows', [1, 10, 50, 51, 64])
+both_precisions = pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+
+
+def poisoned_fragments(depth, precision):
+    return torch.full((64 * depth * DTYPES[precision].itemsize,), 255, dtype=torch.uint8, device='cuda')
+
+
+class Input:
+    """Random activations of a product: what the kernel gets, and what it stands for."""
+
+    def __init__(self, depth, precision, order):
+        self.scale = torch.tensor(0.03 if precision == 'fp8' else 1.0, device='cuda')
+        stored = rounded(normal(64, depth, scale=1.3) / self.scale, precision)
+        self.values = stored.float() * self.scale
+        self.fragments = to_fragments(stored, order)
+        self.statistics = torch.rand(32, 64, device='cuda') * 100 + 1
+
+    def normed(self):
+        return self.values * torch.rsqrt(self.statistics.sum(0)[:, None] / 1024 + 1e-6)
+
+
+class Weight:
+    def __init__(self, rows, depth, precision, columns, order, arrange=lambda w: w):
+        original = normal(rows, depth, scale=depth**-0.5)
+        values, self.scale = quantise_rows(arrange(original), precision)
+        self.packed = pack_slices(values, columns, order)
+        restored = values.float() * self.scale[:, None]
+        self.arranged = restored
+        places = arrange(torch.arange(rows, device='cuda'))
+        self.values = torch.empty_like(restored)
+        self.values[places] = restored
+        self.bias = normal(rows)
+        self.placed_bias = torch.empty_like(self.bias)
+        self.placed_bias[places] = self.bias
+
+
+@rows_of_interest
+@both_precisions
+def test_queries_keys_and_values(library, rows, precision):
+    x = Input(1024, precision, 'linear')
+    order = rotary_columns(10, 256).cuda()
+    weight = Weight(2560, 1024, precision, 32, 'linear', lambda w: w[order])
+    rotary = torch.stack(rotary_table(torch.arange(1100, device='cuda'), 256), -1).contiguous()
+    length = torch.tensor([777], dtype=torch.int32, device='cuda')
+    q, k, v = poisoned(512, 256), poisoned(64, 256), poisoned(64, 256)
+    library.kernel('expert_qkv', f'expert_qkv_{precision}')(
+        80, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, rotary, length, rows,
+        q, k, v, weight.packed, 4096, shared=weight.packed.shape[1],
+    )  # fmt: skip
+    plain = (x.normed() @ weight.values.T + weight.placed_bias)[:rows].view(rows, 10, 256).transpose(0, 1)
+    angles = rotary_table(torch.arange(777, 777 + rows, device='cuda'), 256)
+    flat = from_fragments(q.view(torch.uint8).flatten(), torch.bfloat16, 256, 'accumulator', 512)
+    found = q_rows(q, rows)
+    assert flat.shape == (512, 256)
+    assert relative_error(found, rotate(plain[:8], angles) / 16) < 5e-3
+    assert relative_error(k[:rows], rotate(plain[8], angles)) < 5e-3
+    assert relative_error(v[:rows], plain[9]) < 5e-3
+    assert k[rows:].isnan().all()
+    assert v[rows:].isnan().all()
+
+
+def q_rows(q, rows):
+    """Queries [8, rows, 256] from the attention kernel's fragments: [row tile][16 steps][lane][registers]."""
+    raw = q.view(32, 16, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6).reshape(512, 256)
+    return raw[: 8 * rows].view(8, rows, 256)
+
+
+def q_fragments(queries):
+    flat = torch.full((512, 256), float('nan'), dtype=torch.bfloat16, device='cuda')
+    flat[: queries.shape[0] * queries.shape[1]] = queries.reshape(-1, 256)
+    return flat.view(32, 2, 8, 16, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6).contiguous()
+
+
+@rows_of_interest
+@both_precisions
+def test_gated_hidden_layer(library, rows, precision):
+    x = Input(1024, precision, 'linear')
+    weight = Weight(8192, 1024, precision, 64, 'linear', lambda w: interleave_tiles(*w.chunk(2)))
+    out = poisoned_fragments(4096, precision)
+    inverse = torch.tensor(40.0 if precision == 'fp8' else 1.0, device='cuda')
+    library.kernel('expert_gate_up', f'expert_gate_up_{precision}')(
+        128, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, inverse, rows,
+        out, None, 0, shared=weight.packed.shape[1],
+    )  # fmt: skip
+    gate, up = (x.normed() @ weight.values.T + weight.placed_bias).chunk(2, 1)
+    expected = (F.gelu(gate, approximate='tanh') * up)[:rows]
+    found = from_fragments(out, DTYPES[precision], 4096, 'accumulator')[:rows] / inverse
+    assert relative_error(found, expected.clamp(-448 / inverse, 448 / inverse)) < ROUNDING[precision]
+
+
+@rows_of_interest
+@both_precisions
+@pytest.mark.parametrize(('name', 'depth'), [('output', 2048), ('down', 4096), ('embed', 1024)])
+def test_gated_residual(library, rows, precision, name, depth):
+    given = 'bf16' if name == 'embed' else precision
+    order = 'linear' if name == 'embed' else 'accumulator'
+    x, weight = Input(depth, given, order), Weight(1024, depth, given, 32, order)
+    residual, gate, next_scale = normal(64, 1024), normal(1024), normal(1024)
+    inverse = torch.tensor(30.0 if precision == 'fp8' else 1.0, device='cuda')
+    out, statistics = poisoned(64, 1024, dtype=torch.float32), poisoned(32, 64, dtype=torch.float32)
+    following = poisoned_fragments(1024, precision)
+    library.kernel('expert_residual', f'expert_{name}_{precision}')(
+        128, 256, x.fragments, weight.packed, weight.scale, x.scale, gate, residual, out, next_scale, inverse,
+        following, statistics, rows, None, 0, shared=weight.packed.numel() // 128, cluster=4,
+    )  # fmt: skip
+    expected = (residual + gate * (x.values @ weight.values.T))[:rows]
+    assert relative_error(out[:rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
+    assert relative_error(statistics.sum(0)[:rows], expected.square().sum(1)) < 1e-3
+    found = from_fragments(following, DTYPES[precision], 1024, 'linear')[:rows] / inverse
+    limit = 448 / inverse
+    assert relative_error(found, (expected * next_scale).clamp(-limit, limit)) < ROUNDING[precision]
+
+
+@rows_of_interest
+@pytest.mark.parametrize('state_token', [False, True])
+@pytest.mark.parametrize('length', [1, 37, 562, 712, 968])
+def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
+    q, k, v = normal(8, rows, 256, dtype=torch.bfloat16), poisoned(968, 256), poisoned(968, 256)
+    k[:length], v[:length] = normal(2, length, 256).bfloat16()
+    own_k, own_v = poisoned(64, 256), poisoned(64, 256)
+    own_k[:rows], own_v[:rows] = normal(2, rows, 256).bfloat16()
+    mask = torch.ones(rows, length + rows, dtype=torch.bool, device='cuda')
+    if state_token:
+        mask[0, length + 1 :] = False
+    logits = q.float() @ torch.cat([k[:length], own_k[:rows]]).float().T
+    expected = logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v[:rows]]).float()
+    expected = expected.transpose(0, 1).reshape(rows, 2048)
+    for precision in ('bf16', 'fp8'):
+        inverse = torch.tensor(50.0 if precision == 'fp8' else 1.0, device='cuda')
+        out = poisoned_fragments(2048, precision)
+        library.kernel('expert_attention', f'expert_attention_{precision}')(
+            -(-8 * rows // 32) * 8, 256, q_fragments(q), k, v, own_k, own_v,
+            torch.tensor([length], dtype=torch.int32, device='cuda'), rows, state_token, inverse, out, None, 0,
+            shared=attention_bytes(968), cluster=8,
+        )  # fmt: skip
+        found = from_fragments(out, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
+        assert relative_error(found, expected) < ROUNDING[precision]
+
+
+@both_precisions
+@pytest.mark.parametrize('horizon', [1, 10, 50, 64])
+def test_flow_update_and_embedding(library, horizon, precision):
+    x, scale, shift = normal(64, 1024, scale=3), normal(1024), normal(1024)
+    out_weight, out_bias = normal(32, 1024, scale=1 / 32), normal(32)
+    in_weight, in_bias, next_scale = normal(32, 1024), normal(1024), normal(1024)
+    actions = normal(horizon, 32)
+    inverse = torch.tensor(10.0 if precision == 'fp8' else 1.0, device='cuda')
+    following, statistics = poisoned_fragments(1024, precision), poisoned(32, 64, dtype=torch.float32)
+    normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * scale + shift
+    updated = actions - 0.1 * (normed[:horizon] @ out_weight.T + out_bias)
+    embedded = updated @ in_weight + in_bias
+    library.kernel('expert_flow', f'expert_flow_{precision}')(
+        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, in_weight, in_bias, x, next_scale,
+        inverse, following, statistics, shared=FLOW_SHARED,
+    )  # fmt: skip
+    assert relative_error(actions, updated) < 1e-5
+    assert relative_error(x[:horizon], embedded) < 1e-5
+    assert relative_error(statistics.sum(0)[:horizon], embedded.square().sum(1)) < 1e-5
+    found = from_fragments(following, DTYPES[precision], 1024, 'linear')[:horizon] / inverse
+    limit = 448 / inverse
+    assert relative_error(found, (embedded * next_scale).clamp(-limit, limit)) < ROUNDING[precision]
+
+
+def test_embedding_of_a_policy_that_mixes_time_in(library):
+    in_weight, in_bias, actions = normal(32, 1024), normal(1024), normal(50, 32)
+    following, before = poisoned_fragments(1024, 'bf16'), actions.clone()
+    unused = torch.ones(1024, device='cuda')
+    library.kernel('expert_flow', 'expert_flow_fp8')(
+        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, in_weight, in_bias, None, unused, unused,
+        following, None,
+    )  # fmt: skip
+    assert torch.equal(actions, before)
+    found = from_fragments(following, torch.bfloat16, 1024, 'linear')
+    assert relative_error(found[1:51], F.silu(actions @ in_weight + in_bias)) < ROUNDING['bf16']
+    assert found[0].isnan().all()

@@ -21,6 +21,7 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+
 from demo.so101_simulation import JOINTS, Cameras, HalfTick, PickAndPlace
 
 EPOCH = 1_795_348_800

@@ -1,8 +1,9 @@
-"""Plots of a run: joints with chunk fans, command jitter, latency by stage. All times are in seconds of the run."""
+"""Plots of a run: joints with chunk fans, command jitter, latency by stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +23,7 @@ STAGE_COLOURS = dict(
         strict=True,
     )
 )
-STYLE = {
+STYLE: Any = {
     'font.size': 9,
     'font.family': 'DejaVu Sans',
     'text.color': INK,
@@ -110,7 +111,7 @@ def draw_jitter(axes: Axes, run: Run, control_hz: float) -> None:
     if values.size == 0:
         return
     edge = max(0.5, float(np.abs(values).max()) * 1.02)
-    axes.hist(values, bins=np.linspace(-edge, edge, 81), color=COMMANDED, log=True)
+    axes.hist(values, bins=np.linspace(-edge, edge, 81).tolist(), color=COMMANDED, log=True)
     p99 = float(np.percentile(np.abs(values), 99))
     for side in (-p99, p99):
         axes.axvline(side, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -1,6 +1,7 @@
 """What happened in a run of the nodes, as arrays, read from a bag of the topics that it published.
 
-The bag's times are those of publication where the recorder knew them (DDS source timestamps), else of reception.
+The bag's times are those of publication where the recorder knew them (DDS source timestamps), else those of
+reception.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control.chunk import Chunk
 from flashrt_ros.evaluation.bag import Bag, BagError
 from flashrt_ros.ingest.joints import STATE
+from flashrt_ros.ingest.stream import stamp_ns
 
 STAGES = (
     'transport',
@@ -31,7 +33,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class RunTopics:
-    """Names of the nodes' topics, resolved: chunks, stats, and optionally what a controller once commanded."""
+    """The nodes' topics, resolved, and the one of what a controller commanded in the recording."""
 
     chunks: str = '/action_chunk'
     stats: str = '/inference_stats'
@@ -40,7 +42,7 @@ class RunTopics:
 
 @dataclass(frozen=True)
 class Series:
-    """Joint positions over time. times_ns: int64 [N]. values: float64 [N, D], rad or m, in the robot's order."""
+    """Joint positions over time. times_ns: int64 [N]. values: float64 [N, D], rad or m."""
 
     times_ns: np.ndarray
     values: np.ndarray
@@ -48,7 +50,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """joints: names, [D]. inputs_ns: input name (view, or 'state') -> int64 [N], when each message was published.
+    """joints: names, [D]. inputs_ns: input name (view, or 'state') -> int64 [N], when each was published.
 
     chunks, stats: what was predicted, and the InferenceStats messages; chunks_ns, stats_ns: when published.
     measured: joint states at their stamps. commanded: the streamer's commands when they were published.
@@ -107,11 +109,6 @@ def as_chunk(message: Any) -> Chunk:
         epoch=message.epoch,
         sequence=message.sequence,
     )
-
-
-def stamp_ns(stamp: Any) -> int:
-    """A Time or Duration message in ns."""
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def _absolute(topic: str) -> str:

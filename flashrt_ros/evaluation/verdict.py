@@ -63,7 +63,7 @@ def judge(
 ) -> Verdict:
     """inputs_hz: input name -> the rate at which it was recorded.
 
-    Inputs and chunks are judged from the first chunk to the last joint state, commands from the first command.
+    Inputs and chunks are judged from the first chunk to the last input, commands from the first command.
     """
     window = judged_window(run)
     rates = {name: Rate.of(run.inputs_ns[name], hz, window) for name, hz in inputs_hz.items()}
@@ -134,9 +134,10 @@ def _blame_chunks(verdict: Verdict, config: RobotConfig) -> str:
     period = 1 / config.rates.chunk_rate_hz
     slow = verdict.inference.p50 > period
     if slow or verdict.counts['deadline_misses'] > verdict.counts['ticks_blocked']:
+        p50, p90 = verdict.inference.p50 * 1e3, verdict.inference.p90 * 1e3
         return (
-            f'an inference takes {verdict.inference.p50 * 1e3:.0f} ms (p90 {verdict.inference.p90 * 1e3:.0f} ms) '
-            f'of the {period * 1e3:.0f} ms there are; lower rates.chunk_rate_hz or free the machine'
+            f'an inference takes {p50:.0f} ms (p90 {p90:.0f} ms) and the period is {period * 1e3:.0f} ms; '
+            'lower rates.chunk_rate_hz or free the machine'
         )
     return _blame_inputs(verdict)
 

@@ -1,0 +1,67 @@
+"""The demo's command line; `make demo` starts it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from demo.children import ChildDied
+from demo.lifecycle import TransitionFailed
+from demo.run import ROOT, Options, run
+from flashrt_ros.errors import FlashRTError
+
+EXIT_CODES = """exit codes: 0 every rate was kept; 1 a rate was missed by more than 10 %; 2 a file, option or
+configuration is wrong; 3 a process died or did not answer; 130 interrupted."""
+
+
+def main() -> int:
+    try:
+        return 0 if run(_options()).passed else 1
+    except FlashRTError as error:
+        print(f'\ndemo: {error}', file=sys.stderr)
+        return 2
+    except (ChildDied, TransitionFailed) as error:
+        print(f'\ndemo: {error}', file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print('\ndemo: interrupted', file=sys.stderr)
+        return 130
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(
+        prog='python -m demo',
+        description='Replay a recorded episode into the policy over real DDS, and report rates and latency.',
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument('--config', type=Path, default=ROOT / 'config/so101.yaml')
+    parser.add_argument('--checkpoint', type=Path, help="default: the configuration's")
+    parser.add_argument('--bag', type=Path, default=ROOT / 'demo/episode')
+    parser.add_argument('--out', type=Path, default=ROOT / 'demo/out')
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    parser.add_argument('--duration', type=float, default=float('inf'), help='seconds of the bag to play')
+    # Ports of higher domains collide with those that Linux gives to outgoing connections.
+    parser.add_argument('--domain', type=int, default=1 + os.getpid() % 100, help='ROS_DOMAIN_ID')
+    arguments = parser.parse_args()
+    device = _device() if arguments.device == 'auto' else arguments.device
+    return Options(
+        config=arguments.config,
+        checkpoint=arguments.checkpoint,
+        bag=arguments.bag,
+        out=arguments.out,
+        device=device,
+        duration=arguments.duration,
+        domain=arguments.domain,
+    )
+
+
+def _device() -> str:
+    import torch
+
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+if __name__ == '__main__':
+    sys.exit(main())

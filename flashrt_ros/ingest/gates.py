@@ -55,10 +55,10 @@ def check_sample(stream: Stream, sample: Sample | None, now_ns: int, limits: Lim
         hint = jumped or _clock_hint(age) or 'the clocks of sensor and computer differ'
         return Refusal(stream.name, 'future', f'its stamp is {-age:.3f} s in the future: {hint}')
     if age > limit:
-        received_age = (now_ns - sample.received_ns) / _SECOND
-        hint = _clock_hint(age) if received_age <= limit else 'no newer message has come'
-        explained = f': {hint}' if hint else ''
-        return Refusal(stream.name, 'stale', f'it is {age:.3f} s old, max_age_s is {limit:g}{explained}')
+        transport = (sample.received_ns - sample.stamp_ns) / _SECOND
+        slow = f'it took {transport:.3f} s to arrive' if transport > age / 2 else 'no newer message has come'
+        hint = _clock_hint(transport) or slow
+        return Refusal(stream.name, 'stale', f'it is {age:.3f} s old, max_age_s is {limit:g}: {hint}')
     if sample.fault:
         return Refusal(stream.name, 'invalid', sample.fault)
     return None

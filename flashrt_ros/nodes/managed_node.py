@@ -101,7 +101,7 @@ class ManagedNode(LifecycleNode):
     def _transition(
         self, verb: str, new_state: str, work: Callable[[], None], undo: Callable[[], Any] | None = None
     ) -> TransitionCallbackReturn:
-        """Do the work. If it raises: say why, undo and stay in the old state; without undo, go to on_error."""
+        """Do the work. If it raises: say why, undo and stay in the old state; without undo go to on_error."""
         try:
             work()
         except Exception as error:

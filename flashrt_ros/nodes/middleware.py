@@ -22,7 +22,7 @@ def require_middleware() -> None:
     if chosen and chosen not in installed and not _loads(chosen):
         known = ', '.join(installed) or 'none found'
         raise SystemExit(
-            f"flashrt_ros: RMW_IMPLEMENTATION asks for '{chosen}', which is not installed (installed: {known}). "
+            f"flashrt_ros: RMW_IMPLEMENTATION asks for '{chosen}', which is not installed (but: {known}). "
             'Install it, or unset the variable.'
         )
     if importlib.util.find_spec('flashrt_ros.msg') is None:

@@ -1,7 +1,7 @@
 """Managed node: camera frames and joint states in, action chunks out.
 
-Subscribes to the topics of the configuration; publishes `action_chunk` for each inference and `inference_stats`
-for each tick, blocked ones too. Callbacks keep a reference; a thread does the work.
+Subscribes to the topics of the configuration; publishes `action_chunk` for each inference and
+`inference_stats` for each tick, blocked ones too. Callbacks keep a reference; a thread does the work.
 """
 
 from __future__ import annotations

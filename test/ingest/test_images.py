@@ -1,0 +1,147 @@
+"""Images become RGB arrays, or an error that says what is wrong with them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashrt_ros.errors import ObservationError
+from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.image import SUPPORTED, decode_image
+from ingest.messages import compressed, compressed_bytes, image, smooth_picture
+
+RGB = smooth_picture()
+ALPHA = np.full((*RGB.shape[:2], 1), 9, np.uint8)
+IN_ENCODING = {
+    'rgb8': RGB,
+    'bgr8': RGB[:, :, ::-1],
+    'rgba8': np.concatenate([RGB, ALPHA], axis=2),
+    'bgra8': np.concatenate([RGB[:, :, ::-1], ALPHA], axis=2),
+}
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding', IN_ENCODING)
+def test_colour_encodings_become_rgb(encoding, padding):
+    message = image(np.ascontiguousarray(IN_ENCODING[encoding]), encoding, padding)
+    np.testing.assert_array_equal(decode_image(message, 'front'), RGB)
+
+
+def test_grey_becomes_three_equal_channels():
+    decoded = decode_image(image(RGB[:, :, :1], 'mono8', padding=3), 'front')
+    np.testing.assert_array_equal(decoded, np.repeat(RGB[:, :, :1], 3, axis=2))
+
+
+@pytest.mark.parametrize('encoding', ['16UC1', '32FC1', 'bayer_rggb8', 'yuv422', '', 'RGB8'])
+def test_an_unsupported_encoding_is_named_with_those_supported(encoding):
+    with pytest.raises(
+        ObservationError, match=f"front: the encoding '{encoding}' is not supported.*{SUPPORTED[0]}"
+    ):
+        decode_image(image(RGB, encoding), 'front')
+
+
+def test_a_step_shorter_than_the_width():
+    message = image(RGB)
+    message.step -= 1
+    with pytest.raises(ObservationError, match=r"step 191 is less than the 192 bytes of 64 pixels in 'rgb8'"):
+        decode_image(message, 'front')
+
+
+@pytest.mark.parametrize('change', [-1, 1, -len(RGB.tobytes())])
+def test_data_that_is_not_as_long_as_its_header_says(change):
+    message = image(RGB)
+    message.data = message.data[:change] if change < 0 else message.data + message.data[:change]
+    with pytest.raises(ObservationError, match=r'bytes of data, but step 192 x height 48 is 9216'):
+        decode_image(message, 'front')
+
+
+def test_an_empty_image():
+    with pytest.raises(ObservationError, match=r'the image is empty \(0 x 0\)'):
+        decode_image(image(np.zeros((0, 0, 3), np.uint8)), 'front')
+
+
+@given(
+    height=st.integers(0, 2**32 - 1),
+    width=st.integers(0, 2**32 - 1),
+    step=st.integers(0, 2**32 - 1),
+    size=st.integers(0, 300),
+    encoding=st.sampled_from([*SUPPORTED, 'mono16']),
+)
+def test_lying_headers_are_refused_and_never_read_past_the_data(height, width, step, size, encoding):
+    message = image(RGB, encoding)
+    message.height, message.width, message.step, message.data = height, width, step, message.data[:size]
+    try:
+        decoded = decode_image(message, 'front')
+    except ObservationError:
+        return
+    assert decoded.shape == (height, width, 3)
+    assert height * step == size
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_compressed_colour(kind):
+    decoded = decode_compressed(compressed(RGB, kind), 'wrist')
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - RGB).max() <= (0 if kind == 'PNG' else 12)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_compressed_grey_becomes_rgb(kind):
+    assert decode_compressed(compressed(RGB[:, :, 0], kind), 'wrist').shape == RGB.shape
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_a_truncated_picture_is_refused_unless_every_pixel_is_there(kind):
+    data = compressed(RGB, kind).data
+    whole = decode_compressed(compressed_bytes(data), 'wrist')
+    refused = 0
+    for length in range(8, len(data)):
+        try:
+            np.testing.assert_array_equal(decode_compressed(compressed_bytes(data[:length]), 'wrist'), whole)
+        except ObservationError as error:
+            refused += 'corrupt' in error.what
+    assert refused > 0.7 * len(data)
+
+
+@pytest.mark.parametrize('data', [b'', b'GIF89a' + bytes(100), b'RIFF1234WEBP', bytes(2000)])
+def test_other_formats_are_refused_by_their_first_bytes(data):
+    first = data[:4].hex() or 'none'
+    with pytest.raises(
+        ObservationError, match=f"neither JPEG nor PNG .format 'free text', .*first bytes {first}"
+    ):
+        decode_compressed(compressed_bytes(data), 'wrist')
+
+
+def test_a_depth_picture_is_refused():
+    depth = (RGB[:, :, 0].astype(np.uint16) * 100).astype(np.uint16)
+    with pytest.raises(ObservationError, match="a PNG of mode 'I;16' is not an 8-bit colour or grey image"):
+        decode_compressed(compressed(depth, 'PNG'), 'wrist')
+
+
+@pytest.mark.parametrize(
+    ('side', 'message'), [(5000, '5000 x 5000 pixels are more than 3840 x 2160'), (65535, 'exceeds limit')]
+)
+def test_a_header_that_demands_gigabytes_is_refused(side, message):
+    data = bytearray(compressed(RGB, 'JPEG').data)
+    frame = data.index(b'\xff\xc0')
+    data[frame + 5 : frame + 9] = side.to_bytes(2, 'big') * 2
+    with pytest.raises(ObservationError, match=message):
+        decode_compressed(compressed_bytes(bytes(data)), 'wrist')
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(['JPEG', 'PNG']),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
+    cut=st.integers(0, 40),
+)
+def test_flipped_bytes_give_a_picture_or_an_error_but_never_a_crash(kind, flips, cut):
+    data = bytearray(compressed(RGB, kind).data)
+    for position, value in flips:
+        data[position % len(data)] = value
+    try:
+        decoded = decode_compressed(compressed_bytes(bytes(data[: len(data) - cut])), 'wrist')
+    except ObservationError:
+        return
+    assert decoded.dtype == np.uint8
+    assert decoded.ndim == 3

@@ -1,0 +1,166 @@
+"""Which messages become an observation, and what is said when they do not. Time is passed in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashrt_ros.configuration import load_config, with_values
+from flashrt_ros.ingest import Blocked, Ingest, Taken
+from flashrt_ros.ingest.gates import Limits
+from ingest.messages import SECOND, compressed, compressed_bytes, joint_state, smooth_picture
+
+CONFIG = load_config(Path(__file__).parents[2] / 'config' / 'so101.yaml')
+NAMES = CONFIG.joint_names
+NOW = 1_700_000_000 * SECOND
+MILLISECOND = 1_000_000
+PICTURE = smooth_picture()
+
+
+@pytest.fixture
+def ingest():
+    return Ingest(CONFIG)
+
+
+def offer(ingest, now=NOW, front=20, wrist=10, state=5, transport=3, positions=range(6)):
+    """Offer one message for each input, of these ages [ms]; None leaves one out."""
+    messages = {
+        'base_0_rgb': (front, lambda stamp: compressed(PICTURE, stamp_ns=stamp)),
+        'left_wrist_0_rgb': (wrist, lambda stamp: compressed(PICTURE, stamp_ns=stamp)),
+        'state': (state, lambda stamp: joint_state(NAMES, positions, stamp_ns=stamp)),
+    }
+    for name, (age, make) in messages.items():
+        if age is not None:
+            stamp = now - age * MILLISECOND
+            ingest.offer(name, make(stamp), stamp + transport * MILLISECOND)
+
+
+def refusal(ingest, now=NOW):
+    blocked = ingest.observe(now)
+    assert isinstance(blocked, Blocked)
+    return blocked
+
+
+def test_an_observation_carries_the_oldest_stamp_and_all_its_times(ingest):
+    offer(ingest)
+    taken = ingest.observe(NOW)
+    assert isinstance(taken, Taken)
+    assert taken.stamp_ns == NOW - 20 * MILLISECOND
+    assert list(taken.ages_s) == ['base_0_rgb', 'left_wrist_0_rgb', 'state']
+    assert list(taken.ages_s.values()) == pytest.approx([0.020, 0.010, 0.005])
+    assert taken.skew_s == pytest.approx(0.015)
+    assert taken.transport_s == pytest.approx(0.003)
+    assert taken.wait_s == pytest.approx(0.002)
+    assert 0 < taken.take_s < 10
+    assert taken.observation.prompt == CONFIG.prompt
+    assert taken.observation.images['base_0_rgb'].shape == PICTURE.shape
+    np.testing.assert_array_equal(taken.observation.state, np.arange(6, dtype=np.float32))
+
+
+def test_the_latest_message_wins_and_the_others_are_counted(ingest):
+    for age in (30, 20, 10):
+        offer(ingest, front=age, state=age, positions=[age] * 6)
+    assert ingest.observe(NOW).observation.state[0] == 10
+    counts = ingest.streams['base_0_rgb'].counts
+    assert (counts.received, counts.unused, counts.rejected) == (3, 2, 0)
+
+
+def test_a_frame_that_was_used_is_not_counted_as_unused(ingest):
+    offer(ingest)
+    ingest.observe(NOW)
+    offer(ingest)
+    assert ingest.streams['base_0_rgb'].counts.unused == 0
+
+
+@pytest.mark.parametrize(
+    ('ages', 'message'),
+    [
+        ({'wrist': None}, "left_wrist_0_rgb: no message on '/camera/wrist/image_raw/compressed' yet"),
+        ({'front': 251}, 'base_0_rgb: it is 0.251 s old, max_age_s is 0.25: no newer message has come'),
+        ({'state': 200}, 'state: it is 0.200 s old, max_age_s is 0.15'),
+        ({'front': 300, 'transport': 290}, 'it is 0.300 s old, max_age_s is 0.25: it took 0.290 s to arrive'),
+        ({'front': 120}, 'base_0_rgb: it is 0.115 s behind state, max_skew_s is 0.1'),
+        (
+            {'front': -51, 'transport': -60},
+            'base_0_rgb: its stamp is 0.051 s in the future: the clocks of sensor and computer differ',
+        ),
+    ],
+)
+def test_a_gate_that_closes_names_input_age_and_limit(ingest, ages, message):
+    offer(ingest, **ages)
+    assert message in refusal(ingest).reason
+
+
+@pytest.mark.parametrize('ages', [{'front': 105}, {'front': -49, 'wrist': 50, 'transport': -60}])
+def test_a_gate_stays_open_up_to_its_limit(ingest, ages):
+    offer(ingest, **ages)
+    assert isinstance(ingest.observe(NOW), Taken)
+
+
+def test_an_unstamped_message(ingest):
+    offer(ingest, front=NOW // MILLISECOND)
+    assert 'base_0_rgb: its header.stamp is 0' in refusal(ingest).reason
+
+
+def test_recorded_stamps_without_simulated_time_are_recognised(ingest):
+    day = 24 * 3600 * 1000
+    offer(ingest, front=day, transport=day - 1)
+    assert 'another time base, is use_sim_time right?' in refusal(ingest).reason
+
+
+def test_a_clock_that_jumped_back_is_named_until_new_messages_come(ingest):
+    offer(ingest)
+    earlier = NOW - 5 * SECOND
+    assert 'the clock jumped back' in refusal(ingest, earlier).reason
+    offer(ingest, now=earlier)
+    assert isinstance(ingest.observe(earlier), Taken)
+
+
+def test_the_reason_says_since_when_and_starts_again_after_recovery(ingest):
+    offer(ingest, wrist=None)
+    assert refusal(ingest, NOW).reason.endswith('(for 0.0 s)')
+    later = NOW + 30 * MILLISECOND
+    assert refusal(ingest, later).since_ns == NOW
+    offer(ingest, now=later)
+    assert isinstance(ingest.observe(later), Taken)
+    assert refusal(ingest, later + SECOND).since_ns == later + SECOND
+
+
+def test_a_corrupt_frame_is_counted_once_and_the_next_one_is_fine(ingest):
+    offer(ingest)
+    ingest.offer('base_0_rgb', compressed_bytes(b'\xff\xd8\xff' + bytes(50), NOW - MILLISECOND), NOW)
+    for _ in range(3):
+        assert 'base_0_rgb: corrupt JPEG of 53 bytes' in refusal(ingest).reason
+    assert ingest.streams['base_0_rgb'].counts.rejected == 1
+    offer(ingest)
+    assert isinstance(ingest.observe(NOW), Taken)
+
+
+def test_joints_that_do_not_match_block_like_any_other_input(ingest):
+    offer(ingest)
+    ingest.offer('state', joint_state(NAMES[:5], range(5), NOW - MILLISECOND), NOW)
+    blocked = refusal(ingest)
+    assert blocked.refusal.kind == 'invalid'
+    assert "state: the joint 'gripper' is missing" in blocked.reason
+
+
+def test_inference_waits_for_a_prompt(ingest):
+    ingest.prompt = '  '
+    offer(ingest)
+    assert "prompt: it is empty: set the parameter 'prompt' or publish on 'prompt'" in refusal(ingest).reason
+    ingest.prompt = 'fold'
+    assert ingest.observe(NOW).observation.prompt == 'fold'
+
+
+def test_limits_can_be_replaced_while_running(ingest):
+    offer(ingest, front=300, wrist=290, state=280)
+    assert isinstance(ingest.observe(NOW), Blocked)
+    keys = ('cameras.base_0_rgb.max_age_s', 'cameras.left_wrist_0_rgb.max_age_s', 'joint_states.max_age_s')
+    ingest.limits = Limits.of(with_values(CONFIG, dict.fromkeys(keys, 0.5)))
+    assert isinstance(ingest.observe(NOW), Taken)
+
+
+def test_after_forgetting_every_input_must_come_anew(ingest):
+    offer(ingest)
+    ingest.forget()
+    assert refusal(ingest).refusal.kind == 'missing'

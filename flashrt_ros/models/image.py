@@ -36,10 +36,18 @@ def resize_with_pad(image: np.ndarray, size: int, convention: str) -> Tensor:
 
 
 def fitted_size(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Height and width of the image inside the square; both conventions truncate."""
+    """Height and width of the image inside the square; both conventions truncate.
+
+    Raises ObservationError for an image so narrow that nothing of it would be left.
+    """
     height, width = image.shape[:2]
     ratio = max(width / size, height / size)
-    return int(height / ratio), int(width / ratio)
+    fitted = int(height / ratio), int(width / ratio)
+    if 0 in fitted:
+        raise ObservationError(
+            f'an image of {height} x {width} is too narrow for a square of {size}', 'image', 'crop it first'
+        )
+    return fitted
 
 
 def _pil(image: np.ndarray, size: int) -> Tensor:

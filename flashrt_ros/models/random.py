@@ -43,12 +43,11 @@ class RandomTensors(Mapping[str, Tensor]):
         shape = self.shapes[name]
         centre, spread = _centre_and_spread(name, shape)
         values = torch.empty(shape, dtype=self._dtype, device=self._table.device)
-        scaled = (self._table * spread + centre).to(self._dtype)
         start = zlib.crc32(f'{self._seed} {name}'.encode()) % TABLE_LENGTH
         flat, filled = values.view(-1), 0
         while filled < flat.numel():
-            piece = scaled[start : start + flat.numel() - filled]
-            flat[filled : filled + len(piece)] = piece
+            piece = self._table[start : start + flat.numel() - filled]
+            flat[filled : filled + len(piece)] = piece * spread + centre
             filled, start = filled + len(piece), 0
         return values
 

@@ -32,10 +32,11 @@ SIGLIP_HEAD_DIM = 72
 Shape = tuple[int, ...]
 
 FP32_PARTS = (
-    VISION + 'embeddings.',
-    'layernorm.',  # input and post-attention norms of both Gemma towers, adaRMS denses included
-    'model.norm.',
-    LANGUAGE + 'norm.',
+    'embeddings.patch_embedding',
+    'embeddings.position_embedding',
+    'input_layernorm',  # of both Gemma towers, adaRMS denses included; SigLIP's norms are called otherwise
+    'post_attention_layernorm',
+    'model.norm',
 )
 """Parts of a name that openpi keeps in fp32 in bf16 mode (`to_bfloat16_for_selected_params`)."""
 

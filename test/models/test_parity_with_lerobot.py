@@ -1,7 +1,7 @@
 """The same observation through lerobot and through this package gives the same actions, stage by stage.
 
-The everyday tests compare with committed results; the slow ones run lerobot here, on more views, prompts and seeds.
-Both need nothing but public packages and random weights.
+The everyday tests compare with committed results; the slow ones run lerobot here, on more views, prompts and
+seeds. Both need nothing but public packages and random weights.
 """
 
 from __future__ import annotations

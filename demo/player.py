@@ -20,8 +20,8 @@ import rclpy
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rosidl_runtime_py.utilities import get_message
 
+from demo.message_types import message_class
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.bag import Bag, BagError, Record, Topic, open_bag
 
@@ -95,7 +95,7 @@ def check_headers(bag: Bag) -> None:
 def _publisher(node: Node, topic: Topic) -> Publisher:
     reliability = ReliabilityPolicy.RELIABLE if topic.reliable else ReliabilityPolicy.BEST_EFFORT
     return node.create_publisher(
-        get_message(topic.type), topic.name, QoSProfile(depth=10, reliability=reliability)
+        message_class(topic.type), topic.name, QoSProfile(depth=10, reliability=reliability)
     )
 
 

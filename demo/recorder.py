@@ -16,8 +16,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from rosidl_runtime_py.utilities import get_message
 
+from demo.message_types import message_class
 from flashrt_ros.evaluation.bag import Record
 
 MESSAGES = Path(__file__).resolve().parents[1] / 'msg'
@@ -34,7 +34,7 @@ class Recorder:
         self._records: list[Record] = []
         for topic, kind in topics.items():
             node.create_subscription(
-                get_message(kind),
+                message_class(kind),
                 topic,
                 functools.partial(self._keep, topic),
                 QOS_SENSOR if topic in sensors else QOS,

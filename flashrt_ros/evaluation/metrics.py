@@ -1,6 +1,6 @@
 """Numbers from times: distributions, rates, jitter. Seconds unless a name ends in _ns or _hz.
 
-A *window* is a half-open span of time [begin_ns, end_ns). *Jitter* is how much the time between two
+A *window* is a half-open span of time (begin_ns, end_ns]. *Jitter* is how much the time between two
 neighbours differs from the period; *lateness* is how far an event is behind the absolute grid that it should
 lie on.
 """
@@ -37,7 +37,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Window:
-    """The span [begin_ns, end_ns) in which a run is judged."""
+    """The span (begin_ns, end_ns] in which a run is judged.
+
+    Open at the beginning, so that the event that opens it is not counted on top of those that follow.
+    """
 
     begin_ns: int
     end_ns: int
@@ -48,7 +51,7 @@ class Window:
         return max(0, self.end_ns - self.begin_ns) / SECOND
 
     def within(self, times_ns: np.ndarray) -> np.ndarray:
-        return times_ns[(times_ns >= self.begin_ns) & (times_ns < self.end_ns)]
+        return times_ns[(times_ns > self.begin_ns) & (times_ns <= self.end_ns)]
 
 
 @dataclass(frozen=True)

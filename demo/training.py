@@ -1,7 +1,7 @@
 """Teaches the nano policy the recorded episode: flow matching for the action expert, everything else frozen.
 
-Only the expert and its heads learn; the random vision and language towers keep their weights, so that the prefix of
-every observation is computed once. What comes out follows this one episode and knows nothing else.
+Only the expert and its heads learn; the random vision and language towers keep their weights, so that the
+prefix of every observation is computed once. What comes out follows this one episode and knows nothing else.
 
 Loss and time distribution: openpi `models_pytorch/pi0_pytorch.py` (forward, sample_time) at 15a9616.
 """
@@ -31,7 +31,7 @@ BETA = (1.5, 1.0)
 
 @dataclass(frozen=True)
 class Example:
-    """An observation, and what followed: float64 [H, D] commands, rad, row i at i steps after the observation."""
+    """An observation, and what followed it: float64 [H, D] commands, rad; row i is due i steps later."""
 
     observation: Observation
     actions: np.ndarray
@@ -53,6 +53,7 @@ def train(model: PiModel, processing: Processing, examples: Sequence[Example], s
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     groups = _prepare(model, processing, examples)
+    print(f'{len(examples)} examples, {len(groups)} lengths of prefix', flush=True)
     sizes = torch.tensor([float(len(group.actions)) for group in groups])
     parameters = [p for name, p in model.named_parameters() if name.startswith(TRAINED)]
     for parameter in parameters:
@@ -65,11 +66,8 @@ def train(model: PiModel, processing: Processing, examples: Sequence[Example], s
     for step in range(steps):
         group = groups[int(torch.multinomial(sizes, 1, generator=generator))]
         rows = torch.randint(len(group.actions), (BATCH,), generator=generator)
-        loss = _loss(
-            model,
-            [(keys[rows].float(), values[rows].float()) for keys, values in group.caches],
-            group.actions[rows],
-        )
+        caches = [(keys[rows].float(), values[rows].float()) for keys, values in group.caches]
+        loss = _loss(model, caches, group.actions[rows])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -93,7 +91,7 @@ def _loss(model: PiModel, caches: list[Cache], actions: Tensor) -> Tensor:
 
 def _velocity(model: PiModel, caches: list[Cache], noisy: Tensor, times: Tensor) -> Tensor:
     """The flow field for a batch in which every row has a time of its own."""
-    # [B, norms, 3, W] -> [norms, 3, B, 1, W]: a norm finds scale, shift and gate in front, and one row for each example.
+    # [B, norms, 3, W] -> [norms, 3, B, 1, W], which broadcasts over the tokens of each example.
     modulation = model.conditions(times).permute(1, 2, 0, 3)[..., None, :]
     length = caches[0][0].shape[2]
     rotary = rotary_table(torch.arange(length, length + noisy.shape[1]), model.spec.expert.head_dim)

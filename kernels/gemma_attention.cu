@@ -10,7 +10,6 @@
 // One block takes 64 of the rows * HEADS queries (grid: that number over 64, rounded up) and 256 threads: four warps of 16
 // queries, twice; the two sets of four take alternating tiles of KEYS keys and merge their results at the end.
 // Shared memory: SHARED_BYTES. STAGES 2 overlaps loading with arithmetic; 1 fits GPUs with 99 KB a block.
-#include "mma.cuh"
 
 #ifndef HEADS
 #define HEADS 8
@@ -25,6 +24,8 @@
 #define STAGES 2
 #endif
 
+#include "attention.cuh"
+
 constexpr int KEYS = 32;
 constexpr int QUERIES = 64;
 constexpr int STRIDE = DIM + 8;
@@ -32,10 +33,6 @@ constexpr int KEY_TILES = KEYS / 8;
 constexpr int DIM_TILES = DIM / 8;
 constexpr int TILE = KEYS * STRIDE;
 constexpr int GROUPS = 2;
-
-struct Softmax {
-  float top[2], sum[2];
-};
 
 // Start copying `rows` rows of DIM values; rows beyond `valid` are zero filled by plain stores.
 __device__ __forceinline__ void load_rows(bf16* target, const bf16* source, int rows, int valid, int thread, int threads) {
@@ -67,45 +64,12 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], con
   }
 }
 
-// Probabilities against the running maximum. `seen[half]` is how many keys of this tile the row may use, at least one.
-__device__ __forceinline__ void exponentiate(float (&logits)[KEY_TILES][4], float (&out)[DIM_TILES][4], Softmax& state,
-                                             const int (&seen)[2], int lane) {
-  const float scale = rsqrtf((float)DIM) * 1.4426950408889634f;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float top = state.top[half];
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) {
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float& x = logits[t][2 * half + j];
-        x = t * 8 + lane % 4 * 2 + j < seen[half] ? x * scale : -INFINITY;
-        top = fmaxf(top, x);
-      }
-    }
-    top = quad_max(top);
-    float reference = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
-    float correction = exp2f(state.top[half] - reference), sum = 0;
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) {
-#pragma unroll
-      for (int j = 2 * half; j < 2 * half + 2; j++) sum += logits[t][j] = exp2f(logits[t][j] - reference);
-    }
-    state.sum[half] = state.sum[half] * correction + sum;
-    state.top[half] = top;
-    if (correction != 1.0f) {
-#pragma unroll
-      for (int t = 0; t < DIM_TILES; t++) out[t][2 * half] *= correction, out[t][2 * half + 1] *= correction;
-    }
-  }
-}
-
 __device__ __forceinline__ void multiply_values(float (&out)[DIM_TILES][4], const float (&p)[KEY_TILES][4],
                                                 const bf16* values, int lane) {
 #pragma unroll
   for (int t = 0; t < KEY_TILES; t += 2) {
-    uint32_t a[4] = {pack_bf16(p[t][0], p[t][1]), pack_bf16(p[t][2], p[t][3]), pack_bf16(p[t + 1][0], p[t + 1][1]),
-                     pack_bf16(p[t + 1][2], p[t + 1][3])};
+    uint32_t a[4];
+    as_operand(a, p, t);
 #pragma unroll
     for (int d = 0; d < DIM_TILES; d += 2) {
       uint32_t b[4];
@@ -115,47 +79,6 @@ __device__ __forceinline__ void multiply_values(float (&out)[DIM_TILES][4], cons
     }
   }
 }
-
-// Add the second group's result to the first's through shared memory (which no longer holds keys).
-__device__ __forceinline__ void merge_groups(float (&out)[DIM_TILES][4], Softmax& state, float* exchange, int group, int thread) {
-  float* slot = exchange + thread;
-  __syncthreads();
-  if (group == 1) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) slot[h * 128] = state.top[h], slot[(2 + h) * 128] = state.sum[h];
-#pragma unroll
-    for (int t = 0; t < DIM_TILES; t++) {
-#pragma unroll
-      for (int j = 0; j < 4; j++) slot[(4 + t * 4 + j) * 128] = out[t][j];
-    }
-  }
-  __syncthreads();
-  if (group == 1) return;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float top = fmaxf(state.top[h], slot[h * 128]);
-    float mine = exp2f(state.top[h] - top), other = exp2f(slot[h * 128] - top);
-    state.sum[h] = state.sum[h] * mine + slot[(2 + h) * 128] * other;
-#pragma unroll
-    for (int t = 0; t < DIM_TILES; t++) {
-#pragma unroll
-      for (int j = 2 * h; j < 2 * h + 2; j++) out[t][j] = out[t][j] * mine + slot[(4 + t * 4 + j) * 128] * other;
-    }
-  }
-}
-
-#if FP8
-using Output = __nv_fp8_e4m3;
-__device__ __forceinline__ void store_pair(Output* target, float a, float b, float inverse_scale) {
-  *reinterpret_cast<uint16_t*>(target) =
-      __nv_cvt_float2_to_fp8x2(make_float2(a * inverse_scale, b * inverse_scale), __NV_SATFINITE, __NV_E4M3);
-}
-#else
-using Output = bf16;
-__device__ __forceinline__ void store_pair(Output* target, float a, float b, float) {
-  *reinterpret_cast<uint32_t*>(target) = pack_bf16(a, b);
-}
-#endif
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     gemma_attention(const bf16* queries, const bf16* keys, const bf16* values, const int* length, int appended,
@@ -187,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     limit[h] = first_sees >= 0 && query < HEADS ? *length + first_sees : total;
   }
   float result[DIM_TILES][4] = {};
-  Softmax state = {{-INFINITY, -INFINITY}, {0, 0}};
+  Softmax state;
 #pragma unroll 1
   for (int tile = group; tile < tiles; tile += GROUPS) {
     if (STAGES > 1) {
@@ -200,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     float logits[KEY_TILES][4];
     multiply_keys(logits, query_tile + warp * 16 * STRIDE, key_tile, lane);
     int seen[2] = {limit[0] - tile * KEYS, limit[1] - tile * KEYS};
-    exponentiate(logits, result, state, seen, lane);
+    exponentiate(logits, result, state, seen, rsqrtf((float)DIM) * LOG2_E, lane);
     multiply_values(result, logits, key_tile + TILE, lane);
     group_barrier(group);
     if (STAGES == 1 && tile + GROUPS < tiles) {

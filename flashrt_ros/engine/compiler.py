@@ -97,13 +97,24 @@ def _compiler_version() -> str:
 
 
 def _content_key(file: str, architecture: str, defines: list[str]) -> str:
-    """Hash of everything that decides the machine code; all headers count, since any may be included."""
+    """Hash of everything that decides the machine code."""
     digest = hashlib.sha256()
-    for path in [kernel_directory() / f'{file}.cu', *sorted(kernel_directory().glob('*.cuh'))]:
+    for path in _with_headers(kernel_directory() / f'{file}.cu'):
         digest.update(path.read_bytes())
     for text in (architecture, *defines, *OPTIONS, _compiler_version()):
         digest.update(text.encode())
     return digest.hexdigest()[:16]
+
+
+def _with_headers(source: Path) -> list[Path]:
+    """A source and the headers of ours that it includes, directly or not."""
+    found = [source]
+    for path in found:
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            header = kernel_directory() / name
+            if header not in found:
+                found.append(header)
+    return found
 
 
 def _run_nvcc(file: str, architecture: str, defines: list[str], cubin: Path) -> None:

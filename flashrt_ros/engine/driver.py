@@ -7,6 +7,7 @@ context.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ class DeviceContext:
         self._cuda = _import_pycuda()
         self._cuda.init()
         self._context = self._cuda.Device(gpu.index).retain_primary_context()
+        # Never let go of it: pycuda would destroy the context under torch's graphs and tensors at interpreter exit.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
         self._streams: dict[int, Any] = {0: None}
 
     @contextmanager

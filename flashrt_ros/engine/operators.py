@@ -11,6 +11,9 @@ from torch import Tensor
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 
+ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
+"""GPUs whose blocks may use over 200 KB of shared memory; the others have 99 or 163."""
+
 
 class Modulation(NamedTuple):
     """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift, and the gate of the sublayer that follows."""
@@ -121,12 +124,17 @@ class Operators:
         """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
-        stages = 2 if self.library.gpu.capability in ((9, 0), (10, 0), (10, 3), (11, 0)) else 1
-        kernel = self.library.kernel(
-            'gemma_attention', 'gemma_attention', HEADS=heads, DIM=dim, FP8=_fp8(out), STAGES=stages
-        )
-        stride = dim + 8
-        shared = max((64 + stages * 128) * stride * 2, (4 + dim // 2) * 512)
+        if self.library.gpu.capability == (9, 0) and dim == 256:
+            kernel = self.library.kernel(
+                'gemma_attention_sm90', 'gemma_attention', HEADS=heads, FP8=_fp8(out)
+            )
+            shared = 7 * 64 * dim * 2
+        else:
+            stages = 2 if self.library.gpu.capability in ROOMY else 1
+            kernel = self.library.kernel(
+                'gemma_attention', 'gemma_attention', HEADS=heads, DIM=dim, FP8=_fp8(out), STAGES=stages
+            )
+            shared = max((64 + stages * 128) * (dim + 8) * 2, (4 + dim // 2) * 512)
         kernel(
             -(-rows * heads // 64),
             256,
@@ -154,7 +162,7 @@ class Operators:
         stride = -(-dim // 16) * 16 + 8
         kernel(
             (tokens // 64, heads, qkv.shape[0] // tokens),
-            128,
+            256,
             qkv,
             preceding.channel_scale,
             preceding.bias,

@@ -26,7 +26,7 @@ def product(width: int, precision: str, scale: float = 1.0, bias: bool = True) -
     return Product(packed, 'p', torch.device('cuda'), scale)
 
 
-def follower(dtype: torch.dtype, scale: float = 0.02) -> Product:
+def follower(dtype: torch.dtype, scale: float = 0.1) -> Product:
     return product(16, 'fp8' if dtype == FP8 else 'bf16', scale)
 
 

@@ -1,0 +1,119 @@
+"""Products of kernels/gemm_sm90.cu: what follows the product happens in its epilogue (Hopper only)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.driver import check
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.library import KernelLibrary
+
+STEP_BYTES = 128
+"""Bytes of K in one step of the kernel's ring, and the width of its boxes."""
+
+RAW, GELU, RESIDUAL = range(3)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut: 64 * warpgroups rows by tile_n columns a block, K over `split` blocks of a cluster."""
+
+    warpgroups: int = 2
+    tile_n: int = 128
+    stages: int = 5
+    split: int = 1
+
+    @property
+    def rows(self) -> int:
+        return 64 * self.warpgroups
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory, with room to align the ring."""
+        return self.stages * (self.rows + self.tile_n) * STEP_BYTES + 1024
+
+
+class FusedProduct:
+    """One product on fixed operands; a call launches it. x [rows, in] and out keep their addresses.
+
+    epilogue: RAW (out bf16 unscaled), GELU (out for `following`), RESIDUAL (out fp32, added to).
+    """
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        product: Product,
+        x: Tensor,
+        out: Tensor,
+        epilogue: int,
+        tiling: Tiling,
+        following: Product | None = None,
+    ) -> None:
+        self._kernel = library.kernel(
+            'gemm_sm90',
+            'gemm',
+            WARPGROUPS=tiling.warpgroups,
+            TILE_N=tiling.tile_n,
+            STAGES=tiling.stages,
+            SPLIT=tiling.split,
+            EPILOGUE=epilogue,
+            FP8=int(product.fp8),
+        )
+        rows, columns = x.shape[0], product.weight.shape[0]
+        self._grid = -(-columns // tiling.tile_n), -(-rows // tiling.rows), tiling.split
+        self._tiling = tiling
+        self._operands = (x, out, product, following)  # keeps the memory that the maps point to
+        inverse_scale = 1.0 if following is None else following.inverse_scale
+        plain = epilogue == RAW
+        self._arguments = (
+            tensor_map(x, tiling.rows),
+            tensor_map(product.weight, tiling.tile_n),
+            None if plain else product.channel_scale,
+            None if plain else product.bias,
+            out,
+            inverse_scale,
+            rows,
+            columns,
+            -(-x.shape[1] * x.element_size() // STEP_BYTES),
+        )
+
+    def __call__(self) -> None:
+        tiling = self._tiling
+        self._kernel(
+            self._grid,
+            tiling.warpgroups * 128 + 32,
+            *self._arguments,
+            shared=tiling.shared,
+            cluster=(1, 1, tiling.split) if tiling.split > 1 else None,
+            dependent=True,
+        )
+
+
+def tensor_map(matrix: Tensor, box_rows: int) -> Any:
+    """Describe a contiguous matrix to the copy engine in boxes of 128 bytes by `box_rows`, 128-byte swizzle."""
+    from cuda.bindings import driver
+
+    bf16 = matrix.dtype == torch.bfloat16
+    kind = driver.CUtensorMapDataType
+    encoded = check(
+        driver.cuTensorMapEncodeTiled(
+            kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if bf16 else kind.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2,
+            matrix.data_ptr(),
+            [driver.cuuint64_t(size) for size in reversed(matrix.shape)],
+            [driver.cuuint64_t(matrix.stride(0) * matrix.element_size())],
+            [driver.cuuint32_t(STEP_BYTES // matrix.element_size()), driver.cuuint32_t(box_rows)],
+            [driver.cuuint32_t(1)] * 2,
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        ),
+        'tensor map',
+    )
+    return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(encoded.getPtr(), 128))

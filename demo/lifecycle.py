@@ -12,22 +12,25 @@ from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.task import Future
 
+from demo.children import Child
+
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 NAMES = {CONFIGURE: 'configure', ACTIVATE: 'activate'}
 POLL_S = 0.05
 
 
 class TransitionFailed(RuntimeError):
-    """A node refused a transition, or did not answer; its log says why."""
+    """A node refused a transition, or did not answer; the text has the end of its log."""
 
 
 class Lifecycle:
-    """Transitions of one managed node. check: called while waiting; raises when waiting is in vain."""
+    """Transitions of the managed node in `child`. check: called while waiting; raises when that is in vain."""
 
-    def __init__(self, node: Node, executor: Executor, name: str, check: Callable[[], None]) -> None:
-        self.name = name
+    def __init__(self, node: Node, executor: Executor, child: Child, check: Callable[[], None]) -> None:
+        self.name = child.name
+        self._child = child
         self._executor, self._check = executor, check
-        self._client = node.create_client(ChangeState, f'/{name}/change_state')
+        self._client = node.create_client(ChangeState, f'/{child.name}/change_state')
 
     def appear(self, timeout_s: float) -> None:
         """Wait until the node is there."""
@@ -40,12 +43,16 @@ class Lifecycle:
         )
         self._wait(future.done, timeout_s, NAMES[transition])
         if not future.result().success:
-            raise TransitionFailed(f'{self.name} did not {NAMES[transition]}')
+            raise self._failed(f'did not {NAMES[transition]}')
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s
         while not done():
             self._check()
             if time.monotonic() > deadline:
-                raise TransitionFailed(f'{self.name} did not {what} within {timeout_s:g} s')
+                raise self._failed(f'did not {what} within {timeout_s:g} s')
             self._executor.spin_once(timeout_sec=POLL_S)
+
+    def _failed(self, what: str) -> TransitionFailed:
+        log = f'The end of {self._child.log}:\n\n{self._child.last_lines()}'
+        return TransitionFailed(f'{self.name} {what}. {log}')

@@ -132,9 +132,11 @@ def _start_nodes(
     chosen = ['-p', f'policy.device:={options.device}']
     if options.checkpoint is not None:
         chosen += ['-p', f'policy.checkpoint:={options.checkpoint.resolve()}']
-    family.start('policy_node', 'flashrt_ros.nodes.policy_node', [*common, *chosen])
-    family.start('action_streamer', 'flashrt_ros.nodes.action_streamer', common)
-    return [Lifecycle(node, executor, name, family.check) for name in ('action_streamer', 'policy_node')]
+    children = [
+        family.start('action_streamer', 'flashrt_ros.nodes.action_streamer', common),
+        family.start('policy_node', 'flashrt_ros.nodes.policy_node', [*common, *chosen]),
+    ]
+    return [Lifecycle(node, executor, child, family.check) for child in children]
 
 
 def _subscribe(node: Node, config: RobotConfig, bag: Bag) -> Recorder:

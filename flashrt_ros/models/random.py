@@ -10,6 +10,7 @@ order or a missing term.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,14 +43,11 @@ class RandomTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         shape = self.shapes[name]
         centre, spread = _centre_and_spread(name, shape)
-        values = torch.empty(shape, dtype=self._dtype, device=self._table.device)
+        count = math.prod(shape)
         start = zlib.crc32(f'{self._seed} {name}'.encode()) % TABLE_LENGTH
-        flat, filled = values.view(-1), 0
-        while filled < flat.numel():
-            piece = self._table[start : start + flat.numel() - filled]
-            flat[filled : filled + len(piece)] = piece * spread + centre
-            filled, start = filled + len(piece), 0
-        return values
+        normal = torch.cat([self._table[start : start + count], self._table[:start]])[:count]
+        values = (normal * spread + centre).to(self._dtype)
+        return values.repeat(-(-count // len(values)))[:count].view(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

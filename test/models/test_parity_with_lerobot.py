@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.small_tokenizer import write_small_tokenizer
+from models.conftest import TINY
 from models.oracle_cases import load_with_steps, read_cases, relative_error
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
@@ -56,25 +59,25 @@ def test_committed_results_of_lerobot_are_reproduced(family: str) -> None:
 
 
 @pytest.fixture(scope='session')
-def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints and results of lerobot, computed now."""
+def lerobot() -> Callable[..., None]:
+    """Runs `generate.py` with these arguments where lerobot is installed."""
     if sys.version_info < (3, 11):
         pytest.skip('lerobot 0.6.1 needs Python 3.11 or newer')
+    subprocess.run([sys.executable, str(ORACLE / 'environment.py'), str(ENVIRONMENT)], check=True)
+
+    def run(*arguments: Path | str) -> None:
+        command = [ENVIRONMENT / 'bin' / 'python', ORACLE / 'generate.py', *arguments]
+        subprocess.run([str(part) for part in command], check=True)
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def generated(lerobot: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints and results of lerobot, computed now."""
     directory = tmp_path_factory.mktemp('oracle')
     write_small_tokenizer(directory / 'tokenizer.json')
-    subprocess.run([sys.executable, str(ORACLE / 'environment.py'), str(ENVIRONMENT)], check=True)
-    command = [str(ENVIRONMENT / 'bin' / 'python'), str(ORACLE / 'generate.py')]
-    command += [
-        '--tokenizer',
-        str(directory / 'tokenizer.json'),
-        '--out',
-        str(directory),
-        '--seeds',
-        '0',
-        '1',
-        '2',
-    ]
-    subprocess.run(command, check=True)
+    lerobot('--tokenizer', directory / 'tokenizer.json', '--out', directory, '--seeds', '0', '1', '2')
     return directory
 
 
@@ -85,4 +88,19 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_lerobot_run_now_gives_the_same_actions(family: str, seed: int, generated: Path) -> None:
     error = compare(generated / f'{family}_{seed}')
     print(f'{family}, seed {seed}, 1 to 3 views, 4 prompt lengths: relative error {error:.1e}')
+    assert error < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize('family', ['pi0', 'pi05'])
+def test_lerobot_reads_what_is_written_here(
+    family: str, lerobot: Callable[..., None], tmp_path: Path
+) -> None:
+    directory = write_random_checkpoint(
+        tmp_path / family, TINY[family], 'lerobot', views=('front', 'wrist', 'side')
+    )
+    lerobot('--read', directory)
+    error = compare(directory)
+    print(f'{family}, written here and read by lerobot: relative error {error:.1e}')
     assert error < TOLERANCE

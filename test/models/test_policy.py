@@ -147,7 +147,7 @@ class TestBfloat16:
         assert 1e-5 < error < 0.05
 
     def test_openpi_keeps_these_in_fp32(self) -> None:
-        """3 in SigLIP's embedding; 5 norms of each Gemma tower, with a bias in the expert; 4 heads with bias."""
+        """3 of SigLIP, 5 norms of each Gemma tower (the expert has biases), 4 heads with bias."""
         kept = {name for name in expected_tensors(TINY['pi05']) if stays_fp32(name)}
         assert len(kept) == 3 + 5 + 2 * 5 + 2 * 4
         assert not any('mlp.' in name or '_proj' in name for name in kept if name.startswith('paligemma'))
@@ -251,7 +251,7 @@ def test_steps_are_the_checkpoints_unless_chosen(checkpoint: Make, observation: 
 
 
 def test_more_steps_come_closer_to_the_flow(checkpoint: Make, observation: Observation) -> None:
-    """Euler's error halves with the step, so the flow is integrated from 1 to 0 and not along another path."""
+    """Euler's error halves with the step: the flow is integrated from 1 to 0, not along another path."""
     directory = checkpoint()
     results = {
         steps: load(directory, PolicyOptions(steps=steps)).infer(observation, NOISE).actions

@@ -2,8 +2,8 @@
 
 usage: python environment.py DIRECTORY
 
-lerobot 0.6.1 is written for Python 3.12 and for a torchvision whose compiled half matches torch. After installing,
-the few places that say so are rewritten in the new environment's own copies.
+lerobot 0.6.1 is written for Python 3.12 and for a torchvision whose compiled half matches torch. After
+installing, the few places that say so are rewritten in the new environment's own copies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ OPERATORS = (
     'nms(Tensor boxes, Tensor scores, float threshold) -> Tensor',
     'qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor',
 )
-"""Operators for which torchvision registers a fake kernel at import, and which only its compiled half declares."""
+"""Operators for which torchvision registers a fake kernel at import, and which only its compiled half
+declares.
+"""
 
 
 def build(directory: Path) -> Path:

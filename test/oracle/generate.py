@@ -3,20 +3,25 @@
 Runs inside the environment that `environment.py` builds; imports nothing of this project.
 
 usage: python generate.py --tokenizer tokenizer.json --out DIRECTORY [--seeds 0 1] [--committed]
+       python generate.py --read CHECKPOINT [CHECKPOINT ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.processor import tokenizer_processor
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.processor import PolicyProcessorPipeline, tokenizer_processor
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -34,12 +39,15 @@ IMAGE_SIZES = ((48, 64), (90, 60), (224, 224), (30, 31))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--tokenizer', type=Path, required=True)
-    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--tokenizer', type=Path, help='tokenizer.json of the checkpoints to make')
+    parser.add_argument('--out', type=Path, help='where to make checkpoints with their cases')
+    parser.add_argument('--read', type=Path, nargs='*', default=[], help='checkpoints to add cases to')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--committed', action='store_true', help='bf16 weights, few cases, small images')
     arguments = parser.parse_args()
-    for kind in ('pi0', 'pi05'):
+    for directory in arguments.read:
+        read(directory)
+    for kind in ('pi0', 'pi05') if arguments.out else ():
         for seed in arguments.seeds:
             directory = arguments.out / (f'lerobot_{kind}' if arguments.committed else f'{kind}_{seed}')
             generate(kind, seed, arguments.tokenizer, directory, arguments.committed)
@@ -47,16 +55,48 @@ def main() -> None:
 
 def generate(kind: str, seed: int, tokenizer_json: Path, directory: Path, committed: bool) -> None:
     torch.manual_seed(seed)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer_json), bos_token='<bos>', eos_token='<eos>', pad_token='<pad>'
-    )
+    tokenizer = read_tokenizer(tokenizer_json)
     config = make_config(kind, relative=seed % 2 == 1)
     policy = make_policy(kind, config, vocabulary=len(tokenizer))
     before, after = make_processors(kind, config, tokenizer)
     directory.mkdir(parents=True, exist_ok=True)
     save(policy, before, after, directory, committed)
     shutil.copyfile(tokenizer_json, directory / 'tokenizer.json')
+    add_cases(policy, before, after, directory, committed)
 
+
+def read(directory: Path) -> None:
+    """Load a checkpoint that somebody else wrote as lerobot does, and add what lerobot makes of it."""
+    torch.manual_seed(0)
+    tokenizer = read_tokenizer(directory / 'tokenizer.json')
+    kind = json.loads((directory / 'config.json').read_text())['type']
+    importlib.import_module(f'lerobot.policies.{kind}.processor_{kind}')  # registers configuration and steps
+    config = PreTrainedConfig.from_pretrained(directory)
+    with safe_open(directory / 'model.safetensors', 'pt') as file:
+        vocabulary = file.get_slice('model.paligemma_with_expert.paligemma.lm_head.weight').get_shape()[0]
+    with small_sizes(kind, vocabulary) as policy_class:
+        policy = policy_class.from_pretrained(directory, config=config, strict=False).eval()
+    paligemma = policy.model.paligemma_with_expert.paligemma
+    paligemma.model.language_model.embed_tokens.weight = paligemma.lm_head.weight
+    overrides = {'tokenizer_processor': {'tokenizer': tokenizer}}
+    before = PolicyProcessorPipeline.from_pretrained(
+        directory, config_filename='policy_preprocessor.json', overrides=overrides
+    )
+    after = PolicyProcessorPipeline.from_pretrained(
+        directory,
+        config_filename='policy_postprocessor.json',
+        to_transition=policy_action_to_transition,
+        to_output=transition_to_policy_action,
+    )
+    add_cases(policy, before, after, directory, committed=True)
+
+
+def read_tokenizer(path: Path) -> Any:
+    special = {'bos_token': '<bos>', 'eos_token': '<eos>', 'pad_token': '<pad>'}
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
+
+
+def add_cases(policy: Any, before: Any, after: Any, directory: Path, committed: bool) -> None:
     tensors: dict[str, torch.Tensor] = {}
     described = []
     for index, case in enumerate(make_cases(committed)):
@@ -69,7 +109,7 @@ def generate(kind: str, seed: int, tokenizer_json: Path, directory: Path, commit
 
 
 def make_cases(committed: bool) -> list[dict[str, Any]]:
-    """Every number of views with every prompt length; a view left out in the middle; other numbers of steps."""
+    """Every number of views with every prompt length; a view left out in the middle; other steps."""
     if committed:
         return [
             {
@@ -114,7 +154,16 @@ def make_config(kind: str, relative: bool) -> Any:
 
 
 def make_policy(kind: str, config: Any, vocabulary: int) -> Any:
-    """lerobot's policy with its sizes replaced where its module looks them up, and weights that all matter."""
+    """lerobot's policy with small sizes and weights that all matter."""
+    with small_sizes(kind, vocabulary) as policy_class:
+        policy = policy_class(config)
+    randomise(policy)
+    return policy.eval()
+
+
+@contextlib.contextmanager
+def small_sizes(kind: str, vocabulary: int) -> Iterator[Any]:
+    """Gives lerobot's policy class, with its sizes replaced where its module looks them up."""
     module = importlib.import_module(f'lerobot.policies.{kind}.modeling_{kind}')
     sizes = {
         'gemma_2b': module.GemmaConfig(64, 2, 96, 8, 1, 16),
@@ -135,16 +184,13 @@ def make_policy(kind: str, config: Any, vocabulary: int) -> Any:
         config.vocab_size = vocabulary
         return gemma(config=config)
 
-    module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM = (
-        small_paligemma,
-        small_gemma,
-    )
+    module.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
+    module.PiGemmaForCausalLM = small_gemma
     try:
-        policy = (module.PI05Policy if kind == 'pi05' else module.PI0Policy)(config)
+        yield module.PI05Policy if kind == 'pi05' else module.PI0Policy
     finally:
-        module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM = paligemma, gemma
-    randomise(policy)
-    return policy.eval()
+        module.PaliGemmaForConditionalGenerationWithPiGemma = paligemma
+        module.PiGemmaForCausalLM = gemma
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Plan:
 class Planner:
     """Runs the policy and numbers its chunks. Row 0 is due when the observation was made.
 
-    epoch: of the first chunk; must be higher than any that an executor still remembers.
+    epoch: higher than any that an executor may still remember.
     """
 
     def __init__(self, policy: Policy, joints: JointMap, action_rate_hz: float, epoch: int) -> None:
@@ -32,8 +32,8 @@ class Planner:
         self.epoch, self.sequence = epoch, 0
 
     def reset(self, epoch: int) -> None:
-        """Begin a new epoch, so that chunks in flight are dropped."""
-        self.epoch, self.sequence = max(epoch, self.epoch + 1), 0
+        """Begin a new, higher epoch, so that chunks in flight are dropped."""
+        self.epoch, self.sequence = epoch, 0
 
     def plan(self, taken: Taken) -> Plan:
         """Infer once. Raises ObservationError if the policy refuses the input, ChunkError if it fails."""

@@ -47,6 +47,7 @@ class PolicyNode(ManagedNode):
         self._worker: PolicyWorker | None = None
         self._planner: Planner | None = None
         self._loop: FixedRateLoop | None = None
+        self._epoch = 0
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._monitor = diagnostics.InputMonitor()
@@ -62,7 +63,9 @@ class PolicyNode(ManagedNode):
         self._outputs = [chunks, stats]
         counts = InferenceCounts()
         writer = StatsWriter(self._policy.info.name, 1.0 / config.rates.chunk_rate_hz, self._ingest, counts)
-        self._planner = Planner(self._policy, self._ingest.joints, config.rates.action_rate_hz, _new_epoch())
+        self._planner = Planner(
+            self._policy, self._ingest.joints, config.rates.action_rate_hz, self._new_epoch()
+        )
         self._worker = PolicyWorker(
             self._ingest,
             self._planner,
@@ -80,7 +83,7 @@ class PolicyNode(ManagedNode):
     def activate(self) -> None:
         # What came in before is old, and chunks of an earlier activation must not be continued.
         self._ingest.forget()
-        self._planner.reset(_new_epoch())
+        self._planner.reset(self._new_epoch())
         self._loop.start(self.get_clock())
 
     def deactivate(self) -> None:
@@ -120,6 +123,11 @@ class PolicyNode(ManagedNode):
         }
         level = diagnostics.ERROR if trouble and self.state == 'active' else diagnostics.OK
         return [diagnostics.status(name, robot, level, trouble or self.state, values), *inputs]
+
+    def _new_epoch(self) -> int:
+        """Higher than any before, in earlier runs too: else an executor would drop chunks of a new run."""
+        self._epoch = max(int(time.time()), self._epoch + 1)
+        return self._epoch
 
     def _load(self, config: RobotConfig) -> Policy:
         """The policy, checked against the robot and warmed up."""
@@ -186,11 +194,6 @@ def _warm_up(policy: Policy, config: RobotConfig) -> None:
     grey = np.full((224, 224, 3), 128, dtype=np.uint8)
     state = np.zeros(policy.info.state_dim, dtype=np.float32)
     policy.infer(Observation(dict.fromkeys(config.cameras, grey), state, config.prompt or 'warm up'))
-
-
-def _new_epoch() -> int:
-    """Higher than in any earlier run of this node: else an executor would drop the chunks of a new run."""
-    return int(time.time())
 
 
 def main(args: list[str] | None = None) -> int:

@@ -68,13 +68,12 @@ def test_a_prediction_becomes_a_chunk_in_ros_units_from_the_time_of_observation(
     assert first.inference_s >= 0.0
 
 
-def test_a_reset_begins_a_higher_epoch():
+def test_a_reset_begins_an_epoch_that_counts_from_zero():
     planner = Planner(ScriptedPolicy([[0.0, 0.0]]), JOINTS, 30.0, epoch=7)
     planner.plan(TAKEN)
-    planner.reset(3)
-    assert (planner.epoch, planner.sequence) == (8, 0)
-    planner.reset(100)
-    assert planner.epoch == 100
+    planner.reset(8)
+    chunk = planner.plan(TAKEN).chunk
+    assert (chunk.epoch, chunk.sequence) == (8, 0)
 
 
 @pytest.mark.parametrize(

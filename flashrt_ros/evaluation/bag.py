@@ -181,8 +181,8 @@ def _salvaged(path: Path, error: Exception, readable_part: bool) -> Bag:
             f'nothing in it can be read ({source.reason})', str(pieces[0]), 'record the bag again'
         ) from error
     fault = BagError(
-        f'it ends too early ({source.reason}): {source.count} messages, '
-        f'{(source.end_time - source.start_time) / 1e9:.3f} s, can be read',
+        f'not all of it can be read ({source.reason}): only {source.count} messages, '
+        f'{(source.end_time - source.start_time) / 1e9:.3f} s, from its beginning',
         str(pieces[0]),
         'copy it again if it was cut while copying, or ask for its readable part only',
     )

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mcap.exceptions import McapError
+from mcap.exceptions import EndOfFile
 from mcap.reader import NonSeekingReader
 from mcap.records import Channel, Schema
 from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinition, MessageDefinitionFormat
@@ -31,7 +31,9 @@ class SalvagedMcap:
                         continue
                     channels[channel.id] = (schema, channel)
                     self._messages.append((message.log_time, channel.id, message.data))
-            except (McapError, ValueError, EOFError, OSError, RuntimeError) as error:
+            except EndOfFile:
+                self.reason = 'it ends in the middle of a record'
+            except Exception as error:  # Cut or garbled bytes break the reader anywhere: this is its end.
                 self.reason = f'{type(error).__name__}: {error}' if str(error) else type(error).__name__
         self._messages.sort(key=lambda item: item[0])
         counts = Counter(channel for _, channel, _ in self._messages)

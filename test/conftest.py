@@ -2,29 +2,33 @@
 
 import fcntl
 import os
-import random
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-DOMAINS = range(1, 100)
-"""ROS domains whose ports lie below the ephemeral range of Linux."""
+DOMAINS = range(215, 233)
+"""The upper of the two ranges of ROS domains whose ports Linux does not give away; people use the lower one."""
 
 
 @contextmanager
 def reserved_domain():
-    """A ROS_DOMAIN_ID that no other test on this machine uses meanwhile, also of another run."""
+    """A ROS_DOMAIN_ID that no other test on this machine uses meanwhile, also of another run.
+
+    The one unused for longest comes first: a process that was killed haunts its domain for a while.
+    """
     folder = Path(tempfile.gettempdir()) / 'flashrt_ros_domains'
     folder.mkdir(exist_ok=True)
-    for domain in random.sample(DOMAINS, len(DOMAINS)):
-        with open(folder / str(domain), 'w') as lock:
+    files = [folder / str(domain) for domain in DOMAINS]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime if file.exists() else 0.0):
+        with open(file, 'a') as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            yield domain
+            yield int(file.name)
+            file.touch()
             return
     raise RuntimeError(f'all {len(DOMAINS)} ROS domains are reserved in {folder}')
 

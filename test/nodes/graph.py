@@ -35,8 +35,9 @@ def wait_until(condition, timeout=10.0, what='the condition'):
     raise AssertionError(f'{what} did not come true within {timeout} s')
 
 
-def wait_for_publisher(subscription):
-    """Until a reader knows its writer, what the writer sends is lost, even if the writer knows the reader."""
+def wait_for_match(publisher, subscription):
+    """Until writer and reader each know the other, what is sent is lost."""
+    wait_until(publisher.get_subscription_count, what=f'a subscription of {publisher.topic_name}')
     if hasattr(subscription, 'get_publisher_count'):
         wait_until(subscription.get_publisher_count, what=f'a publisher on {subscription.topic_name}')
     else:

@@ -15,7 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 from flashrt_ros.control import Chunk
 from flashrt_ros.nodes.action_streamer import ActionStreamer
 from flashrt_ros.nodes.messages import chunk_from_message, chunk_to_message, to_time
-from nodes.graph import Sensors, wait_for_publisher, wait_until
+from nodes.graph import Sensors, wait_for_match, wait_until
 
 pytestmark = pytest.mark.ros
 
@@ -34,7 +34,7 @@ class World:
         self._publisher = graph.tester.create_publisher(ActionChunk, 'action_chunk', 1)
         self.node = graph.start(ActionStreamer, config, **parameters)
         assert graph.change(self.node, 'configure', 'activate')
-        wait_for_publisher(self.node._inputs[0])
+        wait_for_match(self._publisher, self.node._inputs[0])
         wait_until(lambda: self.node._state.latest(), what='a joint state')
         self.sequence = 0
 
@@ -213,8 +213,8 @@ def test_on_simulated_time_it_follows_the_clock_as_it_runs_pauses_and_jumps_back
     chunks = graph.tester.create_publisher(ActionChunk, 'action_chunk', 1)
     wait_until(lambda: node.get_clock().now().nanoseconds > 100 * SECOND, what='simulated time')
     assert graph.change(node, 'configure', 'activate')
-    for subscription in node._inputs:
-        wait_for_publisher(subscription)
+    for publisher, subscription in zip((chunks, states), node._inputs, strict=True):
+        wait_for_match(publisher, subscription)
 
     def start(sequence):
         joint_state()

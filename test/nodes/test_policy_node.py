@@ -15,7 +15,7 @@ from std_msgs.msg import String
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.ingest.stream import stamp_ns
 from flashrt_ros.nodes.policy_node import PolicyNode
-from nodes.graph import Sensors, wait_for_publisher, wait_until
+from nodes.graph import Sensors, wait_for_match, wait_until
 
 pytestmark = pytest.mark.ros
 
@@ -169,7 +169,7 @@ def test_the_prompt_comes_from_parameter_and_topic(graph, robot_yaml):
     assert world.node.set_parameters([Parameter('prompt', value='wipe the table')])[0].successful
     world.next_chunk()
     publisher = graph.tester.create_publisher(String, 'prompt', 1)
-    wait_for_publisher(world.node._inputs[-1])
+    wait_for_match(publisher, world.node._inputs[-1])
     publisher.publish(String(data=''))
     publisher.publish(String(data='stack the cups'))
     wait_until(lambda: world.node.get_parameter('prompt').value == 'stack the cups')

@@ -26,21 +26,22 @@ def start(ros_domain, tmp_path):
     def start(name, *parameters, **environment):
         options = [word for parameter in parameters for word in ('-p', parameter)]
         command = [sys.executable, '-m', f'flashrt_ros.nodes.{name}', '--ros-args', *options]
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
+        with open(tmp_path / f'{name}.log', 'wb') as log:
+            environment = {**os.environ, **environment}
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         process.output = lambda: (tmp_path / f'{name}.log').read_text()
         processes.append(process)
         return process
 
     yield start
     for process in processes:
-        process.kill()
-        process.wait()
+        process.terminate()
+    for process in processes:
+        process.wait(10)
 
 
 def drive(graph, name, *transitions):
-    """Transitions of a process that may still be starting, while a dead one of its name is still in the graph."""
+    """Transitions of a process that may still be starting, while a dead one of its name is in the graph."""
     state, change = (
         graph.client(GetState, f'{name}/get_state'),
         graph.client(ChangeState, f'{name}/change_state'),

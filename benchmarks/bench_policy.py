@@ -31,11 +31,11 @@ def percentile(ordered: list[float], fraction: float) -> float:
 def time_replays(engine: Engine, replays: int) -> list[float]:
     """Milliseconds of each replay, from events around the graph, ascending. Noise is written anew before each."""
     times = []
-    noise = engine.inputs.actions.clone().normal_()
+    noise = engine.denoise.actions.clone().normal_()
     for i in range(replays + 10):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(engine.stream):
-            engine.inputs.actions.copy_(noise)
+            engine.denoise.actions.copy_(noise)
             start.record()
             engine.replay()
             end.record()

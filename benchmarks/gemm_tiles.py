@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.machine import median_ms
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.fused_gemm import RAW, RESIDUAL, FusedProduct, Tiling
+from flashrt_ros.engine.fused_gemm import RAW, RESIDUAL, FusedProduct, Tiling, build
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import pack_product
@@ -23,12 +23,15 @@ COPIES = 16
 """Weights in turn, so that they come from memory and not from the second-level cache."""
 
 TILINGS = [
-    Tiling(groups, width, stages, split)
-    for groups, width, stages, split in (
-        (1, 64, 8, 1), (1, 96, 6, 1), (1, 128, 6, 1), (2, 64, 6, 1), (2, 96, 4, 1), (2, 128, 3, 1), (2, 128, 5, 1),
-        (1, 64, 6, 2), (1, 128, 6, 2), (2, 64, 6, 2), (2, 96, 6, 2), (2, 128, 5, 2), (2, 96, 6, 3), (2, 128, 5, 4),
+    Tiling(*cut)
+    for cut in (
+        (2, 128, 5, 1, 1, 1), (2, 128, 5, 1, 1, 4), (2, 128, 5, 1, 2, 4), (2, 128, 3, 1, 1, 4), (2, 128, 3, 1, 2, 2),
+        (2, 96, 6, 1, 1, 4), (2, 96, 6, 1, 2, 4), (2, 64, 6, 1, 1, 4), (2, 64, 8, 1, 2, 4), (1, 64, 8, 1, 1, 8),
+        (1, 96, 6, 1, 1, 4), (2, 128, 5, 2, 1, 4), (2, 96, 6, 2, 1, 4), (2, 64, 8, 2, 1, 4), (2, 128, 5, 4, 1, 2),
+        (2, 96, 6, 3, 1, 2),
     )
 ]  # fmt: skip
+"""warpgroups, columns, stages, split, across, down"""
 
 
 def graph_time(launches) -> float:
@@ -67,6 +70,9 @@ def main() -> None:
     parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
+    library.compile(
+        build(t, e, p == 'fp8') for t in TILINGS for e in (RAW, RESIDUAL) for p in arguments.precision
+    )
     for precision, name in itertools.product(arguments.precision, SHAPES):
         times = compare(library, name, arguments.rows, precision)
         best = '; '.join(f'{time:.2f} {label}' for time, label in sorted(times[1:])[:4])

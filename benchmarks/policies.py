@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.calibration import calibrate
 from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.weights import pack
 from flashrt_ros.models.random import RandomTensors, random_tensors
@@ -29,14 +30,16 @@ class PolicyFactory:
         self._scales: dict[str, float] = {}
 
     def packed(self, precision: str) -> dict[str, Tensor]:
+        """For the fused denoise loop where it covers this GPU."""
         if precision not in self._packed:
-            self._packed[precision] = pack(self.tensors, self.spec, precision)
+            fused = covers(self.library.gpu, self.spec)
+            self._packed[precision] = pack(self.tensors, self.spec, precision, fused)
         return self._packed[precision]
 
     def scales(self) -> dict[str, float]:
         """Calibrated on eight random observations of two views."""
         if not self._scales:
-            engine = Engine(self.library, self.spec, self.packed('bf16'), 2)
+            engine = Engine(self.library, self.spec, pack(self.tensors, self.spec, 'bf16'), 2)
             self._scales = calibrate(engine, observations(self.spec, 2, 50, 8, seed=1234))
         return self._scales
 

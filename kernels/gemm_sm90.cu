@@ -9,13 +9,14 @@
 //
 // A block computes 64 * WARPGROUPS rows by TILE_N columns: one warpgroup of consumers for each 64 rows, and one warp that
 // feeds a ring of STAGES steps of 128 bytes of K through the copy engine. The weights b of the first steps are fetched
-// before the kernel waits for its predecessor. With SPLIT > 1 a cluster of SPLIT blocks shares K and each finishes a part
-// of the columns; partial sums travel through distributed shared memory.
+// before the kernel waits for its predecessor. A cluster of ACROSS x DOWN blocks loads each operand once: every block
+// fetches its share and sends it to all that need it. With SPLIT > 1 further blocks of the cluster share K and each
+// finishes a part of the columns; partial sums travel through distributed shared memory.
 //
-// grid (columns / TILE_N, rows / (64 * WARPGROUPS), SPLIT), rounded up; cluster (1, 1, SPLIT);
-// 128 * WARPGROUPS + 32 threads. steps is K over 128 bytes, rounded up. Maps have boxes of 128 bytes by 64 * WARPGROUPS and
-// by TILE_N rows, 128-byte swizzle. Shared memory: STAGES * (64 * WARPGROUPS + TILE_N) * 128 + 1024 bytes.
-// columns is a multiple of 16.
+// grid (columns / TILE_N to a multiple of ACROSS, rows / (64 * WARPGROUPS) to a multiple of DOWN, SPLIT), rounded up;
+// cluster (ACROSS, DOWN, SPLIT); 128 * WARPGROUPS + 32 threads. steps is K over 128 bytes, rounded up. Maps have boxes of
+// 128 bytes by 64 * WARPGROUPS / ACROSS and by TILE_N / DOWN rows, 128-byte swizzle. Shared memory: STAGES *
+// (64 * WARPGROUPS + TILE_N) * 128 + 1024 bytes. columns is a multiple of 16.
 #include "tma.cuh"
 #include "wgmma.cuh"
 
@@ -31,6 +32,12 @@
 #ifndef SPLIT
 #define SPLIT 1
 #endif
+#ifndef ACROSS
+#define ACROSS 1
+#endif
+#ifndef DOWN
+#define DOWN 1
+#endif
 #ifndef EPILOGUE
 #define EPILOGUE 0
 #endif
@@ -44,8 +51,10 @@ constexpr int STEP = ROW_BYTES / (FP8 ? 1 : 2);  // elements of K in a step
 constexpr int STAGE_BYTES = (TILE_M + TILE_N) * ROW_BYTES;
 constexpr int CONSUMERS = 128 * WARPGROUPS;
 constexpr int TILES = TILE_N / 8;
-constexpr int OWN = TILES / SPLIT;  // tiles that one block of a cluster finishes
+constexpr int OWN = TILES / SPLIT;    // tiles that one block of a cluster finishes
+constexpr int SHARERS = ACROSS * DOWN;  // blocks that exchange operands
 
+static_assert(TILE_M / ACROSS % 8 == 0 && TILE_N / DOWN % 8 == 0, "shares of an operand are whole swizzle blocks");
 static_assert(TILES % SPLIT == 0, "every block of a cluster finishes whole tiles");
 
 #if EPILOGUE == 2
@@ -73,55 +82,89 @@ struct Ring {
   __device__ uint8_t* b(int stage) const { return a(stage) + TILE_M * ROW_BYTES; }
 };
 
+// Fetches this block's share of either operand for step i, for all blocks that need it.
+struct Loader {
+  const Ring& ring;
+  const TensorMap& a;
+  const TensorMap& b;
+  int first, x, y, group;  // x, y: place among the sharers; group: rank of the first of them
+
+  __device__ void load_a(int i, int stage) const {
+    constexpr int SHARE = TILE_M / ACROSS;
+    uint8_t* target = ring.a(stage) + x * SHARE * ROW_BYTES;
+    int row = blockIdx.y * TILE_M + x * SHARE, column = (first + i) * STEP;
+    if (ACROSS == 1)
+      copy_box(target, a, column, row, ring.full + stage);
+    else
+      copy_box_to(target, a, column, row, ring.full + stage, ((1 << ACROSS) - 1) << (group + y * ACROSS));
+  }
+
+  __device__ void load_b(int i, int stage) const {
+    constexpr int SHARE = TILE_N / DOWN;
+    uint8_t* target = ring.b(stage) + y * SHARE * ROW_BYTES;
+    int row = blockIdx.x * TILE_N + y * SHARE, column = (first + i) * STEP, blocks = 0;
+    for (int other = 0; other < DOWN; other++) blocks |= 1 << (group + other * ACROSS + x);
+    if (DOWN == 1)
+      copy_box(target, b, column, row, ring.full + stage);
+    else
+      copy_box_to(target, b, column, row, ring.full + stage, blocks);
+  }
+};
+
 // One thread feeds the ring. What the predecessor wrote (a) is fetched only after it has finished.
-__device__ __forceinline__ void produce(const Ring& ring, const TensorMap& a, const TensorMap& b, int first, int count) {
-  int row = blockIdx.y * TILE_M, column = blockIdx.x * TILE_N, early = min(STAGES, count);
+__device__ __forceinline__ void produce(const Ring& ring, const Loader& loader, int count) {
+  int early = min(STAGES, count);
   for (int i = 0; i < early; i++) {
     barrier_expect(ring.full + i, STAGE_BYTES);
-    copy_box(ring.b(i), b, (first + i) * STEP, column, ring.full + i);
+    loader.load_b(i, i);
   }
   wait_for_predecessor();
-  for (int i = 0; i < early; i++) copy_box(ring.a(i), a, (first + i) * STEP, row, ring.full + i);
+  for (int i = 0; i < early; i++) loader.load_a(i, i);
   for (int i = early; i < count; i++) {
     int stage = i % STAGES;
     barrier_wait(ring.empty + stage, (i / STAGES - 1) & 1);
     barrier_expect(ring.full + stage, STAGE_BYTES);
-    copy_box(ring.b(stage), b, (first + i) * STEP, column, ring.full + stage);
-    copy_box(ring.a(stage), a, (first + i) * STEP, row, ring.full + stage);
+    loader.load_b(i, stage);
+    loader.load_a(i, stage);
   }
 }
 
-// One warpgroup multiplies its 64 rows. A stage is handed back when the step after it is under way.
-__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, int count) {
-  int group = threadIdx.x / 128;
+// One warpgroup multiplies its 64 rows. A stage is handed back to all sharers when the step after it is under way.
+__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, int count, int group) {
+  int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
   for (int i = 0; i < count; i++) {
     int stage = i % STAGES;
     barrier_wait(ring.full + stage, (i / STAGES) & 1);
-    const uint8_t* a = ring.a(stage) + group * 64 * ROW_BYTES;
+    const uint8_t* a = ring.a(stage) + warpgroup * 64 * ROW_BYTES;
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < ROW_BYTES; k += 32) {
 #if FP8
-      wgmma_e4m3(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), i > 0 || k > 0);
+      wgmma_e4m3(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), true);
 #else
-      wgmma_bf16(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), i > 0 || k > 0);
+      wgmma_bf16(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), true);
 #endif
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (i > 0 && threadIdx.x % 128 == 0) barrier_arrive(ring.empty + (i - 1) % STAGES);
+    if (i == 0) continue;
+    uint64_t* done = ring.empty + (i - 1) % STAGES;
+    if (SHARERS == 1 && thread == 0) barrier_arrive(done);
+    if (SHARERS > 1 && thread < SHARERS) barrier_arrive_at(done, group + thread);
   }
   wgmma_wait<0>();
 }
 
 // Blocks of a cluster give each other the tiles that they do not finish themselves, and sum in the order of rank.
-__device__ __forceinline__ void reduce_over_cluster(float (&acc)[TILES][4], float* exchange, int rank) {
+__device__ __forceinline__ void reduce_over_cluster(float (&acc)[TILES][4], float* exchange, int rank,
+                                                    int group) {
+  int place = cluster_rank() - group;
 #pragma unroll
   for (int target = 0; target < SPLIT; target++) {
     if (target == rank) continue;
     float* slots = exchange + (rank < target ? rank : rank - 1) * OWN * 4 * CONSUMERS + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < OWN * 4; i++) store_remote(slots + i * CONSUMERS, target, acc[target * OWN + i / 4][i % 4]);
+    for (int i = 0; i < OWN * 4; i++) store_remote(slots + i * CONSUMERS, target * SHARERS + place, acc[target * OWN + i / 4][i % 4]);
   }
   cluster_barrier();
 #pragma unroll
@@ -142,14 +185,36 @@ __device__ __forceinline__ void reduce_over_cluster(float (&acc)[TILES][4], floa
 
 // Two neighbouring columns of a row in real units.
 __device__ __forceinline__ float2 scaled(const Arguments& arguments, int column, float first, float second) {
-  float2 s = arguments.channel_scale ? *reinterpret_cast<const float2*>(arguments.channel_scale + column) : make_float2(1, 1);
-  float2 b = arguments.bias ? *reinterpret_cast<const float2*>(arguments.bias + column) : make_float2(0, 0);
+  float2 s = make_float2(1, 1), b = make_float2(0, 0);
+  if (arguments.channel_scale) s = __ldg(reinterpret_cast<const float2*>(arguments.channel_scale + column));
+  if (arguments.bias) b = __ldg(reinterpret_cast<const float2*>(arguments.bias + column));
   return make_float2(first * s.x + b.x, second * s.y + b.y);
 }
 
+// What the residual holds where this thread will add; fetched before the product so that nobody waits for it after.
+struct Residual {
+  float2 old[EPILOGUE == 2 ? OWN : 1][2];
+
+  __device__ void load(const Arguments& arguments, int rank) {
+    if (EPILOGUE != 2) return;
+    int lane = threadIdx.x % 32, row = blockIdx.y * TILE_M + threadIdx.x / 32 * 16 + lane / 4;
+    int column = blockIdx.x * TILE_N + rank * OWN * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int t = 0; t < OWN; t++) {
+        int own_row = row + half * 8, own_column = column + t * 8;
+        if (own_row < arguments.rows && own_column < arguments.columns)
+          old[t][half] = *reinterpret_cast<const float2*>(arguments.out + (size_t)own_row * arguments.columns + own_column);
+      }
+    }
+  }
+};
+
 // Tiles FIRST .. FIRST + OWN - 1 of this warp's 16 rows.
 template <int FIRST>
-__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Arguments& arguments, uint8_t* staging) {
+__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Residual& residual, const Arguments& arguments,
+                                       uint8_t* staging) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int row = blockIdx.y * TILE_M + warp * 16, column = blockIdx.x * TILE_N + FIRST * 8;
 #if EPILOGUE == 2
@@ -160,9 +225,10 @@ __device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Argum
     for (int t = 0; t < OWN; t++) {
       int own_column = column + t * 8 + lane % 4 * 2;
       if (own_row >= arguments.rows || own_column >= arguments.columns) continue;
-      float2* target = reinterpret_cast<float2*>(arguments.out + (size_t)own_row * arguments.columns + own_column);
-      float2 y = scaled(arguments, own_column, acc[FIRST + t][2 * half], acc[FIRST + t][2 * half + 1]), x = *target;
-      *target = make_float2(x.x + y.x, x.y + y.y);
+      float2 y = scaled(arguments, own_column, acc[FIRST + t][2 * half], acc[FIRST + t][2 * half + 1]);
+      float2 x = residual.old[t][half];
+      *reinterpret_cast<float2*>(arguments.out + (size_t)own_row * arguments.columns + own_column) =
+          make_float2(x.x + y.x, x.y + y.y);
     }
   }
 #else
@@ -198,9 +264,10 @@ __device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Argum
 }
 
 template <int RANK>
-__device__ __forceinline__ void finish_rank(const float (&acc)[TILES][4], const Arguments& arguments, uint8_t* staging, int rank) {
-  if (rank == RANK) return finish<RANK * OWN>(acc, arguments, staging);
-  if constexpr (RANK + 1 < SPLIT) finish_rank<RANK + 1>(acc, arguments, staging, rank);
+__device__ __forceinline__ void finish_rank(const float (&acc)[TILES][4], const Residual& residual,
+                                            const Arguments& arguments, uint8_t* staging, int rank) {
+  if (rank == RANK) return finish<RANK * OWN>(acc, residual, arguments, staging);
+  if constexpr (RANK + 1 < SPLIT) finish_rank<RANK + 1>(acc, residual, arguments, staging, rank);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + 32)
@@ -209,33 +276,40 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32)
   extern __shared__ uint8_t shared[];
   __shared__ uint64_t full[STAGES], empty[STAGES];
   Ring ring = {shared + (1024 - shared_address(shared) % 1024) % 1024, full, empty};
+  Arguments arguments = {channel_scale, bias, out, inverse_scale, rows, columns};
+  if (threadIdx.x == CONSUMERS) prefetch_map(a), prefetch_map(b);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, WARPGROUPS);
+    for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, WARPGROUPS * SHARERS);
     barrier_init_done();
   }
-  __syncthreads();
+  if (SHARERS > 1)
+    cluster_barrier();  // nobody sends before all barriers exist
+  else
+    __syncthreads();
   release_successor();
-  int first = steps * blockIdx.z / SPLIT, count = steps * (blockIdx.z + 1) / SPLIT - first;
+  int rank = blockIdx.z, group = rank * SHARERS;  // along K, and of the first sharer in the cluster
+  int first = steps * rank / SPLIT, count = steps * (rank + 1) / SPLIT - first;
   bool consumer = threadIdx.x < CONSUMERS;
-  float acc[TILES][4];
+  float acc[TILES][4] = {};
+  Residual residual;
   if (consumer) {
-    consume(acc, ring, count);
     wait_for_predecessor();
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");  // the stages become scratch memory
+    residual.load(arguments, rank);
+    consume(acc, ring, count, group);
   } else {
-    if (threadIdx.x == CONSUMERS) produce(ring, a, b, first, count);
+    Loader loader = {ring, a, b, first, (int)blockIdx.x % ACROSS, (int)blockIdx.y % DOWN, group};
+    if (threadIdx.x == CONSUMERS) produce(ring, loader, count);
     __syncwarp();
     wait_for_predecessor();
   }
-  int rank = 0;
+  if (SHARERS * SPLIT > 1) cluster_barrier();  // every block of the cluster has finished with its stages
   if (SPLIT > 1) {
-    rank = cluster_rank();
-    cluster_barrier();  // every block of the cluster has finished with its stages
     if (consumer)
-      reduce_over_cluster(acc, reinterpret_cast<float*>(ring.stages), rank);
+      reduce_over_cluster(acc, reinterpret_cast<float*>(ring.stages), rank, group);
     else
       cluster_barrier();
-    if (consumer) asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");  // exchanged sums are read, staging may begin
   }
-  if (consumer) finish_rank<0>(acc, {channel_scale, bias, out, inverse_scale, rows, columns}, ring.stages, rank);
+  if (!consumer) return;
+  asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");  // the stages become scratch memory
+  finish_rank<0>(acc, residual, arguments, ring.stages, rank);
 }

@@ -39,6 +39,28 @@ __device__ __forceinline__ void copy_box(void* target, const TensorMap& map, int
       : "memory");
 }
 
+// The same for every block of the cluster whose bit is set in `blocks`, at the same shared address and barrier in each.
+__device__ __forceinline__ void copy_box_to(void* target, const TensorMap& map, int column, int row, uint64_t* barrier,
+                                            int blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(shared_address(target)),
+      "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"((uint16_t)blocks)
+      : "memory");
+}
+
+// Bring a map itself close before its first use.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// Arrive on the same barrier of another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, int rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
+}
+
 __device__ __forceinline__ int cluster_rank() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -51,17 +51,14 @@ class PrefixCache:
 
 @dataclass
 class Inputs:
-    """What a call writes before the graph runs, and the actions that it leaves.
+    """What a call writes before vision and prefill run.
 
     frames: uint8 [views, size, size, 3] or fp32 [views, 3, size, size] in [-1, 1]; present views come first.
-    tokens: int32 [max_tokens rounded up]. state: fp32 [action_dim]. actions: fp32 [horizon, action_dim], noise
-    before and actions after.
+    tokens: int32 [max_tokens rounded up].
     """
 
     frames: Tensor
     tokens: Tensor
-    state: Tensor
-    actions: Tensor
 
     @staticmethod
     def allocate(spec: PolicySpec, views: int, device: torch.device, bytes_in: bool) -> Inputs:
@@ -70,6 +67,4 @@ class Inputs:
         return Inputs(
             frames=torch.zeros(shape, dtype=torch.uint8 if bytes_in else torch.float32, device=device),
             tokens=torch.zeros(round_up(spec.max_tokens), dtype=torch.int32, device=device),
-            state=torch.zeros(spec.action_dim, device=device),
-            actions=torch.zeros(spec.horizon, spec.action_dim, device=device),
         )

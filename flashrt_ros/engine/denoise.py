@@ -1,7 +1,7 @@
 """The denoise loop in its plain form: the action expert layer by layer with the same kernels as the prefill.
 
-It runs on every GPU, covers every size, and gives the activation scales of the fp8 mode. On GPUs that the fused loop
-of `engine.expert` covers, that one is used instead.
+It runs on every GPU, covers every size, and gives the activation scales of the fp8 mode. Where `fused_denoise`
+covers GPU and sizes, that one is used instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from flashrt_ros.models.spec import PolicySpec
 
 
 class PlainDenoise:
-    """All flow steps. The suffix's keys and values are written behind the prefix's, again at every step."""
+    """All flow steps. The suffix's keys and values are written behind the prefix's, again at every step.
+
+    actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0.
+    """
 
     def __init__(
         self,
@@ -39,16 +42,18 @@ class PlainDenoise:
         parts = ('qkv', 'o', 'gate_up', 'down')
         self.layers = [{part: product(f'{i}.{part}') for part in parts} for i in range(spec.expert.layers)]
         self.rows = spec.horizon + spec.has_state_token
+        self.actions = torch.zeros(spec.horizon, spec.action_dim, device=self.device)
+        self.state = torch.zeros(spec.action_dim, device=self.device)
         self._rotary = rotary_table(cache.capacity, spec.expert.head_dim, self.device)
         self._allocate()
 
-    def run(self, actions: Tensor, state: Tensor) -> None:
-        """actions fp32 [H, A]: noise in, actions out, in place. state fp32 [A] (read by pi0)."""
+    def run(self) -> None:
+        """Launch all flow steps on the current stream."""
         for step in range(self.spec.steps):
-            self._residual[: self.rows].copy_(self.heads.embed(actions, state, step))
+            self._residual[: self.rows].copy_(self.heads.embed(self.actions, self.state, step))
             self._run_tower(step)
             normed = self._final[self.rows - self.spec.horizon : self.rows]
-            actions.sub_(self.heads.velocity(normed), alpha=1 / self.spec.steps)
+            self.actions.sub_(self.heads.velocity(normed), alpha=1 / self.spec.steps)
 
     def _allocate(self) -> None:
         spec = self.spec.expert
@@ -72,6 +77,7 @@ class PlainDenoise:
         ops, residual = self.operators, self._residual
         modulations = self._modulations(step)
         ops.norm(residual, self._normed, self.layers[0]['qkv'], modulation=modulations[0])
+        self._observe_unnormed('0.unnormed_qkv', modulations[0])
         for i, layer in enumerate(self.layers):
             own, after_attention, following = modulations[2 * i : 2 * i + 3]
             self._attend(layer, i)
@@ -85,6 +91,7 @@ class PlainDenoise:
                 gate=gate,
                 modulation=after_attention,
             )
+            self._observe_unnormed(f'{i}.unnormed_gate_up', after_attention)
             layer['gate_up'](self._normed, self._gate_up)
             ops.gelu_gate(self._gate_up, layer['gate_up'], self._activated, layer['down'])
             layer['down'](self._activated, self._delta)
@@ -98,6 +105,21 @@ class PlainDenoise:
                 gate=None if after_attention is None else after_attention.gate,
                 modulation=following,
             )
+            if not last:
+                self._observe_unnormed(f'{i + 1}.unnormed_qkv', following)
+
+    def _observe_unnormed(self, name: str, modulation: Modulation | None) -> None:
+        """While calibrating, note the range of x * (1 + scale), which the fused loop rounds in place of the norm."""
+        observer = self.layers[0]['qkv'].observer
+        if observer is not None:
+            scale = self._norm_weights(name) if modulation is None else modulation.scale
+            largest = (self._residual[: self.rows] * (1 + scale)).abs().max().item()
+            observer[f'expert.{name}'] = max(largest, observer.get(f'expert.{name}', 0.0))
+
+    def _norm_weights(self, name: str) -> Tensor:
+        """pi0's constant norm weights, which the packed products have folded in."""
+        layer, _, which = name.partition('.')
+        return self.heads.norms[2 * int(layer) + (which == 'unnormed_gate_up')]
 
     def _attend(self, layer: dict[str, Product], index: int) -> None:
         ops, cache, rows = self.operators, self.cache, self.rows
@@ -121,4 +143,4 @@ class PlainDenoise:
         norms = 2 * self.spec.expert.layers + 1
         if self.spec.has_ada_rms:
             return [Modulation(*self.heads.table[step, norm]) for norm in range(norms)]
-        return [*[None] * (norms - 1), Modulation(self.heads.final_norm, None, None)]
+        return [*[None] * (norms - 1), Modulation(self.heads.norms[-1], None, None)]

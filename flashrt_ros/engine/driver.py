@@ -32,8 +32,7 @@ class DeviceContext:
         self._cuda = _import_pycuda()
         self._cuda.init()
         self._context = self._cuda.Device(gpu.index).retain_primary_context()
-        # Never let go of it: pycuda would destroy the context under torch's graphs and tensors at interpreter exit.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._context))
+        _keep_forever(self._context)
         self._streams: dict[int, Any] = {0: None}
 
     @contextmanager
@@ -49,6 +48,7 @@ class DeviceContext:
         """A non-blocking stream that pycuda and torch share."""
         with self.active():
             stream = self._cuda.Stream(_NON_BLOCKING)
+        _keep_forever(stream)
         self._streams[stream.handle] = stream
         return torch.cuda.ExternalStream(stream.handle, device=self.gpu.device)
 
@@ -109,6 +109,11 @@ def check(result: tuple[Any, ...], where: str) -> Any:
             'see the kernel log (dmesg) and restart the process',
         )
     return values[0] if values else None
+
+
+def _keep_forever(handle: object) -> None:
+    """pycuda destroys what its objects stand for; torch still uses it when it frees graphs and pinned memory."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
 
 
 def _import_pycuda() -> Any:

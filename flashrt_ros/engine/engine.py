@@ -16,6 +16,8 @@ from torch import Tensor
 
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
+from flashrt_ros.engine.fused_denoise import FusedDenoise
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.graph import Stage, StagedGraph
 from flashrt_ros.engine.library import KernelLibrary
@@ -57,7 +59,7 @@ class Engine:
             self.cache = PrefixCache.allocate(spec, views, device)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
-            self.denoise = PlainDenoise(operators, spec, packed, scales, self.cache)
+            self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
         self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
         self._graphs: dict[tuple[int, int], StagedGraph] = {}
         self._chosen = (views, prompt_sizes(spec.max_tokens)[-1])
@@ -65,7 +67,7 @@ class Engine:
     def capture(self) -> None:
         """Record every graph; afterwards no call allocates, compiles or records."""
         pool = torch.cuda.graph_pool_handle()
-        self.inputs.actions.zero_()
+        self.denoise.actions.zero_()
         for views in range(self.views, 0, -1):
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
                 self.cache.length.fill_(views * self.spec.vision.tokens + rows)
@@ -84,8 +86,8 @@ class Engine:
             self.prefill.run(projected, self.vision.projector, tokens)
 
         def denoise() -> None:
-            self.denoise.run(self.inputs.actions, self.inputs.state)
-            self._result.copy_(self.inputs.actions, non_blocking=True)
+            self.denoise.run()
+            self._result.copy_(self.denoise.actions, non_blocking=True)
 
         return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
 
@@ -105,8 +107,8 @@ class Engine:
         with torch.cuda.stream(self.stream):
             self.inputs.frames[:views].copy_(images, non_blocking=True)
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
-            self.inputs.state.copy_(state, non_blocking=True)
-            self.inputs.actions.copy_(noise, non_blocking=True)
+            self.denoise.state.copy_(state, non_blocking=True)
+            self.denoise.actions.copy_(noise, non_blocking=True)
             self.cache.length.fill_(views * self.spec.vision.tokens + count)
         self._chosen = views, self.prompt_rows(count)
 
@@ -128,7 +130,24 @@ class Engine:
         return self._result
 
     def products(self) -> list[Product]:
-        """Every quantisable product, for calibration."""
+        """Every quantisable product, for calibration. Only an engine with the plain denoise loop has them all."""
+        if not isinstance(self.denoise, PlainDenoise):
+            raise ValueError('calibration needs weights packed for the plain denoise loop')
         towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)
         inner = [product for layers in towers for layer in layers for product in layer.values()]
         return [*inner, self.vision.projector, self.prefill.last]
+
+
+def _make_denoise(
+    operators: Operators,
+    spec: PolicySpec,
+    packed: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    cache: PrefixCache,
+    views: int,
+) -> PlainDenoise | FusedDenoise:
+    """The loop that the weights were packed for."""
+    if any(name.startswith(FUSED) for name in packed):
+        rows = views * spec.vision.tokens + spec.max_tokens
+        return FusedDenoise(operators.library, spec, packed, scales, cache, rows)
+    return PlainDenoise(operators, spec, packed, scales, cache)

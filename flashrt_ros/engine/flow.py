@@ -18,8 +18,13 @@ from flashrt_ros.models.tensors import EXPERT
 LINEARS = ('action_in_proj', 'action_out_proj', 'state_proj', 'action_time_mlp_in', 'action_time_mlp_out')
 
 
+NORMS = ('input_layernorm', 'post_attention_layernorm')
+"""Of a layer, in order of use."""
+
+
 def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
-    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has; all fp32.
+    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has, and pi0's norm
+    weights `flow.norms` [2 * layers + 1, width]; all fp32.
 
     Of pi0's action_time_mlp_in only the half that multiplies actions is kept: the other half and the bias depend on
     flow time alone and are the table.
@@ -33,7 +38,8 @@ def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tens
         half = packed['flow.action_time_mlp_in.weight'][:, : spec.expert.width]
         packed['flow.action_time_mlp_in.weight'] = half.contiguous()
     if not spec.has_ada_rms:
-        packed['flow.final_norm'] = tensors[EXPERT + 'norm.weight'].float().contiguous()
+        names = [*(f'layers.{i}.{norm}' for i in range(spec.expert.layers) for norm in NORMS), 'norm']
+        packed['flow.norms'] = torch.stack([tensors[f'{EXPERT}{name}.weight'].float() for name in names])
     return packed
 
 
@@ -51,11 +57,7 @@ def flow_table(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Tensor:
         time_half = tensors['action_time_mlp_in.weight'].float()[:, width:]
         return F.linear(embedded, time_half, tensors['action_time_mlp_in.bias'].float())
     condition = F.silu(linear(F.silu(linear(embedded, 'time_mlp_in')), 'time_mlp_out'))
-    norms = [
-        f'{EXPERT}layers.{i}.{norm}_layernorm.dense'
-        for i in range(spec.expert.layers)
-        for norm in ('input', 'post_attention')
-    ]
+    norms = [f'{EXPERT}layers.{i}.{norm}.dense' for i in range(spec.expert.layers) for norm in NORMS]
     rows = [linear(condition, name) for name in [*norms, f'{EXPERT}norm.dense']]
     return torch.stack(rows, 1).unflatten(-1, (3, width)).contiguous()
 
@@ -69,7 +71,7 @@ class FlowHeads:
             name: tensor.to(device) for name, tensor in packed.items() if name.startswith('flow.')
         }
         self.table = self._weights['flow.table']
-        self.final_norm = self._weights.get('flow.final_norm')
+        self.norms = self._weights.get('flow.norms', self.table)
 
     def embed(self, actions: Tensor, state: Tensor, step: int) -> Tensor:
         """Actions fp32 [H, A] at a step (and pi0's state fp32 [A]) -> tokens fp32 [H or 1 + H, width]."""

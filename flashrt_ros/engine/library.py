@@ -37,7 +37,7 @@ class KernelLibrary:
 
     def compile(self, builds: Iterable[tuple[str, Mapping[str, int]]]) -> None:
         """Fill the cache for several files at once; nvcc runs in parallel."""
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        with ThreadPoolExecutor(max_workers=16) as pool:
             list(pool.map(lambda b: compile_kernels(b[0], self.gpu.architecture, b[1], self._cache), builds))
 
 

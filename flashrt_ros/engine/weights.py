@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flashrt_ros.engine.compiler import cache_directory
+from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
+from flashrt_ros.engine.fused_denoise import covers, pack_fused
 from flashrt_ros.engine.packing import Packed, pack_expert, pack_towers
 from flashrt_ros.models.spec import PolicySpec
 
@@ -24,12 +26,16 @@ SAMPLE = 4096
 """Bytes of each tensor that enter the fingerprint, from its start and from its end."""
 
 
-def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
-    """Everything the engine needs, packed on whatever device the tensors come on."""
+def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, fused: bool = False) -> Packed:
+    """Everything the engine needs, packed on whatever device the tensors come on.
+
+    fused: for the fused denoise loop (`fused_denoise.covers` says where) instead of the plain one.
+    """
+    pack_loop = pack_fused if fused else pack_expert
     with torch.inference_mode():
         return {
             **pack_towers(tensors, spec, precision),
-            **pack_expert(tensors, spec, precision),
+            **pack_loop(tensors, spec, precision),
             **pack_flow(tensors, spec),
         }
 
@@ -57,7 +63,7 @@ def load_packed(
     key: str,
     spec: PolicySpec,
     precision: str,
-    device: torch.device,
+    gpu: Gpu,
     tensors: Callable[[], Mapping[str, Tensor]],
     cache: Path | None = None,
 ) -> Packed:
@@ -66,16 +72,17 @@ def load_packed(
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be packed.
     """
     folder = (cache or cache_directory()) / 'weights'
-    path = folder / f'{key}-{precision}-{spec.steps}-{FORMAT}.safetensors'
+    fused = covers(gpu, spec)
+    path = folder / f'{key}-{precision}-{"fused" if fused else "plain"}-{spec.steps}-{FORMAT}.safetensors'
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        packed = pack(_OnDevice(tensors(), device), spec, precision)
+        packed = pack(_OnDevice(tensors(), gpu.device), spec, precision, fused)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             written = Path(temporary) / path.name
             save_file(packed, written)
             written.replace(path)
         return packed
-    return load_file(path, device=str(device))
+    return load_file(path, device=str(gpu.device))
 
 
 class _OnDevice(Mapping[str, Tensor]):

@@ -18,6 +18,9 @@ TILINGS = [
     Tiling(2, 96, 4, split=2),
     Tiling(2, 96, 4, split=3),
     Tiling(1, 128, 5, split=4),
+    Tiling(2, 128, 4, down=4),
+    Tiling(2, 96, 4, across=2, down=4),
+    Tiling(1, 64, 4, split=2, down=2, across=2),
 ]
 SHAPES = [(64, 96, 128), (256, 304, 144), (512, 1152, 1152), (100, 4304, 256), (512, 1152, 4304)]
 """Rows, columns, K; none of the tilings divides all of them."""

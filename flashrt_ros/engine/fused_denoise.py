@@ -1,0 +1,99 @@
+"""The fused denoise loop of `engine.expert` behind the same face as `engine.denoise.PlainDenoise`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.expert import ROWS, ExpertLoop, ExpertShape, Prefix
+from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
+from flashrt_ros.engine.flow import flow_table
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
+
+PREFIX = 'fused_expert.'
+"""Of the names of its packed tensors."""
+
+OBSERVED = {'qkv': 'unnormed_qkv', 'output': 'o', 'gate_up': 'unnormed_gate_up', 'down': 'down'}
+"""Its products -> what calibration calls the range in front of them (the norms' 1 / rms is applied behind)."""
+
+
+def covers(gpu: Gpu, spec: PolicySpec) -> bool:
+    """Whether the loop has kernels for this GPU and these sizes."""
+    published = replace(spec.expert, layers=GEMMA_300M.layers) == GEMMA_300M and spec.action_dim == 32
+    return gpu.capability == (9, 0) and published and spec.horizon + spec.has_state_token <= ROWS
+
+
+def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> dict[str, Tensor]:
+    """The action expert as flat tensors named `fused_expert.*`."""
+    weights = pack_expert(spec, tensors, flow_table(tensors, spec), precision)
+    packed = {}
+    for name, product in weights.products.items():
+        packed.update(_flat(f'products.{name}.', product))
+    packed.update(_flat('modulation.', weights.modulation))
+    packed.update(_flat('heads.', replace(weights.heads, mixer=None)))
+    if weights.heads.mixer is not None:
+        packed.update(_flat('mixer.', weights.heads.mixer))
+    return packed
+
+
+class FusedDenoise:
+    """actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0."""
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        spec: PolicySpec,
+        packed: Mapping[str, Tensor],
+        scales: Mapping[str, float],
+        cache: PrefixCache,
+        prefix_rows: int,
+    ) -> None:
+        device = library.gpu.device
+        weights = _restore(packed, spec.steps, 'fp8' if scales else 'bf16', device)
+        self._loop = ExpertLoop(
+            library,
+            weights,
+            _activation_scales(scales, spec.expert.layers) if scales else None,
+            ExpertShape(spec.horizon, prefix_rows),
+            Prefix(cache.keys, cache.values, cache.length),
+        )
+        self.actions, self.state = self._loop.actions, torch.zeros(spec.action_dim, device=device)
+        self._projection = [packed.get(f'flow.state_proj.{part}') for part in ('weight', 'bias')]
+        if spec.has_state_token:
+            self._projection = [part.to(device) for part in self._projection if part is not None]
+
+    def run(self) -> None:
+        """Launch all flow steps on the current stream."""
+        if self._loop.state_token is not None:
+            self._loop.state_token.copy_(F.linear(self.state, *self._projection))
+        self._loop.launch()
+
+
+def _activation_scales(scales: Mapping[str, float], layers: int) -> Tensor:
+    return torch.tensor(
+        [[scales[f'expert.{i}.{OBSERVED[name]}'] for name in PRODUCTS] for i in range(layers)]
+    )
+
+
+def _flat(name: str, record: object) -> dict[str, Tensor]:
+    """The tensors of a dataclass, without those that are None."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
+    return {f'{PREFIX}{name}{key}': value.contiguous() for key, value in values.items() if value is not None}
+
+
+def _restore(packed: Mapping[str, Tensor], steps: int, precision: str, device: torch.device) -> ExpertWeights:
+    def part(name: str) -> dict[str, Tensor]:
+        start = PREFIX + name
+        return {key[len(start) :]: value.to(device) for key, value in packed.items() if key.startswith(start)}
+
+    mixer = part('mixer.')
+    heads = {'mixer_bias': None, **part('heads.'), 'mixer': Product(**mixer) if mixer else None}
+    products = {name: Product(**part(f'products.{name}.')) for name in PRODUCTS}
+    return ExpertWeights(precision, steps, products, Modulation(**part('modulation.')), Heads(**heads))

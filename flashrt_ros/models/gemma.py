@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.spec import GemmaSpec
 
 Cache = tuple[Tensor, Tensor]
@@ -124,8 +125,8 @@ class KeysValues(nn.Module):
     def __init__(self, spec: GemmaSpec) -> None:
         super().__init__()
         self.head_dim = spec.head_dim
-        self.k_proj = nn.Linear(spec.width, spec.kv_heads * spec.head_dim, bias=False)
-        self.v_proj = nn.Linear(spec.width, spec.kv_heads * spec.head_dim, bias=False)
+        self.k_proj = Linear(spec.width, spec.kv_heads * spec.head_dim, bias=False)
+        self.v_proj = Linear(spec.width, spec.kv_heads * spec.head_dim, bias=False)
 
     def keys_values(self, x: Tensor, rotary: Rotary) -> Cache:
         return rotate(self.split(self.k_proj(x)), rotary), self.split(self.v_proj(x))
@@ -140,8 +141,8 @@ class Attention(KeysValues):
 
     def __init__(self, spec: GemmaSpec) -> None:
         super().__init__(spec)
-        self.q_proj = nn.Linear(spec.width, spec.heads * spec.head_dim, bias=False)
-        self.o_proj = nn.Linear(spec.heads * spec.head_dim, spec.width, bias=False)
+        self.q_proj = Linear(spec.width, spec.heads * spec.head_dim, bias=False)
+        self.o_proj = Linear(spec.heads * spec.head_dim, spec.width, bias=False)
 
     def forward(self, x: Tensor, rotary: Rotary, past: Cache | None) -> tuple[Tensor, Cache]:
         queries = rotate(self.split(self.q_proj(x)), rotary)
@@ -154,9 +155,9 @@ class Attention(KeysValues):
 class GatedMlp(nn.Module):
     def __init__(self, spec: GemmaSpec) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(spec.width, spec.mlp, bias=False)
-        self.up_proj = nn.Linear(spec.width, spec.mlp, bias=False)
-        self.down_proj = nn.Linear(spec.mlp, spec.width, bias=False)
+        self.gate_proj = Linear(spec.width, spec.mlp, bias=False)
+        self.up_proj = Linear(spec.width, spec.mlp, bias=False)
+        self.down_proj = Linear(spec.mlp, spec.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.gelu(self.gate_proj(x), approximate='tanh') * self.up_proj(x))
@@ -181,7 +182,7 @@ class AdaRMSNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, 3 * width)
+        self.dense = Linear(width, 3 * width)
 
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
         """modulation: fp32 [3, W]. Returns (y [B, T, W], gate [W]), both in the dtype of x."""

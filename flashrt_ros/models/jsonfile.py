@@ -40,6 +40,19 @@ def value(config: dict[str, Any], key: str, kind: type[T], path: Path) -> T:
     return found
 
 
+def optional(config: dict[str, Any], key: str, kind: type[T], path: Path, default: T) -> T:
+    """The value of a key, or `default` if it is absent or null. Raises CheckpointError for another type."""
+    return default if config.get(key) is None else value(config, key, kind, path)
+
+
+def strings(config: dict[str, Any], key: str, path: Path) -> list[str]:
+    """A list of strings; absent or null is empty."""
+    found = optional(config, key, list, path, [])
+    if not all(isinstance(entry, str) for entry in found):
+        raise CheckpointError(f"'{key}' is no list of strings", str(path), AGAIN)
+    return found
+
+
 def positive(config: dict[str, Any], key: str, path: Path) -> int:
     found = value(config, key, int, path)
     if found < 1:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashrt_ros.models.gemma import Cache, ExpertTower, LanguageTower, rotary_table
+from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.siglip import VisionTower, as_prefix
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import EXPERT, LANGUAGE, PROJECTOR, VISION, stays_fp32
@@ -46,19 +47,19 @@ class PiModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.vision = VisionTower(spec.vision)
-        self.projector = nn.ModuleDict({'linear': nn.Linear(spec.vision.width, spec.language.width)})
+        self.projector = nn.ModuleDict({'linear': Linear(spec.vision.width, spec.language.width)})
         self.language = LanguageTower(spec.language, spec.vocab)
         self.expert = ExpertTower(spec.expert, spec.has_ada_rms)
         width = spec.expert.width
-        self.action_in_proj = nn.Linear(spec.action_dim, width)
-        self.action_out_proj = nn.Linear(width, spec.action_dim)
+        self.action_in_proj = Linear(spec.action_dim, width)
+        self.action_out_proj = Linear(width, spec.action_dim)
         if spec.has_ada_rms:
-            self.time_mlp_in = nn.Linear(width, width)
-            self.time_mlp_out = nn.Linear(width, width)
+            self.time_mlp_in = Linear(width, width)
+            self.time_mlp_out = Linear(width, width)
         else:
-            self.state_proj = nn.Linear(spec.action_dim, width)
-            self.action_time_mlp_in = nn.Linear(2 * width, width)
-            self.action_time_mlp_out = nn.Linear(width, width)
+            self.state_proj = Linear(spec.action_dim, width)
+            self.action_time_mlp_in = Linear(2 * width, width)
+            self.action_time_mlp_out = Linear(width, width)
 
     @property
     def dtype(self) -> torch.dtype:

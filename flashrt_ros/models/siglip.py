@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.spec import VisionSpec
 
 EPSILON = 1e-6
@@ -69,10 +70,10 @@ class Attention(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        self.q_proj = nn.Linear(spec.width, spec.width)
-        self.k_proj = nn.Linear(spec.width, spec.width)
-        self.v_proj = nn.Linear(spec.width, spec.width)
-        self.out_proj = nn.Linear(spec.width, spec.width)
+        self.q_proj = Linear(spec.width, spec.width)
+        self.k_proj = Linear(spec.width, spec.width)
+        self.v_proj = Linear(spec.width, spec.width)
+        self.out_proj = Linear(spec.width, spec.width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self.split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -85,8 +86,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(spec.width, spec.mlp)
-        self.fc2 = nn.Linear(spec.mlp, spec.width)
+        self.fc1 = Linear(spec.width, spec.mlp)
+        self.fc2 = Linear(spec.mlp, spec.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate='tanh'))

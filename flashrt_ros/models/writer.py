@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from flashrt_ros.models import lerobot
+from flashrt_ros.models.lerobot_pipeline import POSTPROCESSOR, PREPROCESSOR
 from flashrt_ros.models.small_tokenizer import write_small_tokenizer
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import EMBEDDING, LM_HEAD, expected_tensors
@@ -219,8 +220,8 @@ def _write_processors(
         'unnormalizer_processor', outputs, 'policy_postprocessor_step_0_unnormalizer_processor.safetensors'
     )
     after = [restore, step('absolute_actions_processor', enabled=False), device]
-    _write_json(path / lerobot.PREPROCESSOR, {'name': 'policy_preprocessor', 'steps': before})
-    _write_json(path / lerobot.POSTPROCESSOR, {'name': 'policy_postprocessor', 'steps': after})
+    _write_json(path / PREPROCESSOR, {'name': 'policy_preprocessor', 'steps': before})
+    _write_json(path / POSTPROCESSOR, {'name': 'policy_postprocessor', 'steps': after})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

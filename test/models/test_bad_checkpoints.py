@@ -268,6 +268,15 @@ class TestStatistics:
         )
         refuse(directory, 'the processing steps crop_images are not known')
 
+    def test_lerobot_with_a_step_twice_or_without_its_prompt(self, checkpoint: Make) -> None:
+        directory = checkpoint('lerobot')
+        path = directory / 'policy_preprocessor.json'
+        original = json.loads(path.read_text())
+        path.write_text(json.dumps({'steps': original['steps'] + original['steps'][:1]}))
+        refuse(directory, 'a processing step stands there twice')
+        path.write_text(json.dumps({'steps': [s for s in original['steps'] if 'prepare' not in str(s)]}))
+        refuse(directory, "there is no key 'pi05_prepare_state_tokenizer_processor_step'")
+
     def test_lerobot_with_an_unknown_normalisation(self, checkpoint: Make) -> None:
         directory = checkpoint('lerobot')
 

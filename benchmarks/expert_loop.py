@@ -64,7 +64,9 @@ def single_kernels(loop: ExpertLoop) -> Iterator[tuple[str, Callable[[], None]]]
         yield f'{name} x {len(chosen)}', launch
 
 
-def report(library: KernelLibrary, arguments: argparse.Namespace, family: str, precision: str, horizon: int) -> None:
+def report(
+    library: KernelLibrary, arguments: argparse.Namespace, family: str, precision: str, horizon: int
+) -> None:
     case = LoopCase(library, family, precision, LAYERS, horizon, STEPS, CAPACITY)
     errors = []
     for _ in range(arguments.observations):

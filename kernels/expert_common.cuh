@@ -104,34 +104,39 @@ __device__ __forceinline__ void multiply_step(Bf16, float (&d)[32], const uint4&
   WGMMA_64("m64n64k16", "bf16.bf16", ", 0");
 }
 
-template <int COUNT>
-__device__ __forceinline__ void load_fragments(uint4 (&a)[COUNT], const uint4* source, bool live) {
+constexpr int BATCH = 4;  // steps between two points at which products may start
+
+__device__ __forceinline__ void load_batch(uint4 (&a)[BATCH], const uint4* source, bool live) {
 #pragma unroll
-  for (int i = 0; i < COUNT; i++) a[i] = live ? __ldcg(source + i * STEP_FRAGMENTS) : make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < BATCH; i++) a[i] = live ? __ldcg(source + i * STEP_FRAGMENTS) : make_uint4(0, 0, 0, 0);
 }
 
 // accumulator = A * weights over STEPS steps. fragments: this thread's first; weights: shared address of the first step.
-// `live` is false in warps whose 16 rows are all beyond the last: they load nothing. The weights must be on their way to `barrier`.
+// `live` is false in lanes whose rows are both beyond the last: they load nothing. The weights must be on their way to `barrier`.
 template <class P, int COLUMNS, int STEPS>
 __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, uint32_t weights,
                                          uint64_t* barrier, bool live) {
-  constexpr int BATCH = STEPS < 8 ? STEPS : 8, BATCHES = STEPS / BATCH;
-  uint4 a[2][BATCH];
+  constexpr int BATCHES = STEPS / BATCH, BUFFERS = BATCHES < 4 ? BATCHES : 4;
+  uint4 a[BUFFERS][BATCH];
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) accumulator[i] = 0;
-  load_fragments(a[0], fragments, live);
-  if (BATCHES > 1) load_fragments(a[1], fragments + BATCH * STEP_FRAGMENTS, live);
+#pragma unroll
+  for (int i = 0; i < BUFFERS; i++) load_batch(a[i], fragments + i * BATCH * STEP_FRAGMENTS, live);
   wait_for_weights(barrier);
 #pragma unroll
   for (int batch = 0; batch < BATCHES; batch++) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int i = 0; i < BATCH; i++)
-      multiply_step(P(), accumulator, a[batch % 2][i], weight_descriptor<COLUMNS>(weights + (batch * BATCH + i) * COLUMNS * 32));
+      multiply_step(P(), accumulator, a[batch % BUFFERS][i],
+                    weight_descriptor<COLUMNS>(weights + (batch * BATCH + i) * COLUMNS * 32));
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (batch + 2 < BATCHES) load_fragments(a[batch % 2], fragments + (batch + 2) * BATCH * STEP_FRAGMENTS, live);
+    if (batch + BUFFERS < BATCHES) {
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      load_batch(a[batch % BUFFERS], fragments + (batch + BUFFERS) * BATCH * STEP_FRAGMENTS, live);
+    }
   }
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
 // ---- row statistics: a writer of 32 columns leaves its sum of squares, a reader adds up all STATISTICS of them
@@ -190,7 +195,7 @@ __device__ __forceinline__ void store_accumulator(Bf16, uint8_t* fragments, int 
   target[reg] = pack_bf16(a, b);
 }
 
-// ---- clusters
+// ---- clusters: partial sums are exchanged by stores that complete on the receiver's barrier, which takes one trip, not three
 
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
@@ -198,9 +203,25 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Orders execution only (a releasing arrival would wait for every earlier store of the thread, device-wide): enough for barriers
+// initialised with a fence, and for memory that was read and will be overwritten.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Called by one thread before the cluster's first barrier: `bytes` will arrive in all.
+__device__ __forceinline__ void expect_bytes(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_bytes(uint64_t* barrier) {
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n@done bra DONE;\n"
+      "bra AGAIN;\nDONE:\n}" ::"r"(shared_address(barrier))
+      : "memory");
+}
 
 // The address of a shared variable of ours in the block `rank` of the cluster.
 __device__ __forceinline__ uint32_t peer_address(const void* pointer, uint32_t rank) {
@@ -209,11 +230,14 @@ __device__ __forceinline__ uint32_t peer_address(const void* pointer, uint32_t r
   return address;
 }
 
-__device__ __forceinline__ void store_peer(uint32_t address, float4 v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+__device__ __forceinline__ void send(uint32_t address, uint32_t barrier, float a, float b, float c, float d) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "f"(a),
+               "f"(b), "f"(c), "f"(d), "r"(barrier)
                : "memory");
 }
 
-__device__ __forceinline__ void store_peer(uint32_t address, float a, float b) {
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
+__device__ __forceinline__ void send(uint32_t address, uint32_t barrier, float a, float b) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address), "f"(a), "f"(b),
+               "r"(barrier)
+               : "memory");
 }

@@ -68,7 +68,7 @@ __device__ __forceinline__ void gate_up(const uint4* fragments, const float* sta
   PartialSquares squares = load_squares(statistics);
   float accumulator[COLUMNS / 2];
   multiply<P, COLUMNS, STEPS>(accumulator, fragments + group * STEPS * STEP_FRAGMENTS + thread,
-                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, thread / 32 * 16 < rows);
+                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, thread / 32 * 16 + thread % 32 / 4 < rows);
   share_squares(shared.squares, squares);
 #pragma unroll
   for (int i = 0; i < 4; i++) {

@@ -16,7 +16,7 @@ constexpr int TILE_STRIDE = 33;  // float4; one more than a warp, against bank c
 
 struct Shared {
   float4 partial[SOURCES][TILES][TILE_STRIDE];
-  uint64_t barrier;
+  uint64_t barrier, arrived;
 };
 
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
@@ -47,6 +47,7 @@ __device__ __forceinline__ void project(const uint4* fragments, const uint8_t* w
   const int rank = cluster_rank(), first = blockIdx.x / CLUSTER * COLUMNS;
   if (threadIdx.x == 0) {
     fetch_weights(slice, weights + (size_t)blockIdx.x * BYTES, BYTES, &shared.barrier);
+    expect_bytes(&shared.arrived, SOURCES * TILES * 32 * sizeof(float4));
     prefetch_later(later, later_bytes);
   }
   const int local = thread / 8, row = rank * 16 + local, quad = thread % 8, column = first + quad * 4;
@@ -62,19 +63,19 @@ __device__ __forceinline__ void project(const uint4* fragments, const uint8_t* w
   float4 x = make_float4(0, 0, 0, 0);
   if (finishes) x = __ldcg(reinterpret_cast<const float4*>(x_in + (size_t)row * WIDTH + column));
   float accumulator[COLUMNS / 2];
-  const bool live = warp * 16 < rows;
   multiply<In, COLUMNS, STEPS>(accumulator, fragments + (rank * 2 + group) * STEPS * STEP_FRAGMENTS + thread,
-                               shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, live);
-  if (live) {
+                               shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier,
+                               warp * 16 + thread % 32 / 4 < rows);
+  if (warp * 16 < rows) {
     uint32_t target = peer_address(&shared.partial[rank * 2 + group][0][thread % 32], warp);
+    uint32_t arrived = peer_address(&shared.arrived, warp);
 #pragma unroll
     for (int i = 0; i < TILES; i++)
-      store_peer(target + i * TILE_STRIDE * 16,
-                 make_float4(accumulator[i * 4], accumulator[i * 4 + 1], accumulator[i * 4 + 2], accumulator[i * 4 + 3]));
+      send(target + i * TILE_STRIDE * 16, arrived, accumulator[i * 4], accumulator[i * 4 + 1], accumulator[i * 4 + 2],
+           accumulator[i * 4 + 3]);
   }
-  cluster_arrive();
-  cluster_wait();
   if (!finishes) return;
+  wait_for_bytes(&shared.arrived);
 
   x = x + gather(shared, local, quad) * factor;
   *reinterpret_cast<float4*>(x_out + (size_t)row * WIDTH + column) = x;

@@ -32,6 +32,9 @@ THREADS = 256
 RESIDUAL_CLUSTER, ATTENTION_CLUSTER = 4, 8
 ATTENTION_QUERIES, ATTENTION_MAX_KEYS = 32, 160
 FLOW_SHARED = ACTION_DIM * WIDTH * 4
+LEAST_SHARED = {'qkv': 65 << 10, 'gate_up': 98 << 10, 'down': 47 << 10}
+"""Shared memory asked for beyond need, so that no multiprocessor takes two blocks of a product while others have none,
+and yet the attention fits beside q, k, v."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,25 @@ class ExpertLoop:
             self._qkv(step, layer),
             self._attention(layer),
             self._residual(
-                'output', products['output'], layer, self._attended, self._x, gate[2 * layer], step, 2 * layer + 1
+                'output',
+                products['output'],
+                layer,
+                self._attended,
+                self._x,
+                gate[2 * layer],
+                step,
+                2 * layer + 1,
             ),
             self._gate_up(step, layer),
             self._residual(
-                'down', products['down'], layer, self._hidden, self._x, gate[2 * layer + 1], step, 2 * layer + 2
+                'down',
+                products['down'],
+                layer,
+                self._hidden,
+                self._x,
+                gate[2 * layer + 1],
+                step,
+                2 * layer + 2,
             ),
         ]
 
@@ -251,14 +268,26 @@ class ExpertLoop:
             *(self._normed[which], self._statistics[which], self._rows),
         )
         return self._streaming(
-            'residual', name, arguments, product.weights[layer], WIDTH // 32 * RESIDUAL_CLUSTER, RESIDUAL_CLUSTER
+            'residual',
+            name,
+            arguments,
+            product.weights[layer],
+            WIDTH // 32 * RESIDUAL_CLUSTER,
+            RESIDUAL_CLUSTER,
         )
 
     def _streaming(
-        self, file: str, name: str, arguments: tuple[Any, ...], weights: Tensor, blocks: int, cluster: int | None = None
+        self,
+        file: str,
+        name: str,
+        arguments: tuple[Any, ...],
+        weights: Tensor,
+        blocks: int,
+        cluster: int | None = None,
     ) -> Step:
         """A launch whose blocks each keep an equal slice of `weights` in shared memory."""
-        return Step(self._kernel(file, name), blocks, arguments, weights.numel() // blocks, cluster, weights)
+        shared = max(weights.numel() // blocks, LEAST_SHARED.get(name, 0))
+        return Step(self._kernel(file, name), blocks, arguments, shared, cluster, weights)
 
     def _lookahead(self, index: int) -> tuple[Tensor | None, int]:
         """(weights to bring into L2, bytes of it a block) for the launch `index`."""
@@ -272,9 +301,9 @@ class ExpertLoop:
 
 def attention_bytes(capacity: int) -> int:
     """Dynamic shared memory of expert_attention.cu for prefixes of up to `capacity` tokens."""
-    slots = _attention_slots(capacity)
-    merging = ATTENTION_CLUSTER * (8 * 32 * 16 + ATTENTION_QUERIES * 8)
-    return merging + ATTENTION_QUERIES * (slots + 4) * 4 + slots * HEAD_DIM * 2 * 2
+    slots, row_bytes = _attention_slots(capacity), HEAD_DIM * 2
+    merging = ATTENTION_CLUSTER * 4 * 32 * 16
+    return max(slots * row_bytes, merging) + slots * row_bytes + ATTENTION_QUERIES * (slots + 4) * 4
 
 
 def _attention_slots(capacity: int) -> int:
@@ -289,10 +318,12 @@ def _check_shape(shape: ExpertShape, rows: int, prefix: Prefix) -> None:
             'action expert',
             'choose a checkpoint with a shorter horizon',
         )
-    if _attention_slots(shape.prefix_capacity) > ATTENTION_MAX_KEYS or prefix.keys.shape[1] < shape.prefix_capacity:
+    if (
+        _attention_slots(shape.prefix_capacity) > ATTENTION_MAX_KEYS
+        or prefix.keys.shape[1] < shape.prefix_capacity
+    ):
         raise BackendError(
             f'a prefix of {shape.prefix_capacity} tokens does not fit (buffers hold {prefix.keys.shape[1]})',
             'action expert',
             'use fewer views or a shorter prompt',
         )
-

@@ -1,8 +1,8 @@
 """Ranges of what enters the action expert's four products, observed on the plain model: the source of fp8 scales.
 
-    with ExpertRanges(model.expert) as ranges:
-        model.denoise(noise, prefix, table)          # as often as there are observations
-    scales = activation_scales(ranges.largest)
+with ExpertRanges(model.expert) as ranges:
+    model.denoise(noise, prefix, table)          # as often as there are observations
+scales = activation_scales(ranges.largest)
 """
 
 from __future__ import annotations

@@ -134,7 +134,11 @@ def _ada_norms(flow_table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _plain_norms(tensors: Mapping[str, Tensor], layers: int) -> tuple[Tensor, Tensor, Tensor]:
-    names = [f'layers.{i}.{norm}' for i in range(layers) for norm in ('input_layernorm', 'post_attention_layernorm')]
+    names = [
+        f'layers.{i}.{norm}'
+        for i in range(layers)
+        for norm in ('input_layernorm', 'post_attention_layernorm')
+    ]
     scale = torch.stack([tensors[f'{EXPERT}{name}.weight'].float() for name in [*names, 'norm']])[None]
     return scale, torch.zeros_like(scale), torch.ones_like(scale)
 

@@ -62,7 +62,9 @@ def small_policy(family: str, layers: int, horizon: int, steps: int) -> PolicySp
 class LoopCase:
     """A random expert behind a random prefix: the fused loop, and the plain model in fp32 or bf16."""
 
-    def __init__(self, library, family, precision, layers=2, horizon=50, steps=3, capacity=712, lookahead=0, seed=0):
+    def __init__(
+        self, library, family, precision, layers=2, horizon=50, steps=3, capacity=712, lookahead=0, seed=0
+    ):
         self.spec = small_policy(family, layers, horizon, steps)
         self.tensors = random_tensors(self.spec, seed, torch.float32, 'cuda')
         self.model = load_model(self.spec, self.tensors, torch.float32)
@@ -76,7 +78,9 @@ class LoopCase:
             self.table = self.model.flow_table(steps)
             weights = pack_expert(self.spec, self.tensors, self.table, precision)
             scales = self.calibrate() if precision == 'fp8' else None
-        self.loop = ExpertLoop(library, weights, scales, ExpertShape(horizon, capacity, lookahead), self.prefix)
+        self.loop = ExpertLoop(
+            library, weights, scales, ExpertShape(horizon, capacity, lookahead), self.prefix
+        )
 
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device='cuda')
@@ -93,7 +97,10 @@ class LoopCase:
         model = model or self.model
         length = int(self.prefix.length)
         caches = [
-            tuple(buffer[i, :length].to(model.dtype)[None, None] for buffer in (self.prefix.keys, self.prefix.values))
+            tuple(
+                buffer[i, :length].to(model.dtype)[None, None]
+                for buffer in (self.prefix.keys, self.prefix.values)
+            )
             for i in range(self.spec.expert.layers)
         ]
         if self.spec.has_state_token:

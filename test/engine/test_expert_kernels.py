@@ -141,7 +141,9 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
     if state_token:
         mask[0, length + 1 :] = False
     logits = q.float() @ torch.cat([k[:length], own_k[:rows]]).float().T
-    expected = logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v[:rows]]).float()
+    expected = (
+        logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v[:rows]]).float()
+    )
     expected = expected.transpose(0, 1).reshape(rows, 2048)
     for precision in ('bf16', 'fp8'):
         inverse = torch.tensor(50.0 if precision == 'fp8' else 1.0, device='cuda')

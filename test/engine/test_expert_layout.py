@@ -35,7 +35,9 @@ def test_fragments_times_packed_weights_is_the_plain_product(precision, order):
     weight = rounded(torch.randn(64, 128), precision)
     a = read_fragments(to_fragments(x, order), dtype, 128)
     for slice_, rows in zip(pack_slices(weight, 32, order), weight.float().split(32), strict=True):
-        torch.testing.assert_close(a @ read_slice(slice_, dtype, 32).T, x.float() @ rows.T, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            a @ read_slice(slice_, dtype, 32).T, x.float() @ rows.T, rtol=1e-4, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize('order', ['linear', 'accumulator'])

@@ -1,7 +1,7 @@
-"""The ROS-free part for `pip install .`: models, engine, ingest, control and evaluation, with kernels and examples.
+"""The ROS-free part for `pip install .`: models, engine, ingest, control, evaluation, kernels and examples.
 
-The nodes and their messages are built by colcon (CMakeLists.txt); pyproject.toml holds the metadata. This file only
-carries `kernels/` and `config/`, which lie beside the package, into it.
+colcon builds the messages, without which the nodes do not run (CMakeLists.txt); pyproject.toml holds the
+metadata. This file only carries `kernels/` and `config/`, which lie beside the package, into it.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Install what the CUDA engine needs on a machine with an NVIDIA GPU.
 
-pycuda comes as source and looks for a CUDA toolkit. NVIDIA's wheels hold all of one, but their libraries carry
-only versioned names (libcurand.so.10), which a linker does not look for: PREFIX/cuda links them into the form
-of a toolkit.
+pycuda comes as source and looks for a CUDA toolkit. NVIDIA's wheels hold all of one, but their libraries
+carry only versioned names (libcurand.so.10), which a linker does not look for: PREFIX/cuda links them into
+the form of a toolkit.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def driver_library() -> Path:
     match = re.search(r'libcuda\.so\.1 \(.*x86-64.*\) => (\S+)', cache)
     if match is None:
         raise SystemExit(
-            'There is an NVIDIA GPU, but no libcuda.so.1 of its driver (in a container: start it with --gpus all).'
+            'There is an NVIDIA GPU, but no libcuda.so.1 (in a container: start it with --gpus all).'
         )
     return Path(match[1])
 

@@ -24,7 +24,7 @@ class TransitionFailed(RuntimeError):
 
 
 class Lifecycle:
-    """Transitions of the managed node in `child`. check: called while waiting; raises when that is in vain."""
+    """Transitions of the managed node in `child`. check: called while waiting; may raise."""
 
     def __init__(self, node: Node, executor: Executor, child: Child, check: Callable[[], None]) -> None:
         self.name = child.name

@@ -11,17 +11,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from demo.run import ROOT
 from flashrt_ros.configuration import RobotConfig, load_config
 from flashrt_ros.evaluation.bag import Bag, open_bag
-from flashrt_ros.evaluation.plots import SOFT, STYLE, draw_jitter, draw_joint, draw_latency
+from flashrt_ros.evaluation.plots import SOFT, STYLE, add_joint_legend, draw_jitter, draw_joint, draw_latency
 from flashrt_ros.evaluation.run import Run, read_run
 from flashrt_ros.evaluation.verdict import judge, judged_window
 from flashrt_ros.ingest.compressed import decode_compressed
 
-MOMENTS = (0.05, 0.3, 0.5, 0.65, 0.8)
+MOMENTS = (0.04, 0.19, 0.36, 0.5, 0.64, 0.78, 0.95)
 """Parts of the run at which frames are shown."""
 
 SHOWN_JOINTS = ('shoulder_pan', 'elbow_flex', 'wrist_flex', 'gripper')
@@ -44,7 +44,7 @@ def main() -> None:
 def picture(bag: Bag, config: RobotConfig) -> Figure:
     run = read_run(bag, config)
     figure = Figure(figsize=(13, 9.2), layout='constrained')
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(3.3, 3.9, 2.6))
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(3.1, 3.9, 2.6))
     _draw_frames(top, bag, config, run)
     _draw_joints(middle, run)
     left, right = bottom.subplots(1, 2)
@@ -53,7 +53,7 @@ def picture(bag: Bag, config: RobotConfig) -> Figure:
     return figure
 
 
-def _draw_frames(figure: Figure, bag: Bag, config: RobotConfig, run: Run) -> None:
+def _draw_frames(figure: SubFigure, bag: Bag, config: RobotConfig, run: Run) -> None:
     window = judged_window(run)
     panels = figure.subplots(len(config.cameras), len(MOMENTS), squeeze=False)
     for row, (view, camera) in zip(panels, config.cameras.items(), strict=True):
@@ -69,15 +69,14 @@ def _draw_frames(figure: Figure, bag: Bag, config: RobotConfig, run: Run) -> Non
         row[0].set_title(view, color=SOFT, fontsize=9)
 
 
-def _draw_joints(figure: Figure, run: Run) -> None:
+def _draw_joints(figure: SubFigure, run: Run) -> None:
     panels: list[Axes] = list(figure.subplots(2, 2, sharex=True).flat)
     for name, axes in zip(SHOWN_JOINTS, panels, strict=True):
         draw_joint(axes, run, run.joints.index(name))
         axes.set_title(f'{name} [rad]')
     for axes in panels[2:]:
         axes.set_xlabel('time [s]')
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside upper right', ncols=len(labels))
+    add_joint_legend(figure, panels[0])
 
 
 if __name__ == '__main__':

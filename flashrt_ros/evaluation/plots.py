@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from flashrt_ros.evaluation.metrics import SECOND, jitter
-from flashrt_ros.evaluation.run import STAGES, Run
+from flashrt_ros.evaluation.run import STAGES, Run, Series
 from flashrt_ros.evaluation.verdict import Verdict, judged_window
 
 INK, SOFT, GRID = '#1f2933', '#7b8794', '#e4e7eb'
@@ -68,8 +68,7 @@ def joints_figure(run: Run) -> Figure:
         draw_joint(axes, run, column)
         axes.set_title(name)
         axes.set_ylabel('rad')
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside upper right', ncols=len(labels))
+    add_joint_legend(figure, panels[0])
     for axes in figure.axes[-columns:]:
         axes.set_xlabel('time [s]')
     return figure
@@ -94,6 +93,23 @@ def draw_joint(axes: Axes, run: Run, column: int) -> None:
             seconds(series.times_ns), series.values[:, column], color=colour, linewidth=width, label=label
         )
     axes.set_xlim(0, max(window.length, 1e-3))
+    # A chunk that is far off must not flatten the curves that were executed.
+    axes.set_ylim(*_span(run.measured, run.reference, run.commanded, column=column))
+
+
+def add_joint_legend(figure: Figure | SubFigure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc='outside upper right', ncols=len(labels))
+    for line in legend.get_lines():
+        line.set(alpha=1.0, linewidth=1.8)
+
+
+def _span(*series: Series, column: int) -> tuple[float, float]:
+    """Limits of the axis around these curves, with a margin."""
+    values = np.concatenate([one.values[:, column] for one in series])
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    margin = 0.12 * (high - low) + 0.02
+    return low - margin, high + margin
 
 
 def jitter_figure(run: Run, control_hz: float) -> Figure:
@@ -111,6 +127,7 @@ def draw_jitter(axes: Axes, run: Run, control_hz: float) -> None:
     if values.size == 0:
         return
     edge = max(0.5, float(np.abs(values).max()) * 1.02)
+    axes.yaxis.set_major_formatter('{x:g}')
     axes.hist(values, bins=np.linspace(-edge, edge, 81).tolist(), color=COMMANDED, log=True)
     p99 = float(np.percentile(np.abs(values), 99))
     for side in (-p99, p99):
@@ -137,11 +154,10 @@ def draw_latency(axes: Axes, verdict: Verdict) -> None:
         axes.barh(place, p50, height=0.62, color=STAGE_COLOURS[name])
         axes.plot([p50, p99], [place, place], color=SOFT, linewidth=1.0)
         axes.plot([p90, p99], [place, place], linestyle='none', marker='|', color=INK, markersize=6)
-        axes.annotate(
-            f'{p50:.1f}', (p99, place), xytext=(5, 0), textcoords='offset points', va='center', color=INK
-        )
+        label = f'{p50:.1f}  (p99 {p99:.1f})'
+        axes.annotate(label, (p99, place), xytext=(5, 0), textcoords='offset points', va='center')
     axes.set_yticks(places, names)
     axes.tick_params(axis='y', labelcolor=INK, length=0)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.grid(axis='y', visible=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 DOMAINS = range(215, 233)
-"""The upper of the two ranges of ROS domains whose ports Linux does not give away; people use the lower one."""
+"""The upper of the two ranges of ROS domains whose ports Linux does not give away; people use the lower."""
 
 
 @contextmanager

@@ -21,18 +21,15 @@ class Plan:
 
 
 class Planner:
-    """Runs the policy and numbers its chunks. Row 0 is due when the observation was made.
+    """Runs the policy and numbers its chunks. Row 0 is due when the observation was made."""
 
-    epoch: higher than any that an executor may still remember.
-    """
-
-    def __init__(self, policy: Policy, joints: JointMap, action_rate_hz: float, epoch: int) -> None:
+    def __init__(self, policy: Policy, joints: JointMap, action_rate_hz: float) -> None:
         self._policy, self._joints = policy, joints
         self._step_ns = round(1e9 / action_rate_hz)
-        self.epoch, self.sequence = epoch, 0
+        self.epoch = self.sequence = 0
 
-    def reset(self, epoch: int) -> None:
-        """Begin a new, higher epoch, so that chunks in flight are dropped."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Count from 0 again. epoch: higher than any that an executor may remember."""
         self.epoch, self.sequence = epoch, 0
 
     def plan(self, taken: Taken) -> Plan:

@@ -92,11 +92,6 @@ class Ingest:
             refusal = taken
         return self._blocked(refusal, present, now_ns)
 
-    def forget(self) -> None:
-        """Drop all latest messages, as after a clock jump or a pause."""
-        for stream in self.streams.values():
-            stream.forget()
-
     def _gates(self, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal | None:
         for name, sample in samples.items():
             refusal = check_sample(self.streams[name], sample, now_ns, self.limits)

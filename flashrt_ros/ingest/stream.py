@@ -60,11 +60,6 @@ class Stream:
             self._rejected += not sample.fault
             sample.taken, sample.fault = True, fault
 
-    def forget(self) -> None:
-        """Drop the latest message, as after a clock jump."""
-        with self._lock:
-            self._latest = None
-
     @property
     def counts(self) -> StreamCounts:
         with self._lock:

@@ -8,8 +8,8 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from flashrt_ros.control.pacing import Pace
 from flashrt_ros.ingest.stream import Stream
+from flashrt_ros.nodes.loop import FixedRateLoop
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -22,8 +22,9 @@ def status(
     return DiagnosticStatus(name=name, hardware_id=hardware, level=level, message=summary, values=pairs)
 
 
-def pace_values(what: str, pace: Pace | None) -> dict[str, Any]:
-    """Rate and lateness of a loop as diagnostic values."""
+def pace_values(what: str, loop: FixedRateLoop) -> dict[str, Any]:
+    """Rate and lateness of a loop as diagnostic values. what: the thing that comes at this rate."""
+    pace = loop.meter.pace()
     if pace is None:
         return {f'{what} rate [Hz]': 'not running'}
     return {
@@ -31,6 +32,7 @@ def pace_values(what: str, pace: Pace | None) -> dict[str, Any]:
         f'{what} late p50 [ms]': pace.late_p50_s * 1e3,
         f'{what} late p99 [ms]': pace.late_p99_s * 1e3,
         f'{what} late max [ms]': pace.late_max_s * 1e3,
+        f'{what} deadlines skipped': loop.skipped,
     }
 
 

@@ -5,41 +5,62 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Plan, Planner
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.ingest import Blocked, Ingest, Taken
+from flashrt_ros.ingest.gates import Limits
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
+from flashrt_ros.policy import Policy
 
 
 class PolicyWorker:
-    """Called by one thread. Every tick ends in one InferenceStats, whatever happens."""
+    """Every tick ends in one InferenceStats, whatever happens.
+
+    `tick` is called by one thread; `keep` and `apply` by another.
+    """
 
     def __init__(
         self,
-        ingest: Ingest,
-        planner: Planner,
-        writer: StatsWriter,
-        counts: InferenceCounts,
+        config: RobotConfig,
+        policy: Policy,
         clock: ROSClock,
         logger: RcutilsLogger,
         publish_chunk: Callable[[ActionChunk], None],
         publish_stats: Callable[[InferenceStats], None],
     ) -> None:
-        self._ingest, self._planner, self._writer, self.counts = ingest, planner, writer, counts
-        self._clock, self._logger = clock, logger
-        self._publish_chunk, self._publish_stats = publish_chunk, publish_stats
+        self.ingest, self.counts = Ingest(config), InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
+        self._clock = clock
+        self._planner = Planner(policy, self.ingest.joints, config.rates.action_rate_hz)
+        self._writer = StatsWriter(
+            policy.info.name, 1.0 / config.rates.chunk_rate_hz, self.ingest, self.counts
+        )
+        self._publish_chunk, self._publish_stats = publish_chunk, publish_stats
+
+    def keep(self, name: str, message: Any) -> None:
+        """Keep the latest message of an input; cheap, because frames come while inference runs."""
+        self.ingest.offer(name, message, self._clock.now().nanoseconds)
+
+    def apply(self, config: RobotConfig) -> None:
+        """Use the dynamic values of a configuration from the next tick on."""
+        self.ingest.limits, self.ingest.prompt = Limits.of(config), config.prompt
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Chunks of earlier epochs must not be continued. Only between runs of the loop."""
+        self._planner.begin_epoch(epoch)
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
-        outcome = self._ingest.observe(now_ns)
+        outcome = self.ingest.observe(now_ns)
         if isinstance(outcome, Blocked):
             self.counts.ticks_blocked += 1
             self.trouble.trouble((outcome.refusal.input, outcome.refusal.kind), outcome.reason)
@@ -64,12 +85,7 @@ class PolicyWorker:
 
     def _publish(self, taken: Taken, plan: Plan) -> None:
         begin = time.perf_counter()
-        now_ns = self._clock.now().nanoseconds
-        self._publish_chunk(chunk_to_message(plan.chunk, now_ns))
+        self._publish_chunk(chunk_to_message(plan.chunk, self._clock.now().nanoseconds))
         publish_s = time.perf_counter() - begin
-        self.counts.chunks += 1
         total_s = (self._clock.now().nanoseconds - taken.stamp_ns) * 1e-9
-        stats = self._writer.of_chunk(taken, plan, publish_s, total_s)
-        self.counts.deadline_misses += stats.deadline_missed
-        stats.chunks, stats.deadline_misses = self.counts.chunks, self.counts.deadline_misses
-        self._publish_stats(stats)
+        self._publish_stats(self._writer.of_chunk(taken, plan, publish_s, total_s))

@@ -30,13 +30,16 @@ class StatsWriter:
         self._ingest, self._counts = ingest, counts
 
     def of_chunk(self, taken: Taken, plan: Plan, publish_s: float, total_s: float) -> InferenceStats:
-        """publish_s: building and publishing the chunk. total_s: sensor stamp to publication."""
+        """Counts the chunk, too. publish_s: building and publishing it. total_s: from sensor stamp."""
+        missed = plan.inference_s > self._deadline_s
+        self._counts.chunks += 1
+        self._counts.deadline_misses += missed
         message = self._of_taken(taken, plan.chunk.epoch, plan.chunk.sequence)
         for stage in STAGES:
             setattr(message, stage, float(plan.timings.get(stage, 0.0)))
         message.publish, message.total = publish_s, total_s
         message.inference = plan.inference_s
-        message.deadline_missed = plan.inference_s > self._deadline_s
+        message.deadline_missed = missed
         return message
 
     def of_failure(self, taken: Taken, reason: str, epoch: int, sequence: int) -> InferenceStats:

@@ -57,7 +57,8 @@ JOINTS = JointMap(('a', 'b'), (100.0, 1.0), (0.0, 0.5))
 
 
 def test_a_prediction_becomes_a_chunk_in_ros_units_from_the_time_of_observation():
-    planner = Planner(ScriptedPolicy([[100.0, 1.0], [200.0, 2.5]]), JOINTS, action_rate_hz=30.0, epoch=7)
+    planner = Planner(ScriptedPolicy([[100.0, 1.0], [200.0, 2.5]]), JOINTS, action_rate_hz=30.0)
+    planner.begin_epoch(7)
     first, second = planner.plan(TAKEN), planner.plan(TAKEN)
     np.testing.assert_allclose(first.chunk.actions, [[1.0, 0.5], [2.0, 2.0]])
     assert (first.chunk.observed_ns, first.chunk.start_ns, first.chunk.step_ns) == (5_000_000_000,) * 2 + (
@@ -69,9 +70,9 @@ def test_a_prediction_becomes_a_chunk_in_ros_units_from_the_time_of_observation(
 
 
 def test_a_reset_begins_an_epoch_that_counts_from_zero():
-    planner = Planner(ScriptedPolicy([[0.0, 0.0]]), JOINTS, 30.0, epoch=7)
+    planner = Planner(ScriptedPolicy([[0.0, 0.0]]), JOINTS, 30.0)
     planner.plan(TAKEN)
-    planner.reset(8)
+    planner.begin_epoch(8)
     chunk = planner.plan(TAKEN).chunk
     assert (chunk.epoch, chunk.sequence) == (8, 0)
 
@@ -81,7 +82,7 @@ def test_a_reset_begins_an_epoch_that_counts_from_zero():
     [([[0.0, np.nan]], "row 0 of joint 'b' is nan"), ([[0.0]], '1 columns for 2 joints')],
 )
 def test_rubbish_from_the_policy_makes_no_chunk_and_no_number(actions, message):
-    planner = Planner(ScriptedPolicy(actions), JOINTS, 30.0, epoch=0)
+    planner = Planner(ScriptedPolicy(actions), JOINTS, 30.0)
     with pytest.raises(ChunkError, match=message):
         planner.plan(TAKEN)
     assert planner.sequence == 0

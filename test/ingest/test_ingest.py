@@ -158,9 +158,3 @@ def test_limits_can_be_replaced_while_running(ingest):
     keys = ('cameras.base_0_rgb.max_age_s', 'cameras.left_wrist_0_rgb.max_age_s', 'joint_states.max_age_s')
     ingest.limits = Limits.of(with_values(CONFIG, dict.fromkeys(keys, 0.5)))
     assert isinstance(ingest.observe(NOW), Taken)
-
-
-def test_after_forgetting_every_input_must_come_anew(ingest):
-    offer(ingest)
-    ingest.forget()
-    assert refusal(ingest).refusal.kind == 'missing'

@@ -35,7 +35,7 @@ class World:
         self.node = graph.start(ActionStreamer, config, **parameters)
         assert graph.change(self.node, 'configure', 'activate')
         wait_for_match(self._publisher, self.node._inputs[0])
-        wait_until(lambda: self.node._state.latest(), what='a joint state')
+        wait_until(lambda: self.node._worker.state.latest(), what='a joint state')
         self.sequence = 0
 
     def chunk(self, rows, names=NAMES, observed_ns=None, step_s=0.05):

@@ -91,7 +91,7 @@ def test_statistics_tell_where_the_time_went(world):
 def test_actions_are_in_ros_units(world):
     """The first joint has scale 2 and offset 0.5: nothing but the unit differs from what the policy said."""
     wait_until(lambda: world.chunks)
-    policy, joints = world.node._policy, world.node._ingest.joints
+    policy, joints = world.node._policy, world.node._worker.ingest.joints
     rows = np.array([[2.5, 1.0, 1.0]])
     np.testing.assert_allclose(joints.to_ros(rows), [[1.0, 1.0, 1.0]])
     assert policy.info.action_dim == 3
@@ -173,7 +173,7 @@ def test_the_prompt_comes_from_parameter_and_topic(graph, robot_yaml):
     publisher.publish(String(data=''))
     publisher.publish(String(data='stack the cups'))
     wait_until(lambda: world.node.get_parameter('prompt').value == 'stack the cups')
-    wait_until(lambda: world.node._ingest.prompt == 'stack the cups')
+    wait_until(lambda: world.node._worker.ingest.prompt == 'stack the cups')
     status = graph.messages_after(
         world.diagnostics,
         lambda array: any(v.value == 'stack the cups' for s in array.status for v in s.values),

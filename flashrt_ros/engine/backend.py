@@ -1,0 +1,150 @@
+"""The CUDA backend: a checkpoint as a `Policy`, computed by the engine.
+
+Everything slow happens in `load`: kernels are compiled (once for a GPU) and weights packed (once for a checkpoint),
+both cached on disk; then every graph is recorded and run once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.calibration import stored
+from flashrt_ros.engine.device import FP8_CAPABILITY, Gpu, find_gpu, require_capability, require_memory
+from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.packing import PRECISIONS
+from flashrt_ros.engine.weights import fingerprint, load_packed
+from flashrt_ros.errors import BackendError
+from flashrt_ros.models.backend import check_finite, check_noise, describe
+from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
+from flashrt_ros.models.spec import PolicySpec
+from flashrt_ros.models.tensors import parameter_count
+from flashrt_ros.policy import Observation, PolicyOptions, Prediction
+
+BYTES = {'bf16': 2.0, 'fp8': 1.2}
+"""Bytes of GPU memory a parameter takes; in fp8 the embedding stays bf16."""
+
+WORKSPACE = 1 << 30
+"""Buffers, graphs and the libraries' own memory."""
+
+
+def load(path: Path, options: PolicyOptions) -> CudaPolicy:
+    """Load a checkpoint directory onto the first GPU, ready for its first inference.
+
+    Raises BackendError for GPU, driver, memory, precision or sizes; CheckpointError for the checkpoint, and in fp8
+    also when its calibration is missing or belongs to other weights; ConfigError for the options.
+    """
+    gpu = find_gpu()
+    _check_precision(gpu, options.precision)
+    checkpoint = open_checkpoint(path, options)
+    check_sizes(checkpoint.spec, options.precision)
+    key = fingerprint(path / 'model.safetensors')
+    scales = stored(path, key) if options.precision == 'fp8' else {}
+    size = parameter_count(checkpoint.spec) * BYTES[options.precision] + WORKSPACE
+    require_memory(gpu, int(size), f'{checkpoint.spec.family} in {options.precision}')
+    library = KernelLibrary(gpu)
+    packed = load_packed(key, checkpoint.spec, options.precision, gpu, lambda: checkpoint.tensors)
+    engine = Engine(library, checkpoint.spec, packed, len(checkpoint.processing.views), scales)
+    engine.capture()
+    return CudaPolicy(checkpoint, engine, options)
+
+
+def check_sizes(spec: PolicySpec, precision: str) -> None:
+    """Raises BackendError for dimensions that no kernel instance covers."""
+    vision, towers = spec.vision, (spec.language, spec.expert)
+    multiple = 16 if precision == 'fp8' else 8
+    widths = [vision.width, vision.mlp, *(w for t in towers for w in (t.width, t.mlp))]
+    wrong = [f'a width of {width}' for width in widths if width % multiple or width > 65536]
+    wrong += [f'{t.kv_heads} key heads' for t in towers if t.kv_heads != 1]
+    wrong += [f'a head size of {t.head_dim}' for t in towers if t.head_dim % 16 or t.head_dim > 256]
+    if vision.tokens % 64 or vision.head_dim % 8:
+        wrong.append(f'{vision.tokens} image tokens with heads of {vision.head_dim}')
+    if wrong:
+        raise BackendError(
+            f'the kernels do not cover {", ".join(wrong)} in {precision}', spec.family, "choose device 'cpu'"
+        )
+
+
+class CudaPolicy:
+    """Implements `flashrt_ros.policy.Policy`. Not thread-safe."""
+
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
+        self.processing, self.spec = checkpoint.processing, checkpoint.spec
+        self.info = describe(checkpoint, 'cuda', options.precision)
+        self._engine: Engine | None = engine
+        self._generator = torch.Generator()
+        if options.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(options.seed)
+        self._staging: dict[str, Tensor] = {}
+
+    def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
+        """See `Policy.infer`. Raises ObservationError; BackendError if the network gives NaN or Inf, or the GPU
+        fails."""
+        began = perf_counter()
+        engine = self._require_engine()
+        start = self._start(noise)
+        prepared = self.processing.prepare(observation)
+        inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
+        engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
+        launched = perf_counter()
+        actions = self._run(engine)
+        finished = perf_counter()
+        check_finite(actions, self.info)
+        restored = self.processing.restore(actions, observation.state)
+        timings = {'preprocess': launched - began, **engine.stage_seconds()}
+        return Prediction(restored, timings | {'postprocess': perf_counter() - finished})
+
+    def close(self) -> None:
+        """Give back the GPU memory; the object is of no use afterwards."""
+        self._engine = None
+        self._staging.clear()
+        torch.cuda.empty_cache()
+
+    def _run(self, engine: Engine) -> np.ndarray:
+        try:
+            engine.replay()
+            return engine.read().numpy().copy()
+        except RuntimeError as error:  # torch.AcceleratorError: the context is lost with everything in it
+            raise BackendError(
+                f'the GPU failed: {error}',
+                self.info.name,
+                'restart the process, and see the kernel log (dmesg)',
+            ) from error
+
+    def _require_engine(self) -> Engine:
+        if self._engine is None:
+            raise BackendError('the policy is closed', self.info.name, 'load it again')
+        return self._engine
+
+    def _start(self, noise: np.ndarray | None) -> Tensor:
+        shape = (self.spec.horizon, self.spec.action_dim)
+        if noise is None:
+            return torch.randn(*shape, generator=self._generator)
+        check_noise(noise, shape)
+        return torch.from_numpy(noise)
+
+    def _pin(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
+        kept = self._staging.get(name)
+        if kept is None or kept.numel() < tensor.numel():
+            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
+        return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+_STAGED = ('images', 'tokens', 'state', 'noise')
+
+
+def _check_precision(gpu: Gpu, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise BackendError(
+            f"the engine cannot run precision '{precision}'", 'precision', "choose 'bf16' or 'fp8'"
+        )
+    if precision == 'fp8':
+        require_capability(gpu, FP8_CAPABILITY, "precision 'fp8'")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from demo.children import ChildDied
+from demo.graph import Options
 from demo.lifecycle import TransitionFailed
-from demo.run import ROOT, Options, run
+from demo.run import ROOT, run
 from flashrt_ros.errors import FlashRTError
 
 EXIT_CODES = """exit codes: 0 every rate was kept; 1 a rate was missed by more than 10 %; 2 a file, option or

@@ -65,7 +65,7 @@ class Child:
 
 
 class Family:
-    """All processes of the demo. A context manager: leaving it ends them, last started first."""
+    """All processes of the demo. All are ended by `end`."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -82,10 +82,8 @@ class Family:
             if not child.running and (child not in finished or child.process.returncode):
                 raise ChildDied(child)
 
-    def __enter__(self) -> Family:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Ask them all to end, the last started first, and kill those that do not."""
         for child in reversed(self._children):
             child.ask_to_end()
         deadline = time.monotonic() + GRACE_S

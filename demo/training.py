@@ -24,7 +24,7 @@ from flashrt_ros.policy import Observation
 TRAINED = ('expert.', 'action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'time_mlp_out.')
 """Prefixes of the parameters that learn."""
 
-BATCH, PEAK_RATE, WARM_UP = 32, 2e-3, 100
+BATCH, PEAK_RATE, WARM_UP = 16, 2e-3, 100
 BETA = (1.5, 1.0)
 """Flow times are drawn from this beta distribution, mostly near 1, where there is noise alone."""
 

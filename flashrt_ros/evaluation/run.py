@@ -38,6 +38,7 @@ class RunTopics:
     chunks: str = '/action_chunk'
     stats: str = '/inference_stats'
     reference: str = '/demo/recorded_commands'
+    diagnostics: str = '/diagnostics'
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Run:
     chunks, stats: what was predicted, and the InferenceStats messages; chunks_ns, stats_ns: when published.
     measured: joint states at their stamps. commanded: the streamer's commands when they were published.
     reference: what the robot's own controller commanded in the recording; empty where there is none.
+    status: name of a diagnostic status -> its values when it was last published.
     """
 
     joints: tuple[str, ...]
@@ -66,18 +68,17 @@ class Run:
     measured: Series
     commanded: Series
     reference: Series
+    status: dict[str, dict[str, str]]
 
 
 def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> Run:
     """Sort a bag's messages by what they are for this robot. Topics that are not there give empty arrays."""
     topics = topics or RunTopics()
     joints = config.joint_names
-    input_topics = {view: camera.topic for view, camera in config.cameras.items()}
-    input_topics[STATE] = config.joint_states.topic
-    inputs = {name: _times(bag, _absolute(topic)) for name, topic in input_topics.items()}
+    inputs = {name: _times(bag, absolute(topic)) for name, topic in input_topics(config).items()}
     chunks = _messages(bag, topics.chunks)
     stats = _messages(bag, topics.stats)
-    states = _messages(bag, _absolute(config.joint_states.topic))
+    states = _messages(bag, absolute(config.joint_states.topic))
     return Run(
         joints=joints,
         inputs_ns=inputs,
@@ -92,8 +93,13 @@ def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> 
             ],
             len(joints),
         ),
-        commanded=_commands(bag, _absolute(config.output.topic), joints),
+        commanded=_commands(bag, absolute(config.output.topic), joints),
         reference=_commands(bag, topics.reference, joints),
+        status={
+            status.name: {pair.key: pair.value for pair in status.values}
+            for _, message in _messages(bag, topics.diagnostics)
+            for status in message.status
+        },
     )
 
 
@@ -111,7 +117,15 @@ def as_chunk(message: Any) -> Chunk:
     )
 
 
-def _absolute(topic: str) -> str:
+def input_topics(config: RobotConfig) -> dict[str, str]:
+    """Input name (view, or 'state') -> topic as configured."""
+    return {view: camera.topic for view, camera in config.cameras.items()} | {
+        STATE: config.joint_states.topic
+    }
+
+
+def absolute(topic: str) -> str:
+    """The topic's full name for nodes in the root namespace."""
     return topic if topic.startswith('/') else f'/{topic}'
 
 

@@ -27,6 +27,9 @@ COUNTERS = (
 )
 """Counters of InferenceStats, all since the node was configured."""
 
+STREAMER, STREAMER_COUNTERS = 'action_streamer', ('underruns', 'stops', 'step_clamps', 'position_clamps')
+"""The end of the streamer's status name in /diagnostics, and counters that it reports there."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -78,7 +81,6 @@ def judge(
     ]
     done = [stats for stats in judged if not stats.blocked]
     blocked = [stats.blocked for stats in (judged if done else run.stats) if stats.blocked]
-    counts = {name: int(getattr(run.stats[-1], name)) if run.stats else 0 for name in COUNTERS}
     names = list(done[0].inputs) if done else []
     verdict = Verdict(
         window_s=window.length,
@@ -91,7 +93,7 @@ def judge(
         jitter=Summary.of(np.abs(jitter(sent, control_hz))),
         lateness=Summary.of(lateness(sent, control_hz)),
         tracking=_tracking(run, moving),
-        counts=counts,
+        counts=_counts(run),
         blocked=dict(Counter(reason.partition(':')[0] for reason in blocked)),
         last_blocked=blocked[-1] if blocked else '',
         failures=[],
@@ -106,6 +108,13 @@ def judged_window(run: Run) -> Window:
     end = max(ends, default=0)
     begin = int(run.chunks_ns[0]) if run.chunks_ns.size else end
     return Window(begin, max(begin, end))
+
+
+def _counts(run: Run) -> dict[str, int]:
+    """The policy's counters as they were at the end, and the streamer's as it last reported them."""
+    counts = {name: int(getattr(run.stats[-1], name)) if run.stats else 0 for name in COUNTERS}
+    reported = next((values for name, values in run.status.items() if name.endswith(STREAMER)), {})
+    return counts | {name: int(reported[name]) for name in STREAMER_COUNTERS if name in reported}
 
 
 def _tracking(run: Run, window: Window) -> dict[str, Summary]:

@@ -71,5 +71,6 @@ def make_run(**changes):
         measured=Series(measured, np.zeros((len(measured), 2))),
         commanded=Series(commanded, np.full((len(commanded), 2), 0.1)),
         reference=Series(times(30.0), np.zeros((len(times(30.0)), 2))),
+        status={'/action_streamer': {'phase': 'running', 'underruns': '2'}},
     )
     return replace(run, **changes)

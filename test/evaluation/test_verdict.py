@@ -37,6 +37,7 @@ def test_run_that_kept_every_rate_passes_with_the_figures_it_was_made_of(config)
     assert verdict.jitter.largest < 1e-6
     assert verdict.tracking['a'].p50 == pytest.approx(0.1)
     assert verdict.counts['chunks'] == 50
+    assert verdict.counts['underruns'] == 2
 
 
 def test_slow_policy_fails_and_says_how_slow(config):

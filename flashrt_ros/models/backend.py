@@ -76,7 +76,7 @@ class CpuPolicy:
         if noise is None:
             return torch.randn(1, *shape, generator=self._generator)
         check_noise(noise, shape)
-        return torch.from_numpy(noise)[None]
+        return torch.tensor(noise)[None]
 
     def _warm_up(self) -> None:
         """Lets torch plan its kernels on one view, one token and one flow step, before anybody waits."""

@@ -58,14 +58,19 @@ def _pil(image: np.ndarray, size: int) -> Tensor:
         top, left = (size - height) // 2, (size - width) // 2
         square[top : top + height, left : left + width] = np.asarray(small)
         image = square
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255 * 2 - 1
+    return _channels_first(image) / 255 * 2 - 1
 
 
 def _torch(image: np.ndarray, size: int) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    pixels = _channels_first(image)[None] / 255
     if image.shape[:2] != (size, size):
         height, width = fitted_size(image, size)
         pixels = F.interpolate(pixels, size=(height, width), mode='bilinear', align_corners=False).clamp(0, 1)
         top, left = (size - height) // 2, (size - width) // 2
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
     return pixels[0] * 2 - 1
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    """fp32 [3, height, width]; a copy, because a camera's buffer may be read-only or turned around."""
+    return torch.from_numpy(image.astype(np.float32, order='C')).permute(2, 0, 1)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashrt_ros.models.gemma import Cache, ExpertTower, LanguageTower, rotary_table
+from flashrt_ros.models.gemma import Cache, ExpertTower, LanguageTower, Rotary, rotary_table
 from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.siglip import VisionTower, as_prefix
 from flashrt_ros.models.spec import PolicySpec
@@ -87,19 +87,19 @@ class PiModel(nn.Module):
         rotary = self._rotary(prefix, noise.shape[1])
         actions = noise
         for condition in table:
-            actions = actions - self._velocity(actions, condition, prefix, rotary) / len(table)
+            actions = actions - self.velocity(actions, condition, prefix, rotary) / len(table)
         return actions
 
-    def velocity(self, actions: Tensor, prefix: list[Cache], condition: Tensor) -> Tensor:
-        """One evaluation of the flow field: [1, H, A] -> [1, H, A]; condition is one row of `flow_table`."""
-        return self._velocity(actions, condition, prefix, self._rotary(prefix, actions.shape[1]))
+    def velocity(self, actions: Tensor, condition: Tensor, prefix: list[Cache], rotary: Rotary) -> Tensor:
+        """The flow field at one time: [1, H, A] -> [1, H, A]. condition: one row of `flow_table`."""
+        tokens = self._embed(actions, condition).to(self.dtype)
+        modulation = condition if self.spec.has_ada_rms else None
+        return self.action_out_proj(self.expert(tokens, rotary, prefix, modulation)[0].float())
 
     def flow_table(self, steps: int) -> Tensor:
         """What depends on the flow time alone, fp32, one row for each of t = 1, 1 - 1/steps, ..., 1/steps."""
-        times = torch.tensor(
-            [1 - step / steps for step in range(steps)], device=self.action_in_proj.weight.device
-        )
-        return self.conditions(times)
+        times = [1 - step / steps for step in range(steps)]
+        return self.conditions(torch.tensor(times, device=self.action_in_proj.weight.device))
 
     def conditions(self, times: Tensor) -> Tensor:
         """Flow times fp32 [N] -> pi0.5: all modulations [N, 2 * layers + 1, 3, W]; pi0: [N, W]."""
@@ -110,13 +110,6 @@ class PiModel(nn.Module):
             return self.expert.modulation(F.silu(self.time_mlp_out(hidden)))
         mixer = self.action_time_mlp_in
         return F.linear(embedded, mixer.weight[:, width:], mixer.bias)
-
-    def _velocity(
-        self, actions: Tensor, condition: Tensor, prefix: list[Cache], rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        tokens = self._embed(actions, condition).to(self.dtype)
-        modulation = condition if self.spec.has_ada_rms else None
-        return self.action_out_proj(self.expert(tokens, rotary, prefix, modulation)[0].float())
 
     def _embed(self, actions: Tensor, condition: Tensor) -> Tensor:
         """Noisy actions -> expert tokens fp32 [1, H, W].
@@ -130,7 +123,7 @@ class PiModel(nn.Module):
         mixed = F.linear(tokens, self.action_time_mlp_in.weight[:, : tokens.shape[-1]]) + condition
         return self.action_time_mlp_out(F.silu(mixed))
 
-    def _rotary(self, prefix: list[Cache], count: int) -> tuple[Tensor, Tensor]:
+    def _rotary(self, prefix: list[Cache], count: int) -> Rotary:
         """Rotations for `count` tokens that follow the prefix."""
         keys = prefix[0][0]
         positions = torch.arange(keys.shape[2], keys.shape[2] + count, device=keys.device)

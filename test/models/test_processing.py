@@ -262,9 +262,12 @@ class TestImages:
         assert square[:, :28].max() == square[:, 196:].max() == -1
 
     @pytest.mark.parametrize('convention', ['pil', 'torch'])
-    def test_views_of_arrays_are_taken(self, convention: str) -> None:
-        pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    @pytest.mark.parametrize('size', [(48, 64), (224, 224)])
+    @pytest.mark.filterwarnings('error')
+    def test_turned_and_read_only_arrays_are_taken(self, size: tuple[int, int], convention: str) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         bgr = np.ascontiguousarray(pixels[..., ::-1])
+        bgr.flags.writeable = False
         expected = resize_with_pad(pixels, 224, convention)
         assert torch.equal(resize_with_pad(bgr[..., ::-1], 224, convention), expected)
 

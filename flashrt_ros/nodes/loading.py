@@ -13,7 +13,7 @@ from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 
 
 def load_for(config: RobotConfig, logger: RcutilsLogger) -> Policy:
-    """A policy ready for its first inference. Raises as `load_policy` does, or ConfigError if it does not fit."""
+    """A policy ready for its first inference. Raises as `load_policy`, or ConfigError if it does not fit."""
     chosen, begin = config.policy, time.monotonic()
     logger.info(f'loading {chosen.checkpoint} onto {chosen.device}')
     policy = load_policy(Path(chosen.checkpoint), options_of(config))

@@ -8,6 +8,7 @@ import pytest
 from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.gates import Limits
+from flashrt_ros.ingest.stream import Stream
 from ingest.messages import SECOND, compressed, compressed_bytes, joint_state, smooth_picture
 
 CONFIG = load_config(Path(__file__).parents[2] / 'config' / 'so101.yaml')
@@ -117,7 +118,7 @@ def test_a_clock_that_jumped_back_is_named_until_new_messages_come(ingest):
 
 
 def test_the_reason_says_since_when_and_starts_again_after_recovery(ingest):
-    offer(ingest, wrist=None)
+    offer(ingest, front=300)
     assert refusal(ingest, NOW).reason.endswith('(for 0.0 s)')
     later = NOW + 30 * MILLISECOND
     assert refusal(ingest, later).since_ns == NOW
@@ -158,3 +159,11 @@ def test_limits_can_be_replaced_while_running(ingest):
     keys = ('cameras.base_0_rgb.max_age_s', 'cameras.left_wrist_0_rgb.max_age_s', 'joint_states.max_age_s')
     ingest.limits = Limits.of(with_values(CONFIG, dict.fromkeys(keys, 0.5)))
     assert isinstance(ingest.observe(NOW), Taken)
+
+
+def test_a_message_is_rejected_once_however_often_it_is_looked_at():
+    stream = Stream('state', '/joint_states')
+    stream.offer(joint_state(NAMES, range(6), NOW), NOW)
+    for fault in ('first', 'second'):
+        stream.reject(stream.latest(), fault)
+    assert stream.counts.rejected == 1

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure, SubFigure
 from demo.run import ROOT
 from flashrt_ros.configuration import RobotConfig, load_config
 from flashrt_ros.evaluation.bag import Bag, open_bag
+from flashrt_ros.evaluation.metrics import Window
 from flashrt_ros.evaluation.plots import SOFT, STYLE, add_joint_legend, draw_jitter, draw_joint, draw_latency
 from flashrt_ros.evaluation.run import Run, read_run
-from flashrt_ros.evaluation.verdict import judge, judged_window
+from flashrt_ros.evaluation.verdict import judge
 from flashrt_ros.ingest.compressed import decode_compressed
 
 MOMENTS = (0.04, 0.19, 0.36, 0.5, 0.64, 0.78, 0.95)
@@ -54,7 +55,7 @@ def picture(bag: Bag, config: RobotConfig) -> Figure:
 
 
 def _draw_frames(figure: SubFigure, bag: Bag, config: RobotConfig, run: Run) -> None:
-    window = judged_window(run)
+    window = Window(run.ready_ns, run.end_ns)
     panels = figure.subplots(len(config.cameras), len(MOMENTS), squeeze=False)
     for row, (view, camera) in zip(panels, config.cameras.items(), strict=True):
         messages = list(bag.messages(camera.topic))

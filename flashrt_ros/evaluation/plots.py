@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from flashrt_ros.evaluation.metrics import SECOND, jitter
+from flashrt_ros.evaluation.metrics import SECOND, Window, jitter
 from flashrt_ros.evaluation.run import STAGES, Run, Series
-from flashrt_ros.evaluation.verdict import Verdict, judged_window
+from flashrt_ros.evaluation.verdict import Verdict
 
 INK, SOFT, GRID = '#1f2933', '#7b8794', '#e4e7eb'
 COMMANDED, RECORDED, MEASURED, FAN = '#e4572e', '#1f2933', '#9aa5b1', '#f2a07f'
@@ -75,10 +75,8 @@ def joints_figure(run: Run) -> Figure:
 
 
 def draw_joint(axes: Axes, run: Run, column: int) -> None:
-    window = judged_window(run)
-
-    def seconds(times_ns: np.ndarray) -> np.ndarray:
-        return (times_ns - window.begin_ns) / SECOND
+    def seconds(times_ns: np.ndarray | int) -> np.ndarray:
+        return np.asarray(times_ns - run.ready_ns) / SECOND
 
     for i, chunk in enumerate(run.chunks):
         times = chunk.start_ns + chunk.step_ns * np.arange(chunk.horizon)
@@ -92,7 +90,7 @@ def draw_joint(axes: Axes, run: Run, column: int) -> None:
         axes.plot(
             seconds(series.times_ns), series.values[:, column], color=colour, linewidth=width, label=label
         )
-    axes.set_xlim(0, max(window.length, 1e-3))
+    axes.set_xlim(0, max(float(seconds(run.end_ns)), 1e-3))
     # A chunk that is far off must not flatten the curves that were executed.
     axes.set_ylim(*_span(run.measured, run.reference, run.commanded, column=column))
 
@@ -120,7 +118,7 @@ def jitter_figure(run: Run, control_hz: float) -> Figure:
 
 def draw_jitter(axes: Axes, run: Run, control_hz: float) -> None:
     """Histogram of how much the intervals between commands differ from the period."""
-    values = jitter(judged_window(run).within(run.commanded.times_ns), control_hz) * 1e3
+    values = jitter(Window(run.ready_ns, run.end_ns).within(run.commanded.times_ns), control_hz) * 1e3
     axes.set_title(f'Commands at {control_hz:g} Hz: interval minus {1e3 / control_hz:g} ms')
     axes.set_xlabel('jitter [ms]')
     axes.set_ylabel('commands')

@@ -70,6 +70,16 @@ class Run:
     reference: Series
     status: dict[str, dict[str, str]]
 
+    @property
+    def ready_ns(self) -> int:
+        """When every input had come once, of those that came at all; 0 without any."""
+        return max((int(times[0]) for times in self.inputs_ns.values() if times.size), default=0)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last input came; 0 without any."""
+        return max((int(times[-1]) for times in self.inputs_ns.values() if times.size), default=0)
+
 
 def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> Run:
     """Sort a bag's messages by what they are for this robot. Topics that are not there give empty arrays."""

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.evaluation.metrics import Rate, Summary, Window, jitter, lateness
+from flashrt_ros.evaluation.metrics import SECOND, Rate, Summary, Window, jitter, lateness
 from flashrt_ros.evaluation.run import STAGES, Run
 
 TOLERANCE = 0.10
 """The part of a rate that may be missing."""
+
+START_S = 1.0
+"""What the first chunk and the first command may take on top of a chunk period."""
 
 COUNTERS = (
     'chunks',
@@ -66,14 +69,14 @@ def judge(
 ) -> Verdict:
     """inputs_hz: input name -> the rate at which it was recorded.
 
-    Inputs and chunks are judged from the first chunk to the last input, commands from the first command.
+    Inputs and chunks are judged from the first chunk to the last input, commands from the first command. Both
+    may take `START_S` and a chunk period from when every input is there; after that, missing is missing.
     """
-    window = judged_window(run)
+    control_hz, allowance = config.rates.control_rate_hz, START_S + 1 / config.rates.chunk_rate_hz
+    window = _window(run, run.chunks_ns, allowance)
+    moving = _window(run, run.commanded.times_ns, allowance)
     rates = {name: Rate.of(run.inputs_ns[name], hz, window) for name, hz in inputs_hz.items()}
     rates['chunks'] = Rate.of(run.chunks_ns, config.rates.chunk_rate_hz, window)
-    first = int(run.commanded.times_ns[0]) if run.commanded.times_ns.size else window.begin_ns
-    moving = Window(max(first, window.begin_ns), window.end_ns)
-    control_hz = config.rates.control_rate_hz
     rates['commands'] = Rate.of(run.commanded.times_ns, control_hz, moving)
     sent = moving.within(run.commanded.times_ns)
     judged = [
@@ -102,12 +105,11 @@ def judge(
     return verdict
 
 
-def judged_window(run: Run) -> Window:
-    """From the first chunk to the last input; empty if there was no chunk."""
-    ends = [int(times[-1]) for times in run.inputs_ns.values() if times.size]
-    end = max(ends, default=0)
-    begin = int(run.chunks_ns[0]) if run.chunks_ns.size else end
-    return Window(begin, max(begin, end))
+def _window(run: Run, times_ns: np.ndarray, allowance: float) -> Window:
+    """From the first of these events, but `allowance` seconds after the inputs at the latest, to the last input."""
+    latest = run.ready_ns + round(allowance * SECOND)
+    begin = min(int(times_ns[0]), latest) if times_ns.size else latest
+    return Window(begin, max(begin, run.end_ns))
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -119,7 +121,7 @@ def _counts(run: Run) -> dict[str, int]:
 
 def _tracking(run: Run, window: Window) -> dict[str, Summary]:
     """How far each command was from what the recorded controller had last commanded by then."""
-    inside = (run.commanded.times_ns >= window.begin_ns) & (run.commanded.times_ns < window.end_ns)
+    inside = (run.commanded.times_ns >= window.begin_ns) & (run.commanded.times_ns <= window.end_ns)
     if not run.reference.times_ns.size or not inside.any():
         return {}
     rows = np.searchsorted(run.reference.times_ns, run.commanded.times_ns[inside], side='right') - 1

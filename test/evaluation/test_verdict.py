@@ -68,11 +68,31 @@ def test_streamer_that_pauses_fails_and_says_for_how_long(config):
     assert 'the longest time without one was 2020 ms' in message
 
 
-def test_commands_are_counted_from_the_first_one(config):
-    late = times(50.0, begin_s=3.0)
+def test_commands_are_counted_from_the_first_one_if_it_comes_soon(config):
+    late = times(50.0, begin_s=1.0)
     verdict = judge(make_run(commanded=Series(late, np.zeros((len(late), 2)))), config, INPUTS_HZ)
     assert verdict.rates['commands'].achieved_hz == pytest.approx(50.0, rel=0.01)
     assert verdict.passed
+
+
+def test_start_that_takes_half_of_the_run_is_missing_from_the_rate(config):
+    late = times(50.0, begin_s=5.0)
+    assert 'commands: 28.' in failures(make_run(commanded=Series(late, np.zeros((len(late), 2)))), config)
+    base, late_chunks = make_run(), make_run().chunks_ns >= times(5.0)[25]
+    stats = [make_stats(i) for i in range(25)]
+    run = make_run(
+        chunks=base.chunks[25:],
+        chunks_ns=base.chunks_ns[late_chunks],
+        stats_ns=base.stats_ns[25:],
+        stats=stats,
+    )
+    assert 'chunks: 2.' in failures(run, config)
+
+
+def test_camera_that_never_sent_anything(config):
+    run = make_run(inputs_ns={'front': np.zeros(0, dtype=np.int64), 'state': times(60.0)})
+    expected = 'front: 0.00 Hz instead of 30 Hz (100% missing): its sender was late, or messages were lost on the way'
+    assert judge(run, config, INPUTS_HZ).failures == [expected]
 
 
 def test_commands_that_never_came(config):

@@ -91,8 +91,10 @@ def test_start_that_takes_half_of_the_run_is_missing_from_the_rate(config):
 
 def test_camera_that_never_sent_anything(config):
     run = make_run(inputs_ns={'front': np.zeros(0, dtype=np.int64), 'state': times(60.0)})
-    expected = 'front: 0.00 Hz instead of 30 Hz (100% missing): its sender was late, or messages were lost on the way'
-    assert judge(run, config, INPUTS_HZ).failures == [expected]
+    assert judge(run, config, INPUTS_HZ).failures == [
+        'front: 0.00 Hz instead of 30 Hz (100% missing): '
+        'its sender was late, or messages were lost on the way'
+    ]
 
 
 def test_commands_that_never_came(config):

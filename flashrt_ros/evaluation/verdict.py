@@ -106,7 +106,7 @@ def judge(
 
 
 def _window(run: Run, times_ns: np.ndarray, allowance: float) -> Window:
-    """From the first of these events, at the latest `allowance` seconds after the inputs, to the last input."""
+    """From the first event, at the latest `allowance` seconds after the inputs, to the last input."""
     latest = run.ready_ns + round(allowance * SECOND)
     begin = min(int(times_ns[0]), latest) if times_ns.size else latest
     return Window(begin, max(begin, run.end_ns))

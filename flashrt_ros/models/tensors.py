@@ -205,10 +205,16 @@ def _require_pi(shapes: Mapping[str, Shape], where: str) -> None:
         )
 
 
-def _shape(shapes: Mapping[str, Shape], name: str, where: str) -> Shape:
+def _shape(shapes: Mapping[str, Shape], name: str, where: str, rank: int = 2) -> Shape:
+    """Shape of a tensor that sizes are read from, so it is checked before all others."""
     if name not in shapes:
         raise CheckpointError(f'1 missing tensor: {name}', where, 'download or convert the checkpoint again')
-    return shapes[name]
+    shape = shapes[name]
+    if len(shape) != rank or 0 in shape:
+        raise CheckpointError(
+            f'1 misshaped tensor: {name} is {list(shape)}', where, 'download or convert the checkpoint again'
+        )
+    return shape
 
 
 def _layers(names: Iterable[str], prefix: str) -> int:
@@ -217,12 +223,10 @@ def _layers(names: Iterable[str], prefix: str) -> int:
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
-def _majority(
-    shapes: Mapping[str, Shape], layers: int, name: Callable[[int], str], where: str, rank: int = 2
-) -> Shape:
-    votes = Counter(
-        shapes[name(i)] for i in range(layers) if name(i) in shapes and len(shapes[name(i)]) == rank
-    )
+def _majority(shapes: Mapping[str, Shape], layers: int, name: Callable[[int], str], where: str) -> Shape:
+    """The matrix shape that most layers have."""
+    present = (shapes[name(i)] for i in range(layers) if name(i) in shapes)
+    votes = Counter(shape for shape in present if len(shape) == 2 and 0 not in shape)
     if not votes:
         raise CheckpointError(
             f'no layer has a usable {name(0)}', where, 'download or convert the checkpoint again'
@@ -230,8 +234,16 @@ def _majority(
     return votes.most_common(1)[0][0]
 
 
+def _heads_in(width: int, head_dim: int, what: str, where: str) -> int:
+    if width % head_dim:
+        raise CheckpointError(
+            f'{what} of width {width} cannot be cut into heads of {head_dim}', where, 'use another checkpoint'
+        )
+    return width // head_dim
+
+
 def _vision_spec(shapes: Mapping[str, Shape], where: str) -> VisionSpec:
-    width, _, patch, _ = _shape(shapes, VISION + 'embeddings.patch_embedding.weight', where)
+    width, _, patch, _ = _shape(shapes, VISION + 'embeddings.patch_embedding.weight', where, rank=4)
     tokens = _shape(shapes, VISION + 'embeddings.position_embedding.weight', where)[0]
     encoder = VISION + 'encoder.layers.'
     layers = _layers(shapes, encoder)
@@ -239,7 +251,7 @@ def _vision_spec(shapes: Mapping[str, Shape], where: str) -> VisionSpec:
     return VisionSpec(
         layers,
         width,
-        heads=width // SIGLIP_HEAD_DIM,
+        heads=_heads_in(width, SIGLIP_HEAD_DIM, 'a vision tower', where),
         mlp=mlp,
         patch=patch,
         image_size=math.isqrt(tokens) * patch,
@@ -255,5 +267,9 @@ def _gemma_spec(shapes: Mapping[str, Shape], prefix: str, where: str) -> GemmaSp
     head_dim = common('self_attn.k_proj')[0]  # every pi tower has one K/V head
     query, width = common('self_attn.q_proj')
     return GemmaSpec(
-        layers, width, mlp=common('mlp.gate_proj')[0], heads=query // head_dim, head_dim=head_dim
+        layers,
+        width,
+        mlp=common('mlp.gate_proj')[0],
+        heads=_heads_in(query, head_dim, 'attention', where),
+        head_dim=head_dim,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,8 +20,9 @@ from flashrt_ros.errors import BackendError, CheckpointError, ConfigError
 from flashrt_ros.models.backend import load
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.tensorfile import TensorFile
+from flashrt_ros.models.tensors import check_shapes, expected_tensors, spec_from_shapes
 from flashrt_ros.policy import PolicyOptions, load_policy
-from models.conftest import Make
+from models.conftest import TINY, Make
 
 GATE = 'paligemma_with_expert.gemma_expert.model.layers.1.mlp.gate_proj.weight'
 
@@ -190,6 +191,22 @@ def test_header_bytes_at_random_never_crash(
     path.write_bytes(content)
     with contextlib.suppress(CheckpointError):
         assert all(isinstance(tensor, Tensor) for tensor in TensorFile(path).values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), family=st.sampled_from(sorted(TINY)))
+def test_any_tensor_of_any_other_shape_is_reported(data: st.DataObject, family: str) -> None:
+    shapes = expected_tensors(TINY[family])
+    sizes_of_their_own = ('embed_tokens.weight', 'position_embedding.weight')  # vocabulary, image
+    name = data.draw(st.sampled_from(sorted(n for n in shapes if not n.endswith(sizes_of_their_own))))
+    other = tuple(data.draw(st.lists(st.integers(0, 5000), max_size=4)))
+    assume(other != shapes[name])
+    with pytest.raises(CheckpointError):
+        check_shapes(
+            shapes | {name: other},
+            expected_tensors(spec_from_shapes(shapes | {name: other}, 'file', 12)),
+            'file',
+        )
 
 
 class TestStatistics:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control.chunk import Chunk
+from flashrt_ros.control.chunk import Chunk, ChunkError
 from flashrt_ros.evaluation.bag import Bag, BagError
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import stamp_ns
@@ -115,6 +115,12 @@ def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> 
 
 def as_chunk(message: Any) -> Chunk:
     """A flashrt_ros/ActionChunk message as the Chunk that it carries. Raises ChunkError for a broken one."""
+    if len(message.data) != message.horizon * message.action_dim:
+        raise ChunkError(
+            f'{len(message.data)} values for {message.horizon} rows of {message.action_dim} columns',
+            f"chunk {message.sequence} of '{message.policy}'",
+            'send horizon * action_dim values',
+        )
     return Chunk(
         policy=message.policy,
         names=tuple(message.names),

@@ -30,7 +30,12 @@ class ManagedNode(LifecycleNode):
         self.state = 'unconfigured'
         super().__init__(name, **options)
         self._started = time.monotonic()
-        self.parameters = ConfigParameters(self, sections, self.config_changed)
+        try:
+            self.parameters = ConfigParameters(self, sections, self.config_changed)
+        except BaseException:
+            # Else it would go on announcing itself for as long as somebody holds the exception.
+            self.destroy_node()
+            raise
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
         # On a clock that does not stand still with a simulation: an operator looks at it in real time.
         steady = Clock(clock_type=ClockType.STEADY_TIME)

@@ -11,9 +11,23 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from flashrt_ros.configuration import Leaf, RobotConfig, leaves, load_config, with_values
+from flashrt_ros.configuration.fields import suggestion
 from flashrt_ros.errors import ConfigError
 
 _SOURCE = 'parameter'
+
+_PATH = Leaf(
+    key='config',
+    type=str,
+    value='',
+    optional=False,
+    description="Path of the robot's YAML file",
+    unit='',
+    minimum=None,
+    maximum=None,
+    choices=(),
+    dynamic=False,
+)
 
 
 class ConfigParameters:
@@ -24,10 +38,9 @@ class ConfigParameters:
     """
 
     def __init__(self, node: Node, sections: Sequence[str], on_change: Callable[[RobotConfig], None]) -> None:
-        path = _declare_path(node)
-        declared = [leaf for leaf in leaves(load_config(path)) if leaf.section in sections]
-        values = {leaf.key: _declare(node, leaf) for leaf in declared}
-        self.config = with_values(load_config(path), values, _SOURCE)
+        config = _load(node)
+        values = {leaf.key: _declare(node, leaf) for leaf in leaves(config) if leaf.section in sections}
+        self.config = with_values(config, values, _SOURCE)
         self._keys = set(values)
         self._on_change = on_change
         node.add_on_set_parameters_callback(self._validate)
@@ -51,13 +64,25 @@ class ConfigParameters:
         return with_values(self.config, ours, _SOURCE) if ours else self.config
 
 
-def _declare_path(node: Node) -> str:
-    description = ParameterDescriptor(description="Path of the robot's YAML file", read_only=True)
-    path: str = node.declare_parameter('config', '', description).value
+def _load(node: Node) -> RobotConfig:
+    """The configuration of the file that the parameter `config` names."""
+    path = _declare(node, _PATH)
     if not path:
         fix = 'start the node with --ros-args -p config:=/path/to/robot.yaml'
         raise ConfigError('no configuration file is given', f'{_SOURCE}: config', fix)
-    return path
+    config = load_config(path)
+    _refuse_unknown_overrides(node, config)
+    return config
+
+
+def _refuse_unknown_overrides(node: Node, config: RobotConfig) -> None:
+    """ROS ignores an override of a parameter that nobody declares; in our sections that is a mistake."""
+    sections = type(config).model_fields
+    known = [leaf.key for leaf in leaves(config)]
+    for name in node._parameter_overrides:
+        if name.split('.')[0] in sections and name not in known:
+            what = f'there is no such parameter; {suggestion(name, known)}'
+            raise ConfigError(what, f'{_SOURCE}: {name}', 'correct or remove it')
 
 
 def _declare(node: Node, leaf: Leaf) -> Any:

@@ -6,15 +6,20 @@ import time
 
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from PIL import Image as Picture
+from rclpy.clock import Clock as SteadyClock
+from rclpy.clock import ClockType
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
+SECOND = 1_000_000_000
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 TRANSITIONS = {
     'configure': Transition.TRANSITION_CONFIGURE,
@@ -107,6 +112,23 @@ class Graph:
     def client(self, service, name):
         return self._client(service, name)
 
+    def simulate_time(self, begin_ns, speed):
+        """Publish /clock at 100 Hz, and let the tester stamp with it. Returns what the test may change."""
+        clock = self.tester.create_publisher(Clock, '/clock', 10)
+        simulated = {'now': begin_ns, 'running': True}
+
+        def advance():
+            simulated['now'] += int(0.01 * speed * SECOND) * simulated['running']
+            seconds, nanoseconds = divmod(simulated['now'], SECOND)
+            clock.publish(Clock(clock=Time(sec=seconds, nanosec=nanoseconds)))
+
+        self.tester.create_timer(0.01, advance, clock=SteadyClock(clock_type=ClockType.STEADY_TIME))
+        self.tester.set_parameters([Parameter('use_sim_time', value=True)])
+        wait_until(
+            lambda: self.tester.get_clock().now().nanoseconds in range(begin_ns, begin_ns + 100 * SECOND)
+        )
+        return simulated
+
     def watch(self, message_type, topic, qos=50):
         """A list that every message of a topic is appended to, as (monotonic time, message)."""
         seen = []
@@ -145,8 +167,9 @@ class Sensors:
         self._joints, self._positions = list(joints), list(positions)
         self.mute, self.change = set(), {}
         self.stamps = {name: [] for name in self._publishers}
-        self._node.create_timer(0.04, self._cameras)
-        self._node.create_timer(0.02, lambda: self._send('state', self._joint_state()))
+        steady = SteadyClock(clock_type=ClockType.STEADY_TIME)
+        self._node.create_timer(0.04, self._cameras, clock=steady)
+        self._node.create_timer(0.02, lambda: self._send('state', self._joint_state()), clock=steady)
 
     def _cameras(self):
         height, width, _ = PIXELS.shape

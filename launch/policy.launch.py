@@ -30,7 +30,13 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 SHARE = Path(get_package_share_directory('flashrt_ros'))
-PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
+FAST_DDS_2 = ('humble', 'iron', 'jazzy')
+"""Distributions whose Fast DDS reads the older variable only; the Fast DDS after it warns about that one."""
+PROFILE_VARIABLE = (
+    'FASTRTPS_DEFAULT_PROFILES_FILE'
+    if os.environ.get('ROS_DISTRO') in FAST_DDS_2
+    else 'FASTDDS_DEFAULT_PROFILES_FILE'
+)
 OVERRIDES = {'checkpoint': 'policy.checkpoint', 'device': 'policy.device', 'precision': 'policy.precision'}
 """Launch argument -> the ROS parameter that it sets if it is given."""
 

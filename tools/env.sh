@@ -29,11 +29,17 @@ if [ -e "$_install/share/flashrt_ros/package.xml" ]; then
     export ROS_DISTRO=$_ros ROS_VERSION=2 RMW_IMPLEMENTATION=rmw_fastrtps_cpp
     # Nothing leaves the loopback interface.
     export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
-    export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds_large_images.xml}
+    # Fast DDS 2, which Jazzy has, reads the older name only; Fast DDS 3 warns about it.
+    _profile=$_root/config/fastdds_large_images.xml
+    if [ "$_ros" = jazzy ]; then
+        export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$_profile}
+    else
+        export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_profile}
+    fi
     _status=0
 else
     echo "flashrt_ros is not built for ROS 2 $_ros: nothing in $_install. Run: make build ROS=$_ros" >&2
     _status=1
 fi
-unset _self _root _ros _venv _install _site _built _libraries
+unset _self _root _ros _venv _install _site _built _libraries _profile
 [ "$_status" = 0 ]

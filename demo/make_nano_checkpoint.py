@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument('bag', type=Path)
     parser.add_argument('checkpoint', type=Path, help='directory to write')
     parser.add_argument('--config', type=Path, default=ROOT / 'config/so101.yaml')
+    parser.add_argument('--start', type=Path, help='checkpoint to go on from; default: random weights')
     parser.add_argument('--steps', type=int, default=1500, help='of training')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=2)
@@ -45,8 +46,9 @@ def main() -> None:
     with open_bag(arguments.bag) as bag:
         recording = read_run(bag, config)
         examples = list(lessons(bag, config, recording.reference))
-    write(arguments.checkpoint, recording, random_tensors(NANO_PI05, arguments.seed))
-    checkpoint = open_checkpoint(arguments.checkpoint)
+    if arguments.start is None:
+        write(arguments.checkpoint, recording, random_tensors(NANO_PI05, arguments.seed))
+    checkpoint = open_checkpoint(arguments.start or arguments.checkpoint)
     model = load_model(checkpoint.spec, checkpoint.tensors, torch.float32)
     train(model, checkpoint.processing, examples, arguments.steps, arguments.seed)
     write(arguments.checkpoint, recording, trained_tensors(checkpoint, model))

@@ -25,6 +25,9 @@ TRAINED = ('expert.', 'action_in_proj.', 'action_out_proj.', 'time_mlp_in.', 'ti
 """Prefixes of the parameters that learn."""
 
 BATCH, PEAK_RATE, WARM_UP = 16, 2e-3, 100
+PADDING_WEIGHT = 0.1
+"""Of the columns behind the robot's, which every checkpoint has and nobody executes."""
+
 BETA = (1.5, 1.0)
 """Flow times are drawn from this beta distribution, mostly near 1, where there is noise alone."""
 
@@ -67,7 +70,7 @@ def train(model: PiModel, processing: Processing, examples: Sequence[Example], s
         group = groups[int(torch.multinomial(sizes, 1, generator=generator))]
         rows = torch.randint(len(group.actions), (BATCH,), generator=generator)
         caches = [(keys[rows].float(), values[rows].float()) for keys, values in group.caches]
-        loss = _loss(model, caches, group.actions[rows])
+        loss = _loss(model, caches, group.actions[rows], processing.actions.width)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -80,13 +83,14 @@ def train(model: PiModel, processing: Processing, examples: Sequence[Example], s
         parameter.requires_grad_(False)
 
 
-def _loss(model: PiModel, caches: list[Cache], actions: Tensor) -> Tensor:
-    """Mean square of the flow's error at one random time for each example."""
+def _loss(model: PiModel, caches: list[Cache], actions: Tensor, width: int) -> Tensor:
+    """Mean square of the flow's error at one random time for each example. width: the robot's columns."""
     noise = torch.randn_like(actions)
     times = torch.distributions.Beta(*BETA).sample((len(actions),)) * 0.999 + 0.001
     share = times[:, None, None]
     flow = _velocity(model, caches, share * noise + (1 - share) * actions, times)
-    return (flow - (noise - actions)).square().mean()
+    errors = (flow - (noise - actions)).square()
+    return errors[..., :width].mean() + PADDING_WEIGHT * errors[..., width:].mean()
 
 
 def _velocity(model: PiModel, caches: list[Cache], noisy: Tensor, times: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def draw_joint(axes: Axes, run: Run, column: int) -> None:
     for i, chunk in enumerate(run.chunks):
         times = chunk.start_ns + chunk.step_ns * np.arange(chunk.horizon)
         label = 'chunks' if i == 0 else None
-        axes.plot(seconds(times), chunk.actions[:, column], color=FAN, alpha=0.25, linewidth=0.6, label=label)
+        axes.plot(seconds(times), chunk.actions[:, column], color=FAN, alpha=0.4, linewidth=0.7, label=label)
     for series, colour, width, label in (
         (run.measured, MEASURED, 1.0, 'recorded joint'),
         (run.reference, RECORDED, 1.2, 'recorded command'),

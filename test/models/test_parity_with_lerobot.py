@@ -24,8 +24,8 @@ FIXTURES = Path(__file__).parents[1] / 'fixtures'
 ORACLE = Path(__file__).parents[1] / 'oracle'
 ENVIRONMENT = Path(__file__).parents[2] / '.cache' / 'oracle'
 
-TOLERANCE = 1e-5
-"""Largest relative error of a chunk of actions in fp32; what is seen is about 1e-7."""
+TOLERANCE = 2e-6
+"""Largest relative error of a chunk of actions in fp32. Seen: 1e-7 to 5e-7; a norm's epsilon of 1e-5 gives 4e-6."""
 
 
 def compare(directory: Path) -> float:

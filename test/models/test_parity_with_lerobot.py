@@ -25,7 +25,7 @@ ORACLE = Path(__file__).parents[1] / 'oracle'
 ENVIRONMENT = Path(__file__).parents[2] / '.cache' / 'oracle'
 
 TOLERANCE = 2e-6
-"""Largest relative error of a chunk of actions in fp32. Seen: 1e-7 to 5e-7; a norm's epsilon of 1e-5 gives 4e-6."""
+"""Largest relative error of a chunk in fp32. Seen: 1e-7 to 5e-7; a norm epsilon of 1e-5 gives 4e-6."""
 
 
 def compare(directory: Path) -> float:

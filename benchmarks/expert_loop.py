@@ -1,10 +1,11 @@
 """The fused denoise loop alone, at full size with random weights: latency, where it goes, and accuracy.
 
-usage: python -m benchmarks.expert_loop [--precision fp8 bf16] [--horizon 50 10] [--length 562] [--lookahead 0 2]
-       [--kernels] [--observations 3]
+usage: python -m benchmarks.expert_loop [--family pi05 pi0] [--precision fp8 bf16] [--horizon 50 10]
+       [--length 562] [--observations 3] [--kernels]
 
-Prints p50, p90 and p99 of graph replays in milliseconds. --kernels also times chains of one kernel each (180 launches,
-the weights of a different layer every time), which says what a kernel costs behind itself, not what it adds to the loop.
+Prints p50, p90 and p99 of graph replays in milliseconds. --kernels also times chains of one kernel each (180
+launches, the weights of a different layer every time): what a kernel costs behind itself, not what it adds
+to the loop.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Step
+from flashrt_ros.engine.expert import ExpertLoop
+from flashrt_ros.engine.expert_launches import Launch
+from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
 from flashrt_ros.engine.library import KernelLibrary
-from engine.expert_reference import LoopCase
-from engine.reference import cosine, relative_error
 
 LAYERS, STEPS, CAPACITY = 18, 10, 712
+REPLAYS, WARM_UP = 300, 20
 
 
-def replay_times(library: KernelLibrary, launch: Callable[[], None], replays: int = 300) -> torch.Tensor:
+def replay_times(library: KernelLibrary, launch: Callable[[], None], replays: int = REPLAYS) -> Tensor:
     """Sorted milliseconds of graph replays."""
     stream, graph = library.context.new_stream(), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
@@ -33,60 +37,58 @@ def replay_times(library: KernelLibrary, launch: Callable[[], None], replays: in
         launch()
     times = []
     with torch.cuda.stream(stream):
-        for _ in range(replays + 20):
+        for _ in range(replays + WARM_UP):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             graph.replay()
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end))
-    return torch.tensor(times[20:]).sort().values
+    return torch.tensor(times[WARM_UP:]).sort().values
 
 
-def percentiles(times: torch.Tensor) -> str:
+def percentiles(times: Tensor) -> str:
     return ' / '.join(f'{times.quantile(q):.3f}' for q in (0.5, 0.9, 0.99))
 
 
 def single_kernels(loop: ExpertLoop) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Chains of one kernel of each layer, over all steps."""
-    plan: list[Step] = loop._plan
-    names = sorted({step.kernel.name for step in plan if step.cluster or step.weights is not None})
-    for name in names:
-        chosen = [step for step in plan if step.kernel.name == name]
+    """Chains of one kernel, of every layer and step."""
+    for name in sorted({launch.kernel.name for launch in loop.launches}):
+        chosen = [launch for launch in loop.launches if launch.kernel.name == name]
 
-        def launch(chosen: list[Step] = chosen) -> None:
-            for i, step in enumerate(chosen):
-                step.kernel(
-                    step.grid, 256, *step.arguments, None, 0,
-                    shared=step.shared, cluster=step.cluster, dependent=i > 0,
-                )  # fmt: skip
+        def run(chosen: list[Launch] = chosen) -> None:
+            for i, launch in enumerate(chosen):
+                launch(dependent=i > 0)
 
-        yield f'{name} x {len(chosen)}', launch
+        yield f'{name} x {len(chosen)}', run
+
+
+def worst_of(trial: ExpertTrial, length: int, observations: int) -> tuple[float, float]:
+    """Least cosine and largest relative error of what the loop adds to the noise, against fp32."""
+    cosines, errors = [], []
+    for _ in range(observations):
+        observed = trial.observe(length)
+        added, expected = (x - observed[0] for x in (trial.found(*observed), trial.expected(*observed)))
+        cosines.append(float(cosine_similarity(added.double().flatten(), expected.double().flatten(), dim=0)))
+        errors.append(float((added - expected).norm() / expected.norm()))
+    return min(cosines, default=float('nan')), max(errors, default=float('nan'))
 
 
 def report(
     library: KernelLibrary, arguments: argparse.Namespace, family: str, precision: str, horizon: int
 ) -> None:
-    case = LoopCase(library, family, precision, LAYERS, horizon, STEPS, CAPACITY)
-    errors = []
-    for _ in range(arguments.observations):
-        observed = case.observe(arguments.length)
-        added, expected = case.found(*observed) - observed[0], case.expected(*observed) - observed[0]
-        errors.append((cosine(added, expected), relative_error(added, expected)))
-    worst = min(errors, default=(float('nan'),) * 2)
-    for lookahead in arguments.lookahead:
-        case.loop._shape = ExpertShape(horizon, CAPACITY, lookahead)
-        case.stage(*case.observe(arguments.length))
-        times = replay_times(library, case.loop.launch)
-        print(
-            f'{family} {precision} H{horizon} prefix {arguments.length} lookahead {lookahead}: {percentiles(times)} ms; '
-            f'worst cosine {worst[0]:.6f}, relative error {worst[1]:.4f}',
-            flush=True,
-        )
+    trial = ExpertTrial(library, family, precision, TrialShape(LAYERS, horizon, STEPS, CAPACITY))
+    least, largest = worst_of(trial, arguments.length, arguments.observations)
+    trial.stage(*trial.observe(arguments.length))
+    times = percentiles(replay_times(library, trial.loop.launch))
+    print(
+        f'{family} {precision} H{horizon} prefix {arguments.length}: {times} ms; '
+        f'worst cosine {least:.6f}, relative error {largest:.4f}',
+        flush=True,
+    )
     if arguments.kernels:
-        for name, launch in single_kernels(case.loop):
-            times = replay_times(library, launch, 50)
-            print(f'    {name}: {times.median():.3f} ms', flush=True)
+        for name, launch in single_kernels(trial.loop):
+            print(f'    {name}: {replay_times(library, launch, 50).median():.3f} ms', flush=True)
 
 
 def main() -> None:
@@ -95,12 +97,11 @@ def main() -> None:
     parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
     parser.add_argument('--horizon', nargs='+', type=int, default=[50])
     parser.add_argument('--length', type=int, default=562)
-    parser.add_argument('--lookahead', nargs='+', type=int, default=[0])
     parser.add_argument('--observations', type=int, default=3)
     parser.add_argument('--kernels', action='store_true')
     arguments = parser.parse_args()
     gpu = find_gpu()
-    print(f'{gpu.name}, torch {torch.__version__}, p50 / p90 / p99 of 300 graph replays')
+    print(f'{gpu.name}, torch {torch.__version__}, p50 / p90 / p99 of {REPLAYS} graph replays')
     library = KernelLibrary(gpu)
     for family in arguments.family:
         for precision in arguments.precision:

@@ -1,15 +1,16 @@
 // Attention of the action expert: 8 query heads on one K/V head of 256, over a prefix of device-side length and the suffix.
 // Architectures: 90a
 //
-// q: fragments written by expert_qkv.cu over flat rows head * rows + row, scaled by 1/16. prefix_k, prefix_v: bf16 [capacity][256] with
-// *length valid rows, rotated; suffix_k, suffix_v: bf16 [64][256] with `rows` valid rows. With state_token, row 0 sees of the suffix only
-// itself (pi0). out: fragments of K = 2048 in accumulator order, bf16, or e4m3 of value * *inverse_scale, saturated.
+// q: fragments written by expert_qkv.cu over flat rows head * rows + row, scaled by 1/16. prefix_k, prefix_v: bf16 [capacity][256]
+// with *length valid rows, rotated; suffix_k, suffix_v: bf16 [64][256] with `rows` valid rows. With state_token, row 0 sees of the
+// suffix only itself (pi0). out: fragments of K = 2048 in accumulator order, bf16, or e4m3 of value * *inverse_scale, saturated.
 // Logits, softmax and sums in fp32; in bf16: the operands of both products, probabilities, and the sums that blocks exchange.
 //
-// A cluster of 8 blocks takes 32 flat rows; each block takes an eighth of the keys: `share` prefix keys and 8 suffix keys, of which the
-// prefix part is copied to shared memory before the wait. Partial results meet over distributed shared memory: warp w of each
+// A cluster of 8 blocks takes 32 flat rows; each block takes an eighth of the keys: `share` prefix keys and 8 suffix keys, of which
+// the prefix part is copied to shared memory before the wait. Partial results meet over distributed shared memory: warp w of each
 // block holds dimensions 32 w .. of the sum and sends them to block w, which merges and writes them.
-// Shared memory: see expert_attention_bytes in engine/expert.py. Bytes: 0.6 MB of K/V from DRAM, 13 times that from L2.
+// While it computes, memory is idle: then it has the weights of a later kernel (later_bytes a block) brought into L2.
+// Shared memory: attention_bytes in engine/expert_buffers.py. Bytes: 0.6 MB of K/V from DRAM, 13 times that from L2.
 #include "expert_common.cuh"
 
 constexpr int CLUSTER = 8, QUERIES = 32, SUFFIX_SHARE = ROWS / CLUSTER, MAX_KEYS = 160;
@@ -124,22 +125,33 @@ __device__ __forceinline__ float2 exponentials(float* logits, int count, int suf
   return make_float2(top, sum);
 }
 
+// Operands of one step of 16 keys: probabilities of both row tiles, values of this warp's 32 dimensions.
+struct Operands {
+  uint32_t a[2][4], b[2][4];
+};
+
+__device__ __forceinline__ void load_operands(Operands& o, uint32_t probabilities, int stride_bytes, uint32_t values, int step) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    load_four(o.a[i], probabilities + (i * 16 + lane % 16) * stride_bytes + step * 32 + lane / 16 * 16);
+    load_four_transposed(o.b[i], values + swizzled(step * 16 + lane % 16, warp * 4 + i * 2 + lane / 16));
+  }
+}
+
 // Unnormalised sums of 32 rows and this warp's 32 dimensions: [row tile][dimension tile][accumulator].
 __device__ __forceinline__ void multiply_values(float (&out)[2][4][4], uint32_t probabilities, int stride_bytes, uint32_t values,
                                                 int count) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Operands now, next;
+  load_operands(now, probabilities, stride_bytes, values, 0);
 #pragma unroll 1
   for (int step = 0; step < count / 16; step++) {
-    uint32_t a[2][4], b[2][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      load_four(a[i], probabilities + (i * 16 + lane % 16) * stride_bytes + step * 32 + lane / 16 * 16);
-      load_four_transposed(b[i], values + swizzled(step * 16 + lane % 16, warp * 4 + i * 2 + lane / 16));
-    }
+    load_operands(next, probabilities, stride_bytes, values, min(step + 1, count / 16 - 1));
 #pragma unroll
     for (int tile = 0; tile < 2; tile++)
 #pragma unroll
-      for (int d = 0; d < 4; d++) mma(out[tile][d], a[tile], b[d / 2][d % 2 * 2], b[d / 2][d % 2 * 2 + 1]);
+      for (int d = 0; d < 4; d++) mma(out[tile][d], now.a[tile], now.b[d / 2][d % 2 * 2], now.b[d / 2][d % 2 * 2 + 1]);
+    now = next;
   }
 }
 
@@ -175,10 +187,7 @@ __device__ __forceinline__ void attend(const uint4* q, const uint4* prefix_k, co
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x / CLUSTER;
-  if (threadIdx.x == 0) {
-    expect_bytes(&shared.arrived, sizeof(Partial) + sizeof(shared.softmax));
-    prefetch_later(later, later_bytes);
-  }
+  if (threadIdx.x == 0) expect_bytes(&shared.arrived, sizeof(Partial) + sizeof(shared.softmax));
   cluster_arrive();
   const Keys keys = share_keys(*length, rows);
   const int stride = keys.count + 4;
@@ -208,12 +217,13 @@ __device__ __forceinline__ void attend(const uint4* q, const uint4* prefix_k, co
 
   uint4* queries = &shared.queries[0][0][0];
 #pragma unroll
-  for (int i = 0; i < 4; i++) copy_async(queries + i * THREADS + threadIdx.x, q + block * 2 * DIM / 16 * 32 + i * THREADS + threadIdx.x);
+  for (int i = threadIdx.x; i < 2 * DIM / 16 * 32; i += THREADS) copy_async(queries + i, q + block * 2 * DIM / 16 * 32 + i);
   bool valid = warp < keys.suffix_end;
   copy_row(k, suffix_k + keys.suffix_row(warp) * CHUNKS, warp, valid);
   copy_row(v, suffix_v + keys.suffix_row(warp) * CHUNKS, warp, valid);
   commit_copies();
   wait_copies<0>();
+  if (threadIdx.x == 0) prefetch_later(later, later_bytes);
   __syncthreads();
   multiply_keys(shared, k, logits, stride, keys.count);
   cluster_arrive();
@@ -227,11 +237,9 @@ __device__ __forceinline__ void attend(const uint4* q, const uint4* prefix_k, co
   uint32_t target = peer_address(&partial.v[keys.rank][0][lane], warp), arrived = peer_address(&shared.arrived, warp);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    uint32_t packed[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) packed[j] = pack_bf16(sums[i / 2][i % 2 * 2 + j / 2][j % 2 * 2], sums[i / 2][i % 2 * 2 + j / 2][j % 2 * 2 + 1]);
-    send(target + i * 512, arrived, __uint_as_float(packed[0]), __uint_as_float(packed[1]), __uint_as_float(packed[2]),
-         __uint_as_float(packed[3]));
+    const float(&first)[4] = sums[i / 2][i % 2 * 2], (&second)[4] = sums[i / 2][i % 2 * 2 + 1];
+    send(target + i * 512, arrived, pack_bf16(first[0], first[1]), pack_bf16(first[2], first[3]), pack_bf16(second[0], second[1]),
+         pack_bf16(second[2], second[3]));
   }
   wait_for_bytes(&shared.arrived);
 #pragma unroll
@@ -239,12 +247,12 @@ __device__ __forceinline__ void attend(const uint4* q, const uint4* prefix_k, co
     if (column[i] < HEADS * DIM) merge<P>(shared, partial, i, row[i], column[i], inverse, out);
 }
 
-#define KERNEL(NAME, P)                                                                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                     \
-      NAME(const uint4* q, const uint4* prefix_k, const uint4* prefix_v, const uint4* suffix_k, const uint4* suffix_v,         \
-           const int* length, int rows, int state_token, const float* inverse_scale, uint8_t* out, const uint8_t* later,       \
-           int later_bytes) {                                                                                                  \
-    attend<P>(q, prefix_k, prefix_v, suffix_k, suffix_v, length, rows, state_token, inverse_scale, out, later, later_bytes);   \
+#define KERNEL(NAME, P) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) \
+      NAME(const uint4* q, const uint4* prefix_k, const uint4* prefix_v, const uint4* suffix_k, const uint4* suffix_v, \
+           const int* length, int rows, int state_token, const float* inverse_scale, uint8_t* out, const uint8_t* later, \
+           int later_bytes) { \
+    attend<P>(q, prefix_k, prefix_v, suffix_k, suffix_v, length, rows, state_token, inverse_scale, out, later, later_bytes); \
   }
 KERNEL(expert_attention_bf16, Bf16)
 KERNEL(expert_attention_fp8, Fp8)

@@ -57,8 +57,8 @@ __device__ __forceinline__ void fetch_weights(void* target, const uint8_t* sourc
 
 __device__ __forceinline__ void wait_for_weights(uint64_t* barrier) {
   asm volatile(
-      "{\n.reg .pred done;\nAGAIN: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(
-          shared_address(barrier))
+      "{\n.reg .pred done;\nAGAIN: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n@done bra DONE;\n"
+      "bra AGAIN;\nDONE:\n}" ::"r"(shared_address(barrier))
       : "memory");
 }
 
@@ -78,17 +78,17 @@ __device__ __forceinline__ uint64_t weight_descriptor(uint32_t address) {
 
 #define ACC4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ACC16(d, i) ACC4(d, i), ACC4(d, i + 4), ACC4(d, i + 8), ACC4(d, i + 12)
-#define WGMMA_32(SHAPE, TYPES, TAIL)                                                                                         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES                   \
+#define WGMMA_32(SHAPE, TYPES, TAIL) \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES \
                " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, p, 1, 1" TAIL \
-               ";\n}"                                                                                                           \
-               : ACC16(d, 0)                                                                                                 \
+               ";\n}" \
+               : ACC16(d, 0) \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
-#define WGMMA_64(SHAPE, TYPES, TAIL)                                                                                         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES                   \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "  \
-               "%23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p, 1, 1" TAIL ";\n}"                   \
-               : ACC16(d, 0), ACC16(d, 16)                                                                                   \
+#define WGMMA_64(SHAPE, TYPES, TAIL) \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES \
+               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+               "%23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p, 1, 1" TAIL ";\n}" \
+               : ACC16(d, 0), ACC16(d, 16) \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
 
 __device__ __forceinline__ void multiply_step(Fp8, float (&d)[16], const uint4& a, uint64_t b) {
@@ -234,6 +234,10 @@ __device__ __forceinline__ void send(uint32_t address, uint32_t barrier, float a
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "f"(a),
                "f"(b), "f"(c), "f"(d), "r"(barrier)
                : "memory");
+}
+
+__device__ __forceinline__ void send(uint32_t address, uint32_t barrier, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  send(address, barrier, __uint_as_float(a), __uint_as_float(b), __uint_as_float(c), __uint_as_float(d));
 }
 
 __device__ __forceinline__ void send(uint32_t address, uint32_t barrier, float a, float b) {

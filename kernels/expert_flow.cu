@@ -2,7 +2,7 @@
 // Architectures: 90a
 //
 // Update (if out_weight): v = (x / rms * final_scale + final_shift) out_weight^T + out_bias; actions += dt * v. All fp32.
-//   x fp32 [64][1024]; out_weight [32][1024]; actions fp32 [H][32], the ODE state, in place; row `first` + i of x belongs to action i.
+//   x fp32 [64][1024]; out_weight [32][1024]; actions fp32 [H][32], the ODE state, in place; row `first` + i of x is action i.
 // Embedding (if in_weight): h = actions in_weight + in_bias, in_weight fp32 [32][1024].
 //   pi0.5 (x_next not null): x_next row = h, its sum of squares to statistics[0] (the other 31 partial sums are 0), and
 //   h * next_scale as fragments in linear order: bf16, or e4m3 of that times *inverse_scale, saturated.
@@ -96,13 +96,13 @@ __device__ __forceinline__ void flow(const float* x, const float4* final_scale, 
   if (thread < STATISTICS) statistics[thread * ROWS + row] = thread == 0 ? sum : 0.0f;
 }
 
-#define KERNEL(NAME, P)                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                  \
-      NAME(const float* x, const float4* final_scale, const float4* final_shift, const uint8_t* out_weight,                 \
-           const float* out_bias, float dt, float* actions, int first, const float4* in_weight, const float4* in_bias,      \
-           float* x_next, const float4* next_scale, const float* inverse_scale, uint8_t* next, float* statistics) {         \
-    flow<P>(x, final_scale, final_shift, out_weight, out_bias, dt, actions, first, in_weight, in_bias, x_next, next_scale,  \
-            inverse_scale, next, statistics);                                                                               \
+#define KERNEL(NAME, P) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) \
+      NAME(const float* x, const float4* final_scale, const float4* final_shift, const uint8_t* out_weight, \
+           const float* out_bias, float dt, float* actions, int first, const float4* in_weight, const float4* in_bias, \
+           float* x_next, const float4* next_scale, const float* inverse_scale, uint8_t* next, float* statistics) { \
+    flow<P>(x, final_scale, final_shift, out_weight, out_bias, dt, actions, first, in_weight, in_bias, x_next, next_scale, \
+            inverse_scale, next, statistics); \
   }
 KERNEL(expert_flow_bf16, Bf16)
 KERNEL(expert_flow_fp8, Fp8)

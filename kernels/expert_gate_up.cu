@@ -43,15 +43,13 @@ __device__ __forceinline__ void store_hidden(Bf16, uint4* fragments, int thread,
 template <class P>
 __device__ __forceinline__ void gate_up(const uint4* fragments, const float* statistics, const uint8_t* weights,
                                         const float* column_scale, const float* bias, const float* activation_scale,
-                                        const float* inverse_scale, int rows, uint4* hidden, const uint8_t* later,
-                                        int later_bytes) {
+                                        const float* inverse_scale, int rows, uint4* hidden) {
   extern __shared__ __align__(128) uint8_t slice[];
   __shared__ Shared shared;
   constexpr int BYTES = WIDTH / P::STEP * 32 * COLUMNS, STEPS = WIDTH / P::STEP / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     fetch_weights(slice, weights + (size_t)blockIdx.x * BYTES, BYTES, &shared.barrier);
-    prefetch_later(later, later_bytes);
   }
   const int column = blockIdx.x * COLUMNS + group * 32 + thread % 4 * 2;
   float2 scale[4], shift[4];
@@ -66,9 +64,10 @@ __device__ __forceinline__ void gate_up(const uint4* fragments, const float* sta
   wait_for_predecessor();
 
   PartialSquares squares = load_squares(statistics);
+  const bool live = thread / 32 * 16 + thread % 32 / 4 < rows;
   float accumulator[COLUMNS / 2];
   multiply<P, COLUMNS, STEPS>(accumulator, fragments + group * STEPS * STEP_FRAGMENTS + thread,
-                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, thread / 32 * 16 + thread % 32 / 4 < rows);
+                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, live);
   share_squares(shared.squares, squares);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -104,13 +103,11 @@ __device__ __forceinline__ void gate_up(const uint4* fragments, const float* sta
   store_hidden(P(), hidden, thread, group, result);
 }
 
-#define KERNEL(NAME, P)                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                   \
-      NAME(const uint4* fragments, const float* statistics, const uint8_t* weights, const float* column_scale,               \
-           const float* bias, const float* activation_scale, const float* inverse_scale, int rows, uint4* hidden,            \
-           const uint8_t* later, int later_bytes) {                                                                          \
-    gate_up<P>(fragments, statistics, weights, column_scale, bias, activation_scale, inverse_scale, rows, hidden, later,     \
-               later_bytes);                                                                                                 \
+#define KERNEL(NAME, P) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+      NAME(const uint4* fragments, const float* statistics, const uint8_t* weights, const float* column_scale, \
+           const float* bias, const float* activation_scale, const float* inverse_scale, int rows, uint4* hidden) { \
+    gate_up<P>(fragments, statistics, weights, column_scale, bias, activation_scale, inverse_scale, rows, hidden); \
   }
 KERNEL(expert_gate_up_bf16, Bf16)
 KERNEL(expert_gate_up_fp8, Fp8)

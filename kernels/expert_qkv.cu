@@ -41,15 +41,13 @@ __device__ __forceinline__ void store_pair(const Output& out, int head, int rows
 template <class P>
 __device__ __forceinline__ void project(const uint4* fragments, const float* statistics, const uint8_t* weights,
                                         const float* column_scale, const float* bias, const float* activation_scale,
-                                        const float2* rotary, const int* length, int rows, Output out, const uint8_t* later,
-                                        int later_bytes) {
+                                        const float2* rotary, const int* length, int rows, Output out) {
   extern __shared__ __align__(128) uint8_t slice[];
   __shared__ Shared shared;
   constexpr int BYTES = WIDTH / P::STEP * 32 * COLUMNS, STEPS = WIDTH / P::STEP / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, head = blockIdx.x / SLICES, part = blockIdx.x % SLICES;
   if (threadIdx.x == 0) {
     fetch_weights(slice, weights + (size_t)blockIdx.x * BYTES, BYTES, &shared.barrier);
-    prefetch_later(later, later_bytes);
   }
   const int column = blockIdx.x * COLUMNS + group * 16 + threadIdx.x % 4 * 2;
   float2 scale[2], shift[2];
@@ -67,9 +65,10 @@ __device__ __forceinline__ void project(const uint4* fragments, const float* sta
   wait_for_predecessor();
 
   PartialSquares squares = load_squares(statistics);
+  const bool live = thread / 32 * 16 + thread % 32 / 4 < rows;
   float accumulator[COLUMNS / 2];
   multiply<P, COLUMNS, STEPS>(accumulator, fragments + group * STEPS * STEP_FRAGMENTS + thread,
-                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, thread / 32 * 16 + thread % 32 / 4 < rows);
+                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, live);
   share_squares(shared.squares, squares);
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -110,13 +109,13 @@ __device__ __forceinline__ void project(const uint4* fragments, const float* sta
   }
 }
 
-#define KERNEL(NAME, P)                                                                                                       \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                                    \
-      NAME(const uint4* fragments, const float* statistics, const uint8_t* weights, const float* column_scale,                \
-           const float* bias, const float* activation_scale, const float2* rotary, const int* length, int rows, uint32_t* q,  \
-           uint32_t* k, uint32_t* v, const uint8_t* later, int later_bytes) {                                                 \
-    project<P>(fragments, statistics, weights, column_scale, bias, activation_scale, rotary, length, rows, Output{q, k, v},   \
-               later, later_bytes);                                                                                           \
+#define KERNEL(NAME, P) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+      NAME(const uint4* fragments, const float* statistics, const uint8_t* weights, const float* column_scale, \
+           const float* bias, const float* activation_scale, const float2* rotary, const int* length, int rows, uint32_t* q, \
+           uint32_t* k, uint32_t* v) { \
+    project<P>(fragments, statistics, weights, column_scale, bias, activation_scale, rotary, length, rows, \
+               Output{q, k, v}); \
   }
 KERNEL(expert_qkv_bf16, Bf16)
 KERNEL(expert_qkv_fp8, Fp8)

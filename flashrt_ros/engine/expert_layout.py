@@ -1,8 +1,9 @@
-"""How the action expert's kernels want their weights: slices of columns, steps of K, and wgmma's core matrices.
+"""How the action expert's kernels want their weights: slices of columns, steps of K, core matrices.
 
-kernels/expert_common.cuh describes the layout; this module produces it. A block of a kernel owns one slice of output
-columns, contiguous in memory, so that one bulk copy fetches it. Words: a *step* is 32 bytes of K (16 bf16 or 32 e4m3
-values); the *order* says which K value sits where inside a step, and follows from who writes the activations.
+kernels/expert_common.cuh describes the layout; this module produces it. A block of a kernel owns one slice of
+output columns, contiguous in memory, so that bulk copies fetch it. Words: a *step* is 32 bytes of K (16
+bf16 or 32 e4m3 values); the *order* says which K value sits where inside a step, and follows from who
+writes the activations.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ CORE_ROWS = 8
 def step_order(order: Order, step: int) -> Tensor:
     """K values of one step in the order of wgmma's operands, int64 [step].
 
-    linear: a lane quarter holds consecutive values. accumulator: it holds columns 2c and 2c + 1 of each tile of 8, as
-    in wgmma's accumulator (PTX ISA, register fragments of wgmma.mma_async).
+    linear: a lane quarter holds consecutive values. accumulator: it holds columns 2c and 2c + 1 of each
+    tile of 8, as in wgmma's accumulator (PTX ISA, register fragments of wgmma.mma_async).
     """
     position = torch.arange(step)
     half, rest = position // (step // 2), position % (step // 2)
@@ -34,7 +35,7 @@ def step_order(order: Order, step: int) -> Tensor:
 
 
 def pack_slices(weight: Tensor, columns: int, order: Order) -> Tensor:
-    """Weight [N, K] in bf16 or e4m3, rows already in block order -> bytes uint8 [N / columns, slice bytes]."""
+    """Weight [N, K] in bf16 or e4m3, rows in block order -> bytes uint8 [N / columns, slice bytes]."""
     raw = weight.view(torch.uint8) if weight.element_size() == 1 else weight.view(torch.int16)
     step = 32 // weight.element_size()
     total, depth = weight.shape

@@ -1,4 +1,5 @@
-"""Ranges of what enters the action expert's four products, observed on the plain model: the source of fp8 scales.
+"""Ranges of what enters the action expert's four products, observed on the plain model: fp8 scales come
+from them.
 
 with ExpertRanges(model.expert) as ranges:
     model.denoise(noise, prefix, table)          # as often as there are observations
@@ -7,6 +8,9 @@ scales = activation_scales(ranges.largest)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +18,15 @@ from flashrt_ros.engine.expert_layout import E4M3_MAX
 from flashrt_ros.models.gemma import ExpertTower
 
 HEADROOM = 2.0
-"""How far beyond the observed range a value may go before it saturates. It costs no precision: e4m3 has 15 binary
-orders of normal values, and a product's inputs are lost only below 2^-14 of the largest."""
+"""How far beyond the observed range a value may go before it saturates. It costs no precision: e4m3 has 15
+binary orders of normal values, and a value loses precision only below 2^-14 of the largest."""
 
 
 class ExpertRanges:
-    """Largest magnitudes by layer and product, fp32 [L, 4], over everything the tower computes while this is entered.
+    """Largest magnitudes by layer and product, fp32 [L, 4], of what the tower computes while entered.
 
-    The norms' 1 / rms is applied behind the product (see `expert_weights`), so the range in front of q, k, v and of
-    gate, up is that of x * (1 + scale).
+    The norms' 1 / rms is applied behind the product (see `expert_weights`), so the range in front of q, k,
+    v and of gate, up is that of x * (1 + scale).
     """
 
     def __init__(self, tower: ExpertTower) -> None:
@@ -32,13 +36,9 @@ class ExpertRanges:
 
     def __enter__(self) -> ExpertRanges:
         for i, layer in enumerate(self._tower.layers):
-            modules = (
-                layer.input_layernorm,
-                layer.self_attn.o_proj,
-                layer.post_attention_layernorm,
-                layer.mlp.down_proj,
-            )
-            for j, module in enumerate(modules):
+            names = ('input_layernorm', 'self_attn.o_proj', 'post_attention_layernorm', 'mlp.down_proj')
+            for j, name in enumerate(names):
+                module = layer.get_submodule(name)
                 self._hooks.append(module.register_forward_pre_hook(self._observer(i, j)))
         return self
 
@@ -47,8 +47,8 @@ class ExpertRanges:
             hook.remove()
         self._hooks.clear()
 
-    def _observer(self, layer: int, product: int):  # noqa: ANN202
-        def observe(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def _observer(self, layer: int, product: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def observe(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             largest = _entering(module, *arguments).abs().amax()
             self.largest[layer, product] = torch.maximum(self.largest[layer, product], largest)
 
@@ -59,10 +59,10 @@ def _entering(module: nn.Module, x: Tensor, modulation: Tensor | None = None) ->
     """What the following product multiplies: the module's input, scaled if the module is a norm."""
     if isinstance(module, nn.Linear):
         return x.float()
-    scale = module.weight.float() if modulation is None else modulation[0]
+    scale = module.get_parameter('weight').float() if modulation is None else modulation[0]
     return x.float() * (1 + scale)
 
 
 def activation_scales(largest: Tensor) -> Tensor:
-    """Largest magnitudes [L, 4] -> scales [L, 4]; what enters a product is divided by its scale before rounding."""
+    """Largest magnitudes [L, 4] -> scales [L, 4]; what enters a product is divided by its scale and rounded."""
     return largest.clamp_min(1e-12) * (HEADROOM / E4M3_MAX)

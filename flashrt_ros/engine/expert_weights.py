@@ -1,9 +1,9 @@
 """The action expert packed for its kernels: weights of four products a layer, and tables of the flow steps.
 
 Folded away before anything runs, in fp32:
-- adaRMS (pi0.5) and RMSNorm (pi0) become one form, `x / rms(x) * (1 + scale) + shift` with a gated residual; pi0 has
-  shift 0 and gate 1. `x * (1 + scale)` is what kernels exchange, 1 / rms multiplies the product, and shift times the
-  weight is a bias: all exact up to rounding.
+- adaRMS (pi0.5) and RMSNorm (pi0) become one form, `x / rms(x) * (1 + scale) + shift` with a gated
+  residual; pi0 has shift 0 and gate 1. `x * (1 + scale)` is what kernels exchange, 1 / rms multiplies the
+  product, and shift times the weight is a bias: all exact up to rounding.
 - pi0's first embedding layer and action projection are one matrix [32, 1024], its time half one bias a step.
 """
 
@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
+from flashrt_ros.engine.expert_layout import (
+    Order,
+    interleave_tiles,
+    pack_slices,
+    quantise_rows,
+    rotary_columns,
+)
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 from flashrt_ros.models.tensors import EXPERT
@@ -36,9 +42,9 @@ class Product:
 
 @dataclass(frozen=True)
 class Modulation:
-    """Norms by flow step, fp32; S steps (1 where they do not depend on the step), N = 2 L + 1 norms in order of use.
+    """Norms by flow step, fp32; S steps (1 where they are constant), N = 2 L + 1 norms in order of use.
 
-    scale: 1 + scale [S, N, 1024]. gate: [S, N, 1024], of the residual behind the norm. final_shift: [S, 1024].
+    scale: 1 + scale [S, N, 1024]. gate [S, N, 1024]: of the residual behind the norm. final_shift [S, 1024].
     qkv_bias [S, L, 2560], gate_up_bias [S, L, 8192]: shift times the weights, in block order.
     """
 
@@ -51,9 +57,10 @@ class Modulation:
 
 @dataclass(frozen=True)
 class Heads:
-    """Fp32 ends of a flow step. in_weight [32, 1024], in_bias [S, 1024], out_weight [32, 1024], out_bias [32].
+    """Fp32 ends of a flow step: in_weight [32, 1024], in_bias [S, 1024], out_weight [32, 1024], out_bias
+    [32].
 
-    pi0 only: mixer (second embedding layer, bf16 in any precision), its bias [1024]. Otherwise both are None.
+    pi0 only: mixer (second embedding layer, bf16 in any precision), mixer_bias [1024]. None for pi0.5.
     """
 
     in_weight: Tensor
@@ -119,7 +126,7 @@ def _layer_matrices(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tens
     }
 
 
-def _pack(matrices: list[Tensor], columns: int, order: str, precision: str) -> Product:
+def _pack(matrices: list[Tensor], columns: int, order: Order, precision: str) -> Product:
     packed = []
     for matrix in matrices:
         values, scale = quantise_rows(matrix, precision)

@@ -6,14 +6,15 @@ import torch.nn.functional as F
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
 from engine.reference import normal, poisoned, relative_error
-from flashrt_ros.engine.expert import FLOW_SHARED, attention_bytes
+from flashrt_ros.engine.expert_buffers import attention_bytes
+from flashrt_ros.engine.expert_launches import FLOW_SHARED
 from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
 from flashrt_ros.models.gemma import rotary_table, rotate
 
 pytestmark = pytest.mark.gpu
 
 ROUNDING = {'bf16': 5e-3, 'fp8': 4e-2}
-"""Relative error of one rounding of normal values, with some room: 2^-9 and 2^-4 over sqrt(3), typically half."""
+"""Relative error of one rounding of normal values, with room: at most 2^-9 and 2^-4, typically a third."""
 
 rows_of_interest = pytest.mark.parametrize('rows', [1, 10, 50, 51, 64])
 both_precisions = pytest.mark.parametrize('precision', ['bf16', 'fp8'])
@@ -62,14 +63,12 @@ def test_queries_keys_and_values(library, rows, precision):
     length = torch.tensor([777], dtype=torch.int32, device='cuda')
     q, k, v = poisoned(512, 256), poisoned(64, 256), poisoned(64, 256)
     library.kernel('expert_qkv', f'expert_qkv_{precision}')(
-        80, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, rotary, length, rows,
-        q, k, v, weight.packed, 4096, shared=weight.packed.shape[1],
+        80, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, rotary, length,
+        rows, q, k, v, shared=weight.packed.shape[1],
     )  # fmt: skip
     plain = (x.normed() @ weight.values.T + weight.placed_bias)[:rows].view(rows, 10, 256).transpose(0, 1)
     angles = rotary_table(torch.arange(777, 777 + rows, device='cuda'), 256)
-    flat = from_fragments(q.view(torch.uint8).flatten(), torch.bfloat16, 256, 'accumulator', 512)
     found = q_rows(q, rows)
-    assert flat.shape == (512, 256)
     assert relative_error(found, rotate(plain[:8], angles) / 16) < 5e-3
     assert relative_error(k[:rows], rotate(plain[8], angles)) < 5e-3
     assert relative_error(v[:rows], plain[9]) < 5e-3
@@ -98,7 +97,7 @@ def test_gated_hidden_layer(library, rows, precision):
     inverse = torch.tensor(40.0 if precision == 'fp8' else 1.0, device='cuda')
     library.kernel('expert_gate_up', f'expert_gate_up_{precision}')(
         128, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, inverse, rows,
-        out, None, 0, shared=weight.packed.shape[1],
+        out, shared=weight.packed.shape[1],
     )  # fmt: skip
     gate, up = (x.normed() @ weight.values.T + weight.placed_bias).chunk(2, 1)
     expected = (F.gelu(gate, approximate='tanh') * up)[:rows]
@@ -119,7 +118,7 @@ def test_gated_residual(library, rows, precision, name, depth):
     following = poisoned_fragments(1024, precision)
     library.kernel('expert_residual', f'expert_{name}_{precision}')(
         128, 256, x.fragments, weight.packed, weight.scale, x.scale, gate, residual, out, next_scale, inverse,
-        following, statistics, rows, None, 0, shared=weight.packed.numel() // 128, cluster=4,
+        following, statistics, rows, shared=weight.packed.numel() // 128, cluster=4,
     )  # fmt: skip
     expected = (residual + gate * (x.values @ weight.values.T))[:rows]
     assert relative_error(out[:rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
@@ -150,8 +149,8 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         out = poisoned_fragments(2048, precision)
         library.kernel('expert_attention', f'expert_attention_{precision}')(
             -(-8 * rows // 32) * 8, 256, q_fragments(q), k, v, own_k, own_v,
-            torch.tensor([length], dtype=torch.int32, device='cuda'), rows, state_token, inverse, out, None, 0,
-            shared=attention_bytes(968), cluster=8,
+            torch.tensor([length], dtype=torch.int32, device='cuda'), rows, state_token, inverse, out,
+            None, 0, shared=attention_bytes(968), cluster=8,
         )  # fmt: skip
         found = from_fragments(out, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
         assert relative_error(found, expected) < ROUNDING[precision]
@@ -170,8 +169,8 @@ def test_flow_update_and_embedding(library, horizon, precision):
     updated = actions - 0.1 * (normed[:horizon] @ out_weight.T + out_bias)
     embedded = updated @ in_weight + in_bias
     library.kernel('expert_flow', f'expert_flow_{precision}')(
-        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, in_weight, in_bias, x, next_scale,
-        inverse, following, statistics, shared=FLOW_SHARED,
+        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, in_weight, in_bias, x,
+        next_scale, inverse, following, statistics, shared=FLOW_SHARED,
     )  # fmt: skip
     assert relative_error(actions, updated) < 1e-5
     assert relative_error(x[:horizon], embedded) < 1e-5
@@ -186,8 +185,8 @@ def test_embedding_of_a_policy_that_mixes_time_in(library):
     following, before = poisoned_fragments(1024, 'bf16'), actions.clone()
     unused = torch.ones(1024, device='cuda')
     library.kernel('expert_flow', 'expert_flow_fp8')(
-        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, in_weight, in_bias, None, unused, unused,
-        following, None,
+        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, in_weight, in_bias, None, unused,
+        unused, following, None,
     )  # fmt: skip
     assert torch.equal(actions, before)
     found = from_fragments(following, torch.bfloat16, 1024, 'linear')

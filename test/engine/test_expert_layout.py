@@ -1,14 +1,17 @@
-"""The packed layout multiplies like the plain matrices, read the way wgmma reads it (PTX ISA, wgmma.mma_async)."""
+"""The packed layout multiplies like the plain matrices, read the way wgmma reads it (PTX ISA)."""
 
 import pytest
 import torch
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
+from flashrt_ros.engine.expert_buffers import ExpertShape, Prefix, check_shape
 from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
+from flashrt_ros.errors import BackendError
 
 
 def read_fragments(fragments, dtype, depth):
-    """Operand A by its register layout: row lane / 4 + 8 * (register % 2), K 4 bytes * (lane % 4) + 16 * (register / 2)."""
+    """Operand A by its registers: row lane / 4 + 8 * (register % 2), K bytes 4 * (lane % 4) +
+    16 * (register / 2)."""
     raw = fragments.view(depth * dtype.itemsize // 32, 4, 32, 4, 4)
     out = torch.empty(64, depth * dtype.itemsize, dtype=torch.uint8)
     for tile in range(4):
@@ -64,3 +67,11 @@ def test_a_row_uses_the_whole_range_of_e4m3():
     values, scale = quantise_rows(weight, 'fp8')
     assert torch.equal(values.float().abs().amax(1), torch.full((5,), 448.0))
     torch.testing.assert_close(values.float() * scale[:, None], weight, rtol=2**-4, atol=1e-30 + 0.02)
+
+
+def test_what_the_kernels_have_no_room_for_is_refused():
+    prefix = Prefix(torch.zeros(1, 64, 256), torch.zeros(1, 64, 256), torch.zeros(1))
+    with pytest.raises(BackendError, match='horizon 65 gives 65 rows, the kernels take 1 to 64'):
+        check_shape(ExpertShape(65, 64), 65, prefix)
+    with pytest.raises(BackendError, match='a prefix of 128 tokens does not fit'):
+        check_shape(ExpertShape(50, 128), 50, prefix)

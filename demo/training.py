@@ -88,19 +88,18 @@ def _loss(model: PiModel, caches: list[Cache], actions: Tensor, width: int) -> T
     noise = torch.randn_like(actions)
     times = torch.distributions.Beta(*BETA).sample((len(actions),)) * 0.999 + 0.001
     share = times[:, None, None]
-    flow = _velocity(model, caches, share * noise + (1 - share) * actions, times)
+    flow = batch_velocity(model, caches, share * noise + (1 - share) * actions, times)
     errors = (flow - (noise - actions)).square()
     return errors[..., :width].mean() + PADDING_WEIGHT * errors[..., width:].mean()
 
 
-def _velocity(model: PiModel, caches: list[Cache], noisy: Tensor, times: Tensor) -> Tensor:
+def batch_velocity(model: PiModel, caches: list[Cache], noisy: Tensor, times: Tensor) -> Tensor:
     """The flow field for a batch in which every row has a time of its own."""
     # [B, norms, 3, W] -> [norms, 3, B, 1, W], which broadcasts over the tokens of each example.
     modulation = model.conditions(times).permute(1, 2, 0, 3)[..., None, :]
     length = caches[0][0].shape[2]
     rotary = rotary_table(torch.arange(length, length + noisy.shape[1]), model.spec.expert.head_dim)
-    tokens = model.action_in_proj(noisy)
-    return model.action_out_proj(model.expert(tokens, rotary, caches, modulation)[0])
+    return model.velocity(noisy, modulation, caches, rotary)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from benchmarks.machine import ceilings, describe, median_ms
 from benchmarks.policies import SPECS, PolicyFactory, observations
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.engine import STAGES, Engine
+from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.pi import load_model
 
@@ -28,9 +28,12 @@ def percentile(ordered: list[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
-def time_replays(engine: Engine, replays: int) -> list[float]:
-    """Milliseconds of each replay, from events around the graph, ascending. Noise is written anew before each."""
-    times = []
+def time_replays(engine: Engine, replays: int) -> tuple[list[float], dict[str, float]]:
+    """Milliseconds of each replay, from events around the graph, ascending; and the median of each stage.
+
+    Noise is written anew before each replay.
+    """
+    times, stages = [], []
     noise = engine.denoise.actions.clone().normal_()
     for i in range(replays + 10):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -42,22 +45,25 @@ def time_replays(engine: Engine, replays: int) -> list[float]:
         end.synchronize()
         if i >= 10:
             times.append(start.elapsed_time(end))
-    return sorted(times)
-
-
-def time_stages(engine: Engine, repeats: int = 30) -> dict[str, float]:
-    """Median milliseconds of each stage."""
-    rounds = [engine.time_stages() for _ in range(repeats)]
-    return {f'{stage}_ms': percentile(sorted(r[stage] for r in rounds), 0.5) * 1e3 for stage in STAGES}
+            stages.append(engine.stage_seconds())
+    medians = {f'{stage}_ms': percentile(sorted(s[stage] for s in stages), 0.5) * 1e3 for stage in stages[0]}
+    return sorted(times), medians
 
 
 def measure(
-    factory: PolicyFactory, family: str, precision: str, views: int, horizon: int, tokens: int, replays: int
+    factory: PolicyFactory,
+    family: str,
+    precision: str,
+    views: int,
+    horizon: int,
+    tokens: int,
+    replays: int,
+    timed: bool,
 ) -> Record:
-    engine = factory.engine(precision, views, horizon)
+    engine = factory.engine(precision, views, horizon, timed)
     spec = engine.spec
     engine.write(*observations(spec, views, tokens, 1)[0])
-    times = time_replays(engine, replays)
+    times, stages = time_replays(engine, replays)
     if not torch.isfinite(engine.read()).all():
         raise SystemExit(f'{family} {precision}: the actions are not finite')
     return {
@@ -71,7 +77,7 @@ def measure(
         'p50_ms': percentile(times, 0.5),
         'p90_ms': percentile(times, 0.9),
         'p99_ms': percentile(times, 0.99),
-        **time_stages(engine),
+        **stages,
     }
 
 
@@ -120,6 +126,7 @@ def main() -> None:
     parser.add_argument('--replays', type=int, default=200)
     parser.add_argument('--baselines', action='store_true', help='also the plain model, eager and in a graph')
     parser.add_argument('--compile', action='store_true', help='also torch.compile (minutes)')
+    parser.add_argument('--untimed', action='store_true', help='without events between the stages')
     parser.add_argument('--output', type=Path)
     arguments = parser.parse_args()
     report = {'machine': describe(), 'ceilings': ceilings(), 'records': []}
@@ -128,7 +135,9 @@ def main() -> None:
         factory = PolicyFactory(KernelLibrary(find_gpu()), family)
         grid = itertools.product(arguments.precision, arguments.views, arguments.horizon, arguments.tokens)
         for precision, views, horizon, tokens in grid:
-            record = measure(factory, family, precision, views, horizon, tokens, arguments.replays)
+            record = measure(
+                factory, family, precision, views, horizon, tokens, arguments.replays, not arguments.untimed
+            )
             report['records'].append(record)
             show(record)
             gc.collect()

@@ -43,12 +43,12 @@ class PolicyFactory:
             self._scales = calibrate(engine, observations(self.spec, 2, 50, 8, seed=1234))
         return self._scales
 
-    def engine(self, precision: str, views: int, horizon: int = 50) -> Engine:
+    def engine(self, precision: str, views: int, horizon: int = 50, timed: bool = True) -> Engine:
         """Captured and ready."""
         spec = replace(self.spec, horizon=horizon)
         scales = self.scales() if precision == 'fp8' else {}
         engine = Engine(self.library, spec, self.packed(precision), views, scales)
-        engine.capture()
+        engine.capture(timed)
         return engine
 
 

@@ -33,11 +33,13 @@ __device__ __forceinline__ Float8 load_scaled(const bf16* row, const float* chan
 
 __device__ __forceinline__ void rotate(Float8& a, Float8& b, const float2* angles) {
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    float2 t = angles[i];
-    float first = a.v[i] * t.x - b.v[i] * t.y;
+  for (int i = 0; i < 8; i += 2) {
+    float4 t = *reinterpret_cast<const float4*>(angles + i);
+    float first = a.v[i] * t.x - b.v[i] * t.y, second = a.v[i + 1] * t.z - b.v[i + 1] * t.w;
     b.v[i] = b.v[i] * t.x + a.v[i] * t.y;
+    b.v[i + 1] = b.v[i + 1] * t.z + a.v[i + 1] * t.w;
     a.v[i] = first;
+    a.v[i + 1] = second;
   }
 }
 

@@ -53,12 +53,13 @@ __device__ __forceinline__ void load_queries(bf16* target, const bf16* source, c
     if (d < DIM) {
       x = load_bf16x8(source + (size_t)row * 3 * WIDTH + column + d);
       Float8 b = load_float8(bias + column + d);
+      if (channel_scale) {
+        Float8 own = load_float8(channel_scale + column + d), key = load_float8(channel_scale + WIDTH + column + d);
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
-        float own = channel_scale ? channel_scale[column + d + j] : 1.0f;
-        float key = channel_scale ? channel_scale[WIDTH + column + d + j] : 1.0f;
-        x.v[j] = (x.v[j] * own + b.v[j]) * key;
+        for (int j = 0; j < 8; j++) x.v[j] = x.v[j] * own.v[j] * key.v[j], b.v[j] *= key.v[j];
       }
+#pragma unroll
+      for (int j = 0; j < 8; j++) x.v[j] += b.v[j];
     }
     store(target + row * STRIDE + d, x);
   }

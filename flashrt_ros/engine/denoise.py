@@ -112,7 +112,8 @@ class PlainDenoise:
         """While calibrating, note the range of x * (1 + scale), which the fused loop rounds in place of the norm."""
         observer = self.layers[0]['qkv'].observer
         if observer is not None:
-            scale = self._norm_weights(name) if modulation is None else modulation.scale
+            scale = modulation.scale if modulation is not None else None
+            scale = self._norm_weights(name) if scale is None else scale
             largest = (self._residual[: self.rows] * (1 + scale)).abs().max().item()
             observer[f'expert.{name}'] = max(largest, observer.get(f'expert.{name}', 0.0))
 

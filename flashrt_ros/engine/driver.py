@@ -21,6 +21,10 @@ from flashrt_ros.errors import BackendError
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: no implicit waiting for the legacy default stream."""
 
+ALL_SHARED = 100
+"""Per cent of the first-level memory that every kernel asks for as shared memory, needed or not: a multiprocessor
+changes the split only when it is empty, so kernels with different wishes could not overlap."""
+
 
 class DeviceContext:
     """torch's primary context on one GPU, known to pycuda, and the streams that both may use."""
@@ -77,7 +81,9 @@ class CubinModule:
 
             if self._plain is None:
                 self._plain = cuda.module_from_buffer(self.path.read_bytes())
-            self._functions[key] = self._plain.get_function(name)
+            function = self._plain.get_function(name)
+            function.set_attribute(cuda.function_attribute.PREFERRED_SHARED_MEMORY_CARVEOUT, ALL_SHARED)
+            self._functions[key] = function
         return self._functions[key]
 
     def attributed_function(self, name: str) -> Any:
@@ -89,7 +95,10 @@ class CubinModule:
             if self._attributed is None:
                 torch.empty(1, device=self._context.gpu.device)
                 self._attributed = check(driver.cuModuleLoadData(self.path.read_bytes()), str(self.path))
-            self._functions[key] = check(driver.cuModuleGetFunction(self._attributed, name.encode()), name)
+            function = check(driver.cuModuleGetFunction(self._attributed, name.encode()), name)
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+            check(driver.cuFuncSetAttribute(function, attribute, ALL_SHARED), name)
+            self._functions[key] = function
         return self._functions[key]
 
     def allow_shared(self, function: Any, size: int) -> None:

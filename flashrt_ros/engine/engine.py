@@ -64,15 +64,15 @@ class Engine:
         self._graphs: dict[tuple[int, int], StagedGraph] = {}
         self._chosen = (views, prompt_sizes(spec.max_tokens)[-1])
 
-    def capture(self) -> None:
-        """Record every graph; afterwards no call allocates, compiles or records."""
+    def capture(self, timed: bool = True) -> None:
+        """Record every graph; afterwards no call allocates, compiles or records. timed: see `StagedGraph`."""
         pool = torch.cuda.graph_pool_handle()
         self.denoise.actions.zero_()
         for views in range(self.views, 0, -1):
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
                 self.cache.length.fill_(views * self.spec.vision.tokens + rows)
                 torch.cuda.synchronize()
-                self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool)
+                self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool, timed)
 
     def stages(self, views: int, rows: int) -> list[Stage]:
         """The stages for this many present views and prompt rows, as functions that launch them."""
@@ -120,9 +120,9 @@ class Engine:
         """Launch the graph for what was written last; returns at once."""
         self._graphs[self._chosen].replay()
 
-    def time_stages(self) -> dict[str, float]:
-        """Run what was written last stage by stage; seconds of each. The actions are as after `replay`."""
-        return self._graphs[self._chosen].time_stages()
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of each stage in the last replay; call after `read`."""
+        return self._graphs[self._chosen].stage_seconds()
 
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""

@@ -80,7 +80,11 @@ class FlowHeads:
             return tokens
         mixed = F.linear(tokens, self._weights['flow.action_time_mlp_in.weight']) + self.table[step]
         tokens = self._linear(F.silu(mixed), 'action_time_mlp_out')
-        return torch.cat([self._linear(state[None], 'state_proj'), tokens])
+        return torch.cat([self.state_token(state)[None], tokens])
+
+    def state_token(self, state: Tensor) -> Tensor:
+        """pi0's state fp32 [A] as a token of the expert, fp32 [width]."""
+        return self._linear(state, 'state_proj')
 
     def velocity(self, tokens: Tensor) -> Tensor:
         """Normed tokens [H, width] -> velocities fp32 [H, A]."""

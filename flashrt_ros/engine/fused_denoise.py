@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.device import Gpu
-from flashrt_ros.engine.expert import ROWS, ExpertLoop, ExpertShape, Prefix
+from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Prefix
+from flashrt_ros.engine.expert_buffers import ROWS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
-from flashrt_ros.engine.flow import flow_table
+from flashrt_ros.engine.flow import FlowHeads, flow_table
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
@@ -65,14 +65,12 @@ class FusedDenoise:
             Prefix(cache.keys, cache.values, cache.length),
         )
         self.actions, self.state = self._loop.actions, torch.zeros(spec.action_dim, device=device)
-        self._projection = [packed.get(f'flow.state_proj.{part}') for part in ('weight', 'bias')]
-        if spec.has_state_token:
-            self._projection = [part.to(device) for part in self._projection if part is not None]
+        self._heads = FlowHeads(packed, spec, device)
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
         if self._loop.state_token is not None:
-            self._loop.state_token.copy_(F.linear(self.state, *self._projection))
+            self._loop.state_token.copy_(self._heads.state_token(self.state))
         self._loop.launch()
 
 
@@ -93,7 +91,8 @@ def _restore(packed: Mapping[str, Tensor], steps: int, precision: str, device: t
         start = PREFIX + name
         return {key[len(start) :]: value.to(device) for key, value in packed.items() if key.startswith(start)}
 
-    mixer = part('mixer.')
-    heads = {'mixer_bias': None, **part('heads.'), 'mixer': Product(**mixer) if mixer else None}
+    mixer, heads = part('mixer.'), part('heads.')
+    mixer_bias = heads.pop('mixer_bias', None)
     products = {name: Product(**part(f'products.{name}.')) for name in PRODUCTS}
-    return ExpertWeights(precision, steps, products, Modulation(**part('modulation.')), Heads(**heads))
+    ends = Heads(**heads, mixer=Product(**mixer) if mixer else None, mixer_bias=mixer_bias)
+    return ExpertWeights(precision, steps, products, Modulation(**part('modulation.')), ends)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import round_up
-from flashrt_ros.engine.driver import check
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
-
-STEP_BYTES = 128
-"""Bytes of K in one step of the kernel's ring, and the width of its boxes."""
+from flashrt_ros.engine.tensor_map import ROW_BYTES, tensor_map
 
 RAW, GELU, RESIDUAL = range(3)
 
@@ -45,7 +39,7 @@ class Tiling:
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory, with room to align the ring."""
-        return self.stages * (self.rows + self.tile_n) * STEP_BYTES + 1024
+        return self.stages * (self.rows + self.tile_n) * ROW_BYTES + 1024
 
 
 def build(tiling: Tiling, epilogue: int, fp8: bool) -> tuple[str, dict[str, int]]:
@@ -99,7 +93,7 @@ class FusedProduct:
             inverse_scale,
             rows,
             columns,
-            -(-x.shape[1] * x.element_size() // STEP_BYTES),
+            -(-x.shape[1] * x.element_size() // ROW_BYTES),
         )
 
     def __call__(self) -> None:
@@ -112,28 +106,3 @@ class FusedProduct:
             cluster=tiling.cluster if tiling.cluster != (1, 1, 1) else None,
             dependent=True,
         )
-
-
-def tensor_map(matrix: Tensor, box_rows: int) -> Any:
-    """Describe a contiguous matrix to the copy engine in boxes of 128 bytes by `box_rows`, 128-byte swizzle."""
-    from cuda.bindings import driver
-
-    bf16 = matrix.dtype == torch.bfloat16
-    kind = driver.CUtensorMapDataType
-    encoded = check(
-        driver.cuTensorMapEncodeTiled(
-            kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if bf16 else kind.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2,
-            matrix.data_ptr(),
-            [driver.cuuint64_t(size) for size in reversed(matrix.shape)],
-            [driver.cuuint64_t(matrix.stride(0) * matrix.element_size())],
-            [driver.cuuint32_t(STEP_BYTES // matrix.element_size()), driver.cuuint32_t(box_rows)],
-            [driver.cuuint32_t(1)] * 2,
-            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        ),
-        'tensor map',
-    )
-    return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(encoded.getPtr(), 128))

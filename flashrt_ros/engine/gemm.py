@@ -11,6 +11,32 @@ ROWS_MULTIPLE = 16
 """cuBLASLt takes E4M3 operands only with row counts that are multiples of 16."""
 
 
+MOST_PADDING = 112
+"""Rows that buffers hold beyond those that mean anything, see FASTER_ROWS."""
+
+FASTER_ROWS: dict[tuple[torch.dtype, int, int], tuple[tuple[int, int, int], ...]] = {
+    (torch.float8_e4m3fn, 2048, 16384): ((561, 640, 640), (673, 768, 768)),
+    (torch.bfloat16, 2048, 16384): ((561, 672, 672), (673, 768, 768)),
+    (torch.bfloat16, 2048, 2048): ((561, 640, 640), (673, 768, 768)),
+    (torch.bfloat16, 2560, 2048): ((673, 768, 768),),
+}
+"""Where cuBLASLt is faster on more rows: (dtype, out, in) -> (first, last, rows to use).
+
+Its choice of kernel jumps with the row count: the down projection in E4M3 takes 48 us on 576 rows and 36 us on 640.
+Measured on an H100 with torch 2.11 and CUDA 13.0 (benchmarks/notes.md).
+"""
+
+
+def library_rows(product: Product, rows: int) -> int:
+    """The row count to give a library product of `rows` rows; at most MOST_PADDING more."""
+    columns, depth = product.weight.shape
+    hopper = product.weight.is_cuda and torch.cuda.get_device_capability(product.weight.device) == (9, 0)
+    for first, last, better in FASTER_ROWS.get((product.dtype, columns, depth), ()) if hopper else ():
+        if first <= rows <= last:
+            return better
+    return rows
+
+
 class Product:
     """out = x @ weight.T in bf16, unscaled: what follows multiplies by `channel_scale` and adds `bias`.
 

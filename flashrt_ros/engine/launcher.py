@@ -85,12 +85,8 @@ class Kernel:
 
         function = self._module.attributed_function(self.name)
         if shared > self._shared:
-            attributes = driver.CUfunction_attribute
-            limit = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute(function, limit, shared), self.name)
-            # Two kernels share a multiprocessor only if they agree on its split between cache and shared memory.
-            carveout = attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-            check(driver.cuFuncSetAttribute(function, carveout, 100), self.name)
             self._shared = shared
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid

@@ -38,7 +38,8 @@ class KernelLibrary:
     def compile(self, builds: Iterable[tuple[str, Mapping[str, int]]]) -> None:
         """Fill the cache for several files at once; nvcc runs in parallel."""
         with ThreadPoolExecutor(max_workers=16) as pool:
-            list(pool.map(lambda b: compile_kernels(b[0], self.gpu.architecture, b[1], self._cache), builds))
+            unique = {_build(file, constants): (file, constants) for file, constants in builds}.values()
+            list(pool.map(lambda b: compile_kernels(b[0], self.gpu.architecture, b[1], self._cache), unique))
 
 
 def _build(file: str, constants: Mapping[str, int]) -> Build:

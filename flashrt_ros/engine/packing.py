@@ -27,22 +27,22 @@ Packed = dict[str, Tensor]
 PRECISIONS = ('bf16', 'fp8')
 
 
-def pack_towers(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
-    """Vision and language tower. `tensors` are canonical (`models.tensors`), of any float dtype."""
-    packed: Packed = {}
-    for name, weight, bias in (*_vision(tensors, spec.vision), *_language(tensors, spec.language)):
-        packed.update(pack_product(name, weight, bias, precision))
-    packed.update(_patch_embedding(tensors, spec.vision))
-    packed['language.embedding'] = tensors[EMBEDDING].to(torch.bfloat16)
-    return packed
+def pack_vision(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+    """Vision tower and projector. `tensors` are canonical (`models.tensors`), of any float dtype."""
+    packed = _pack_all(_vision(tensors, spec.vision), precision)
+    return packed | _patch_embedding(tensors, spec.vision)
+
+
+def pack_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+    """Language tower and token embedding."""
+    packed = _pack_all(_language(tensors, spec.language), precision)
+    return packed | {'language.embedding': tensors[EMBEDDING].to(torch.bfloat16)}
 
 
 def pack_expert(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
     """The action expert's layers in the same form; pi0's norms are folded, pi0.5's are modulated at run time."""
-    packed: Packed = {}
-    for name, weight, bias in _gemma(tensors, EXPERT, 'expert', spec.expert, folded=not spec.has_ada_rms):
-        packed.update(pack_product(name, weight, bias, precision))
-    return packed
+    layers = _gemma(tensors, EXPERT, 'expert', spec.expert, folded=not spec.has_ada_rms)
+    return _pack_all(layers, precision)
 
 
 def pack_product(name: str, weight: Tensor, bias: Tensor | None, precision: str) -> Packed:
@@ -61,6 +61,13 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Product = tuple[str, Tensor, Tensor | None]
+
+
+def _pack_all(products: Iterator[Product], precision: str) -> Packed:
+    packed: Packed = {}
+    for name, weight, bias in products:
+        packed.update(pack_product(name, weight, bias, precision))
+    return packed
 
 
 def _vision(tensors: Mapping[str, Tensor], spec: VisionSpec) -> Iterator[Product]:

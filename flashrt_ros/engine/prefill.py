@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
-from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.models.spec import PolicySpec
 
@@ -41,7 +41,7 @@ class Prefill:
         self.last = product(f'{last}.kv')
         self.embedding = packed['language.embedding'].to(device)
         self._rotary = rotary_table(cache.capacity, self.spec.head_dim, device)
-        self._allocate(views * spec.vision.tokens + round_up(spec.max_tokens), device)
+        self._allocate(views * spec.vision.tokens + round_up(spec.max_tokens) + MOST_PADDING, device)
 
     def _allocate(self, rows: int, device: torch.device) -> None:
         spec = self.spec
@@ -77,12 +77,26 @@ class Prefill:
         residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
         qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
         gate_up, activated = self._gate_up[:rows], self._activated[:rows]
-        layer['qkv'](normed, qkv)
+        self._multiply(layer, 'qkv', rows)
         ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
-        layer['o'](attended, delta)
+        self._multiply(layer, 'o', rows)
         ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
-        layer['gate_up'](normed, gate_up)
+        self._multiply(layer, 'gate_up', rows)
         ops.gelu_gate(gate_up, layer['gate_up'], activated, layer['down'])
-        layer['down'](activated, delta)
+        self._multiply(layer, 'down', rows)
         ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])
+
+    def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> None:
+        """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""
+        x, out = self._operands()[part]
+        count = library_rows(layer[part], rows)
+        layer[part](x[:count], out[:count])
+
+    def _operands(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            'qkv': (self._normed, self._qkv),
+            'o': (self._attended, self._delta),
+            'gate_up': (self._normed, self._gate_up),
+            'down': (self._activated, self._delta),
+        }

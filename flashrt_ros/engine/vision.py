@@ -1,8 +1,8 @@
 """The SigLIP tower as a sequence of launches: frames -> one raw projected row per patch.
 
 With library products a layer is eight launches: QKV, attention, output, norm, up, GELU, down, norm. Biases, residuals
-and scales travel into whichever of them touches the values next. On Hopper the products are our own: GELU and
-residual move into them, and seven launches remain.
+and scales travel into whichever of them touches the values next. A product of our own (`fused_gemm`, Hopper) takes
+GELU or the residual into its epilogue instead.
 """
 
 from __future__ import annotations
@@ -17,15 +17,6 @@ from flashrt_ros.engine.fused_gemm import GELU, RAW, RESIDUAL, FusedProduct, Til
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.models.spec import VisionSpec
-
-TILINGS = {
-    'qkv': Tiling(warpgroups=2, tile_n=128, stages=4),
-    'o': Tiling(warpgroups=1, tile_n=96, stages=6),
-    'up': Tiling(warpgroups=2, tile_n=128, stages=3),
-    'down': Tiling(warpgroups=2, tile_n=96, stages=6, split=2),
-    'projector': Tiling(warpgroups=2, tile_n=96, stages=5),
-}
-"""The fastest of those measured on an H100 with two views; see benchmarks/notes.md."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,11 @@ class Rows:
 
 
 class VisionTower:
-    """Runs `views` images at once. Buffers are allocated for the most views and used from the front."""
+    """Runs `views` images at once. Buffers are allocated for the most views and used from the front.
+
+    tilings: the products that shall be ours, Hopper only. None is by default: in the tower the library is faster
+    with all of them (benchmarks/notes.md).
+    """
 
     def __init__(
         self,
@@ -53,6 +48,7 @@ class VisionTower:
         packed: Mapping[str, Tensor],
         scales: Mapping[str, float],
         views: int,
+        tilings: Mapping[str, Tiling] | None = None,
     ) -> None:
         self.spec, self.operators = spec, operators
         device = operators.library.gpu.device
@@ -67,9 +63,8 @@ class VisionTower:
         ]
         self.projector = product('projector')
         self._buffers = self._allocate(views * spec.tokens, device)
-        self._fused = operators.library.gpu.capability == (9, 0) and spec.width % 128 == 0
-        self._products: dict[int, list[FusedLayer]] = {}
-        self._projectors: dict[int, FusedProduct] = {}
+        self._tilings = tilings or {}
+        self._fused: dict[int, list[dict[str, FusedProduct]]] = {}
 
     def output(self, views: int) -> Tensor:
         """Where `run` leaves the raw projected rows, bf16 [views * tokens, language width]."""
@@ -83,50 +78,70 @@ class VisionTower:
         self.patch(rows.patches, rows.delta)
         first = self.layers[0]['qkv']
         ops.norm(rows.residual, rows.normed, first, delta=rows.delta, start=self.start, layer_norm=True)
-        if self._fused and not self.observed:
-            self._run_fused(rows, count)
-        else:
-            self._run_library(rows)
-
-    @property
-    def observed(self) -> bool:
-        """Whether calibration watches the inputs of the products, which only library products show."""
-        return self.projector.observer is not None
-
-    def _run_library(self, rows: Rows) -> None:
-        ops, spec = self.operators, self.spec
-        for i, layer in enumerate(self.layers):
-            layer['qkv'](rows.normed, rows.qkv)
-            ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, rows.attended, layer['o'])
-            layer['o'](rows.attended, rows.delta)
-            self._norm(rows, layer['o'], layer['up'])
-            layer['up'](rows.normed, rows.up)
-            ops.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
-            layer['down'](rows.activated, rows.delta)
-            self._norm(rows, layer['down'], self._after(i))
+        for i, fused in enumerate(self._fused_layers(rows, count)):
+            self._run_layer(rows, i, fused)
         self.projector(rows.normed, rows.projected)
 
-    def _run_fused(self, rows: Rows, count: int) -> None:
-        ops, spec = self.operators, self.spec
-        if count not in self._products:
-            self._products[count] = [FusedLayer(ops, layer, rows) for layer in self.layers]
-            self._projectors[count] = FusedProduct(
-                ops.library, self.projector, rows.normed, rows.projected, RAW, TILINGS['projector']
-            )
-        for i, (layer, fused) in enumerate(zip(self.layers, self._products[count], strict=True)):
-            fused.qkv()
-            ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, rows.attended, layer['o'])
-            fused.o()
-            ops.norm(rows.residual, rows.normed, layer['up'], layer_norm=True)
-            fused.up()
-            fused.down()
-            ops.norm(rows.residual, rows.normed, self._after(i), layer_norm=True)
-        self._projectors[count]()
+    def _run_layer(self, rows: Rows, index: int, fused: Mapping[str, FusedProduct]) -> None:
+        """One layer; `fused` has the products of ours, the others are the library's."""
+        ops, spec, layer = self.operators, self.spec, self.layers[index]
+        if 'qkv' in fused:
+            fused['qkv']()
+        else:
+            layer['qkv'](rows.normed, rows.qkv)
+        ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, rows.attended, layer['o'])
+        self._add_and_norm(rows, layer, 'o', fused.get('o'), layer['up'])
+        if 'up' in fused:
+            fused['up']()
+        else:
+            layer['up'](rows.normed, rows.up)
+            ops.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
+        self._add_and_norm(rows, layer, 'down', fused.get('down'), self._after(index))
 
-    def _norm(self, rows: Rows, preceding: Product, following: Product) -> None:
-        self.operators.norm(
-            rows.residual, rows.normed, following, delta=rows.delta, preceding=preceding, layer_norm=True
-        )
+    def _add_and_norm(
+        self,
+        rows: Rows,
+        layer: Mapping[str, Product],
+        part: str,
+        fused: FusedProduct | None,
+        following: Product,
+    ) -> None:
+        """Add a product to the residual, then norm it for `following`."""
+        if fused is not None:
+            fused()
+            self.operators.norm(rows.residual, rows.normed, following, layer_norm=True)
+        else:
+            layer[part](rows.attended if part == 'o' else rows.activated, rows.delta)
+            self.operators.norm(
+                rows.residual,
+                rows.normed,
+                following,
+                delta=rows.delta,
+                preceding=layer[part],
+                layer_norm=True,
+            )
+
+    def _fused_layers(self, rows: Rows, count: int) -> list[dict[str, FusedProduct]]:
+        """The fused products of each layer on these rows; none while calibration watches the inputs."""
+        if self.projector.observer is not None:
+            return [{} for _ in self.layers]
+        if count not in self._fused:
+            self._fused[count] = [self._fuse(layer, rows) for layer in self.layers]
+        return self._fused[count]
+
+    def _fuse(self, layer: Mapping[str, Product], rows: Rows) -> dict[str, FusedProduct]:
+        library = self.operators.library
+        operands = {
+            'qkv': (rows.normed, rows.qkv, RAW, None),
+            'o': (rows.attended, rows.residual, RESIDUAL, None),
+            'up': (rows.normed, rows.activated, GELU, layer['down']),
+            'down': (rows.activated, rows.residual, RESIDUAL, None),
+        }
+        return {
+            name: FusedProduct(library, layer[name], x, out, epilogue, tiling, following)
+            for name, tiling in self._tilings.items()
+            for x, out, epilogue, following in [operands[name]]
+        }
 
     def _after(self, index: int) -> Product:
         """What takes the output of layer `index`."""
@@ -148,19 +163,4 @@ class VisionTower:
             activated=buffer(mlp, narrow),
             delta=buffer(width),
             projected=buffer(self.projector.weight.shape[0]),
-        )
-
-
-class FusedLayer:
-    """The four products of one layer on fixed rows, with GELU and residual in their epilogues."""
-
-    def __init__(self, operators: Operators, layer: Mapping[str, Product], rows: Rows) -> None:
-        library = operators.library
-        self.qkv = FusedProduct(library, layer['qkv'], rows.normed, rows.qkv, RAW, TILINGS['qkv'])
-        self.o = FusedProduct(library, layer['o'], rows.attended, rows.residual, RESIDUAL, TILINGS['o'])
-        self.up = FusedProduct(
-            library, layer['up'], rows.normed, rows.activated, GELU, TILINGS['up'], layer['down']
-        )
-        self.down = FusedProduct(
-            library, layer['down'], rows.activated, rows.residual, RESIDUAL, TILINGS['down']
         )

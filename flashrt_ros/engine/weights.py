@@ -16,7 +16,7 @@ from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
-from flashrt_ros.engine.packing import Packed, pack_expert, pack_towers
+from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
 from flashrt_ros.models.spec import PolicySpec
 
 FORMAT = 1
@@ -34,7 +34,8 @@ def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, fused:
     pack_loop = pack_fused if fused else pack_expert
     with torch.inference_mode():
         return {
-            **pack_towers(tensors, spec, precision),
+            **pack_vision(tensors, spec, precision),
+            **pack_language(tensors, spec, precision),
             **pack_loop(tensors, spec, precision),
             **pack_flow(tensors, spec),
         }
@@ -76,7 +77,7 @@ def load_packed(
     path = folder / f'{key}-{precision}-{"fused" if fused else "plain"}-{spec.steps}-{FORMAT}.safetensors'
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        packed = pack(_OnDevice(tensors(), gpu.device), spec, precision, fused)
+        packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             written = Path(temporary) / path.name
             save_file(packed, written)
@@ -85,7 +86,7 @@ def load_packed(
     return load_file(path, device=str(gpu.device))
 
 
-class _OnDevice(Mapping[str, Tensor]):
+class OnDevice(Mapping[str, Tensor]):
     """Tensors moved to a device one at a time, as they are asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:

@@ -1,0 +1,111 @@
+"""The CUDA policy from a checkpoint directory, against the CPU policy of the same directory."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flashrt_ros.engine import backend
+from flashrt_ros.engine.backend import check_sizes, load
+from flashrt_ros.errors import BackendError, CheckpointError, ObservationError
+from flashrt_ros.models.backend import load as load_cpu
+from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import NANO_PI05
+from flashrt_ros.policy import STAGES, PolicyOptions
+
+gpu = pytest.mark.gpu
+CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return write_random_checkpoint(tmp_path / 'policy', NANO_PI05)
+
+
+def observe(path, seed=0):
+    from flashrt_ros.engine.calibrate import random_observations
+
+    return random_observations(open_checkpoint(path), 1, seed)[0]
+
+
+@gpu
+def test_it_agrees_with_the_cpu_policy(library, checkpoint):
+    policy, reference = load(checkpoint, CUDA), load_cpu(checkpoint, PolicyOptions())
+    for seed in range(3):
+        noise = np.random.default_rng(seed).standard_normal((50, 32)).astype(np.float32)
+        found, expected = (p.infer(observe(checkpoint, seed), noise) for p in (policy, reference))
+        error = np.linalg.norm(found.actions - expected.actions) / np.linalg.norm(expected.actions)
+        assert error < 0.02
+        assert tuple(found.timings) == STAGES
+    assert policy.info == replace(reference.info, device='cuda', precision='bf16')
+
+
+@gpu
+def test_absent_views_are_left_out(library, checkpoint):
+    policy, reference = load(checkpoint, CUDA), load_cpu(checkpoint, PolicyOptions())
+    whole, noise = observe(checkpoint), np.zeros((50, 32), np.float32)
+    for views in (policy.info.views[:1], policy.info.views[1:]):
+        partial = replace(whole, images={view: whole.images[view] for view in views})
+        found, expected = (p.infer(partial, noise).actions for p in (policy, reference))
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
+
+
+@gpu
+def test_it_loads_again_after_being_closed(library, checkpoint):
+    policy = load(checkpoint, CUDA)
+    policy.close()
+    with pytest.raises(BackendError, match='closed'):
+        policy.infer(observe(checkpoint))
+    assert load(checkpoint, CUDA).infer(observe(checkpoint)).actions.shape[0] == 50
+
+
+@gpu
+def test_fp8_needs_a_calibration_of_these_weights(library, checkpoint, tmp_path):
+    from flashrt_ros.engine.calibrate import calibrate_checkpoint, random_observations
+
+    options = replace(CUDA, precision='fp8')
+    with pytest.raises(CheckpointError, match='needs activation scales'):
+        load(checkpoint, options)
+    calibrate_checkpoint(checkpoint, random_observations(open_checkpoint(checkpoint), 4))
+    assert np.isfinite(load(checkpoint, options).infer(observe(checkpoint)).actions).all()
+    other = write_random_checkpoint(tmp_path / 'other', NANO_PI05, seed=5)
+    (other / 'flashrt_calibration.json').write_bytes((checkpoint / 'flashrt_calibration.json').read_bytes())
+    with pytest.raises(CheckpointError, match='other weights'):
+        load(other, options)
+
+
+@gpu
+def test_a_bad_observation_leaves_the_policy_usable(library, checkpoint):
+    policy, good = load(checkpoint, CUDA), observe(checkpoint)
+    with pytest.raises(ObservationError, match='not finite'):
+        policy.infer(replace(good, state=np.full_like(good.state, np.nan)))
+    assert np.isfinite(policy.infer(good).actions).all()
+
+
+@gpu
+def test_an_unknown_precision_is_refused(library, checkpoint):
+    with pytest.raises(BackendError, match="cannot run precision 'fp32'"):
+        load(checkpoint, replace(CUDA, precision='fp32'))
+
+
+def test_without_a_gpu_nothing_is_loaded(monkeypatch, checkpoint):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.raises(BackendError, match='finds no usable NVIDIA GPU'):
+        backend.load(checkpoint, CUDA)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'language': replace(NANO_PI05.language, kv_heads=2)}, '2 key heads'),
+        ({'expert': replace(NANO_PI05.expert, mlp=260)}, 'a width of 260'),
+        ({'vision': replace(NANO_PI05.vision, heads=16)}, 'heads of 9'),
+    ],
+)
+def test_sizes_without_kernels_are_named(change, message):
+    with pytest.raises(BackendError, match=f'do not cover .*{message}'):
+        check_sizes(replace(NANO_PI05, **change), 'bf16')
+    check_sizes(NANO_PI05, 'bf16')
+    check_sizes(NANO_PI05, 'fp8')

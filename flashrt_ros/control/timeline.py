@@ -37,6 +37,7 @@ class Timeline:
         self.interpolate, self.hold_ns, self.max_age_ns = interpolate, hold_ns, max_age_ns
         self._chunk: Chunk | None = None
         self._begin_ns = 0
+        # Begin and end of each motion without a break; no acceptable chunk is older than so many of them.
         self._motions: deque[tuple[int, int]] = deque(maxlen=16)
 
     @property

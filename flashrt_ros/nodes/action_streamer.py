@@ -32,7 +32,7 @@ class ActionStreamer(ManagedNode):
         self._loop: FixedRateLoop | None = None
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
-        self._monitor = diagnostics.InputMonitor()
+        self._monitor: diagnostics.InputMonitor | None = None
         super().__init__('action_streamer', _SECTIONS, **options)
 
     def configure(self) -> None:
@@ -42,6 +42,7 @@ class ActionStreamer(ManagedNode):
         self._outputs = [publisher]
         self._worker = CommandWorker(config, self.get_clock(), logger, make, publisher.publish)
         self._loop = FixedRateLoop('commands', rate_hz, self._worker.tick, logger)
+        self._monitor = diagnostics.InputMonitor()
         self._inputs = [
             self.create_subscription(ActionChunk, 'action_chunk', self._take_chunk, COMMAND),
             subscribe_latest(self, JointState, config.joint_states.topic, self._worker.keep_state),

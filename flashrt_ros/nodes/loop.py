@@ -26,12 +26,13 @@ class FixedRateLoop:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.meter = PaceMeter(window=max(2, round(rate_hz * _WINDOW_S)))
+        self.meter = self._new_meter()
         self.skipped = 0
         self.failure = ''
 
     def start(self, ros_clock: ROSClock) -> None:
         self._stop.clear()
+        self.meter, self.failure = self._new_meter(), ''
         self._thread = threading.Thread(
             target=self._run, args=(LoopClock(ros_clock),), name=self._name, daemon=True
         )
@@ -43,6 +44,9 @@ class FixedRateLoop:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _new_meter(self) -> PaceMeter:
+        return PaceMeter(window=max(2, round(self._rate_hz * _WINDOW_S)))
 
     def _run(self, clock: LoopClock) -> None:
         deadlines = Deadlines(round(1e9 / self._rate_hz), clock.now_ns())

@@ -42,7 +42,7 @@ class PolicyNode(ManagedNode):
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._epoch = 0
-        self._monitor = diagnostics.InputMonitor()
+        self._monitor: diagnostics.InputMonitor | None = None
         super().__init__('policy_node', _SECTIONS, **options)
 
     def configure(self) -> None:
@@ -53,6 +53,7 @@ class PolicyNode(ManagedNode):
         self._outputs = [chunks, stats]
         self._worker = PolicyWorker(config, self._policy, clock, logger, chunks.publish, stats.publish)
         self._loop = FixedRateLoop('inference', config.rates.chunk_rate_hz, self._worker.tick, logger)
+        self._monitor = diagnostics.InputMonitor()
         self._subscribe(config, self._worker)
 
     def activate(self) -> None:

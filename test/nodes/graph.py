@@ -1,5 +1,6 @@
 """A ROS graph for one test: nodes under test, a tester that watches and drives them, and fake sensors."""
 
+import gc
 import io
 import threading
 import time
@@ -69,6 +70,10 @@ class Graph:
             if hasattr(node, 'end'):
                 node.end()
             node.destroy_node()
+        # An executor's unfinished generator keeps handles in use, and with them the participant alive.
+        del node, executor, thread
+        self._running.clear()
+        gc.collect()
         rclpy.shutdown(context=self.context)
 
     def add(self, node):

@@ -217,7 +217,8 @@ __device__ __forceinline__ void attend(const uint4* q, const uint4* prefix_k, co
 
   uint4* queries = &shared.queries[0][0][0];
 #pragma unroll
-  for (int i = threadIdx.x; i < 2 * DIM / 16 * 32; i += THREADS) copy_async(queries + i, q + block * 2 * DIM / 16 * 32 + i);
+  for (int i = 0; i < 4; i++)
+    copy_async(queries + i * THREADS + threadIdx.x, q + block * 2 * DIM / 16 * 32 + i * THREADS + threadIdx.x);
   bool valid = warp < keys.suffix_end;
   copy_row(k, suffix_k + keys.suffix_row(warp) * CHUNKS, warp, valid);
   copy_row(v, suffix_v + keys.suffix_row(warp) * CHUNKS, warp, valid);

@@ -65,10 +65,10 @@ __device__ __forceinline__ void project(const uint4* fragments, const float* sta
   wait_for_predecessor();
 
   PartialSquares squares = load_squares(statistics);
-  const bool live = thread / 32 * 16 + thread % 32 / 4 < rows;
   float accumulator[COLUMNS / 2];
   multiply<P, COLUMNS, STEPS>(accumulator, fragments + group * STEPS * STEP_FRAGMENTS + thread,
-                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier, live);
+                              shared_address(slice) + group * STEPS * COLUMNS * 32, &shared.barrier,
+                              thread / 32 * 16 + thread % 32 / 4 < rows);
   share_squares(shared.squares, squares);
 #pragma unroll
   for (int i = 0; i < 2; i++) {

@@ -64,5 +64,5 @@ def _entering(module: nn.Module, x: Tensor, modulation: Tensor | None = None) ->
 
 
 def activation_scales(largest: Tensor) -> Tensor:
-    """Largest magnitudes [L, 4] -> scales [L, 4]; what enters a product is divided by its scale and rounded."""
+    """Largest magnitudes [L, 4] -> scales [L, 4]. A product's input is divided by its scale, then rounded."""
     return largest.clamp_min(1e-12) * (HEADROOM / E4M3_MAX)

@@ -1,9 +1,9 @@
-"""Each kernel of vision and prefill alone, as a chain in a graph; library products by rows; the tower's variants.
+"""Each kernel of vision and prefill alone, library products by row count, and variants of the tower.
 
 usage: python -m benchmarks.chains [--precision fp8 bf16]
 
-A chain repeats one launch on the same data, so its times are what a launch adds when everything is in the second-level
-cache; products take turns among several weights.
+A chain repeats one launch on the same data, so its times are what a launch adds when everything is in the
+second-level cache; products take turns among several weights.
 """
 
 from __future__ import annotations

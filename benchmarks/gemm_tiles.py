@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -22,16 +23,21 @@ SHAPES = {'qkv': (3456, 1152), 'o': (1152, 1152), 'up': (4304, 1152), 'down': (1
 COPIES = 16
 """Weights in turn, so that they come from memory and not from the second-level cache."""
 
-TILINGS = [
-    Tiling(*cut)
-    for cut in (
-        (2, 128, 5, 1, 1, 1), (2, 128, 5, 1, 1, 4), (2, 128, 5, 1, 2, 4), (2, 128, 3, 1, 1, 4), (2, 128, 3, 1, 2, 2),
-        (2, 96, 6, 1, 1, 4), (2, 96, 6, 1, 2, 4), (2, 64, 6, 1, 1, 4), (2, 64, 8, 1, 2, 4), (1, 64, 8, 1, 1, 8),
-        (1, 96, 6, 1, 1, 4), (2, 128, 5, 2, 1, 4), (2, 96, 6, 2, 1, 4), (2, 64, 8, 2, 1, 4), (2, 128, 5, 4, 1, 2),
-        (2, 96, 6, 3, 1, 2),
-    )
-]  # fmt: skip
-"""warpgroups, columns, stages, split, across, down"""
+
+def batched(numbers: Iterable[int], size: int = 6) -> Iterator[tuple[int, ...]]:
+    """Consecutive groups of `size` numbers."""
+    values = list(numbers)
+    return (tuple(values[i : i + size]) for i in range(0, len(values), size))
+
+
+CUTS = """
+2 128 5 1 1 1   2 128 5 1 1 4   2 128 5 1 2 4   2 128 3 1 1 4   2 128 3 1 2 2   2 96 6 1 1 4   2 96 6 1 2 4
+2 64 6 1 1 4    2 64 8 1 2 4    1 64 8 1 1 8    1 96 6 1 1 4    2 128 5 2 1 4   2 96 6 2 1 4   2 64 8 2 1 4
+2 128 5 4 1 2   2 96 6 3 1 2    1 64 9 1 1 1    1 64 12 1 1 1
+"""
+"""Tilings to try: warpgroups, columns, stages, split, across, down."""
+
+TILINGS = [Tiling(*cut) for cut in batched(map(int, CUTS.split()))]
 
 
 def graph_time(launches) -> float:

@@ -40,9 +40,8 @@ def main() -> None:
     engine = PolicyFactory(KernelLibrary(find_gpu()), arguments.family).engine(arguments.precision, 2)
     engine.write(*observations(engine.spec, 2, 50, 1)[0])
     times = sorted(kernel_times(engine).items(), key=lambda item: -item[1][1])
-    print(
-        f'kernels busy {sum(time for _, (_, time) in times) / 1e3:.2f} ms in {sum(c for _, (c, _) in times)} launches'
-    )
+    busy, launches = (sum(values) for values in zip(*((t, c) for _, (c, t) in times), strict=True))
+    print(f'kernels busy {busy / 1e3:.2f} ms in {launches} launches')
     for name, (count, time) in times[: arguments.top]:
         print(f'{time:9.1f} us {count:5d} x {time / max(count, 1):7.2f}  {name[:90]}')
 

@@ -1,7 +1,7 @@
 """The CUDA backend: a checkpoint as a `Policy`, computed by the engine.
 
-Everything slow happens in `load`: kernels are compiled (once for a GPU) and weights packed (once for a checkpoint),
-both cached on disk; then every graph is recorded and run once.
+Everything slow happens in `load`: kernels are compiled (once for a GPU) and weights packed (once for a
+checkpoint), both cached on disk; then every graph is recorded and run once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ WORKSPACE = 1 << 30
 def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     """Load a checkpoint directory onto the first GPU, ready for its first inference.
 
-    Raises BackendError for GPU, driver, memory, precision or sizes; CheckpointError for the checkpoint, and in fp8
-    also when its calibration is missing or belongs to other weights; ConfigError for the options.
+    Raises BackendError for GPU, driver, memory, precision or sizes; CheckpointError for the checkpoint, and
+    in fp8 also when its calibration is missing or belongs to other weights; ConfigError for the options.
     """
     gpu = find_gpu()
     _check_precision(gpu, options.precision)
@@ -85,8 +85,7 @@ class CudaPolicy:
         self._staging: dict[str, Tensor] = {}
 
     def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
-        """See `Policy.infer`. Raises ObservationError; BackendError if the network gives NaN or Inf, or the GPU
-        fails."""
+        """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
         began = perf_counter()
         engine = self._require_engine()
         start = self._start(noise)

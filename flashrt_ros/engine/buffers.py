@@ -28,8 +28,8 @@ def rotary_table(positions: int, head_dim: int, device: torch.device) -> Tensor:
 class PrefixCache:
     """Keys (after RoPE) and values of the prefix, for every layer, and how many rows of them are valid.
 
-    keys, values: bf16 [layers, capacity, head_dim]; rows from `length` on are finite and meaningless. The last
-    rows leave room for the suffix. length: int32 [1]: present views * 256 + prompt tokens.
+    keys, values: bf16 [layers, capacity, head_dim]; rows from `length` on are finite and meaningless. The
+    last rows leave room for the suffix. length: int32 [1]: present views * 256 + prompt tokens.
     """
 
     keys: Tensor

@@ -1,7 +1,7 @@
 """Measure the activation scales that precision 'fp8' needs, and store them beside a checkpoint.
 
 usage: python -m flashrt_ros.engine.calibrate CHECKPOINT OBSERVATIONS.npz
-       python -m flashrt_ros.engine.calibrate CHECKPOINT --random 8      (only for checkpoints with random weights)
+       python -m flashrt_ros.engine.calibrate CHECKPOINT --random 8      (for random weights only)
 
 OBSERVATIONS.npz holds `state` float32 [N, state_dim], `prompt` strings [N], and one array `images.VIEW` uint8
 [N, height, width, 3] for each view. Eight to sixty-four observations from the robot's own task do.

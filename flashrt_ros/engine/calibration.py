@@ -1,8 +1,8 @@
 """Static activation scales of the fp8 mode: measured on observations, stored beside the checkpoint.
 
-A scale maps the largest magnitude seen at a product's input to the largest E4M3 value. It is measured in bf16 with
-the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat too large
-costs little, and one that is too small saturates: hence the headroom.
+A scale maps the largest magnitude seen at a product's input to the largest E4M3 value. It is measured in bf16
+with the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat
+too large costs little, and one that is too small saturates: hence the headroom.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from flashrt_ros.engine.packing import E4M3_MAX
 from flashrt_ros.errors import BackendError, CheckpointError
 
 HEADROOM = 2.0
-"""Room above the largest value seen, for observations that were not. It costs no precision: E4M3 has 15 octaves of
-normal values."""
+"""Room above the largest value seen, for observations that were not. It costs no precision: E4M3 has 15
+octaves of normal values."""
 
 FILE = 'flashrt_calibration.json'
 

@@ -1,7 +1,7 @@
 """The denoise loop in its plain form: the action expert layer by layer with the same kernels as the prefill.
 
-It runs on every GPU, covers every size, and gives the activation scales of the fp8 mode. Where `fused_denoise`
-covers GPU and sizes, that one is used instead.
+It runs on every GPU, covers every size, and gives the activation scales of the fp8 mode. Where
+`fused_denoise` covers GPU and sizes, that one is used instead.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class PlainDenoise:
                 self._observe_unnormed(f'{i + 1}.unnormed_qkv', following)
 
     def _observe_unnormed(self, name: str, modulation: Modulation | None) -> None:
-        """While calibrating, note the range of x * (1 + scale), which the fused loop rounds in place of the norm."""
+        """While calibrating, note the range of x * (1 + scale): the fused loop rounds that, not the norm."""
         observer = self.layers[0]['qkv'].observer
         if observer is not None:
             scale = modulation.scale if modulation is not None else None

@@ -1,4 +1,4 @@
-"""Which GPU the engine runs on, and whether it suffices. A refusal names what was found and what is needed."""
+"""Which GPU the engine runs on, and whether it suffices. A refusal names what is there and what is needed."""
 
 from __future__ import annotations
 

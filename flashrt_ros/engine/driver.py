@@ -1,8 +1,8 @@
 """The CUDA driver behind the launcher: torch's primary context, its streams, and loaded cubins.
 
 pycuda loads modules and launches plain kernels; it exposes no module or function handles and no launch
-attributes, so cuda-bindings loads the same cubin again for kernels that need them. Both work on torch's primary
-context.
+attributes, so cuda-bindings loads the same cubin again for kernels that need them. Both work on torch's
+primary context.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: no implicit waiting for the legacy default stream."""
 
 ALL_SHARED = 100
-"""Per cent of the first-level memory that every kernel asks for as shared memory, needed or not: a multiprocessor
-changes the split only when it is empty, so kernels with different wishes could not overlap."""
+"""Per cent of the first-level memory that every kernel asks for as shared memory, needed or not: a
+multiprocessor changes the split only when it is empty, so kernels with different wishes could not overlap."""
 
 
 class DeviceContext:
@@ -121,7 +121,7 @@ def check(result: tuple[Any, ...], where: str) -> Any:
 
 
 def _keep_forever(handle: object) -> None:
-    """pycuda destroys what its objects stand for; torch still uses it when it frees graphs and pinned memory."""
+    """pycuda would destroy what the object stands for, while torch still frees graphs and pinned memory."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
 
 

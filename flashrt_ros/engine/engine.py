@@ -1,10 +1,10 @@
-"""One policy on one GPU: static buffers, the three stages, and a graph for every number of views and prompt size.
+"""One policy on one GPU: static buffers, three stages, a graph for every number of views and prompt size.
 
     engine = Engine(library, spec, packed, views=2)
     engine.write(images, tokens, state, noise); engine.replay(); actions = engine.read()
 
-Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size is read
-on the device, so nothing is ever captured again.
+Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size
+is read on the device, so nothing is ever captured again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flashrt_ros.models.spec import PolicySpec
 STAGES = ('vision', 'prefill', 'denoise')
 
 PROMPT_ROWS = (64, 128)
-"""Prompt sizes that are captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
+"""Prompt sizes captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
 
 
 def prompt_sizes(max_tokens: int) -> tuple[int, ...]:
@@ -94,8 +94,8 @@ class Engine:
     def write(self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor) -> None:
         """Stage one observation on the engine's stream (pinned tensors do not block).
 
-        images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32 [H, A].
-        Raises ObservationError for a prompt or a number of views beyond what the buffers hold.
+        images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32
+        [H, A]. Raises ObservationError for a prompt or a number of views beyond what the buffers hold.
         """
         views, count = images.shape[0], tokens.shape[0]
         if not 1 <= count <= self.spec.max_tokens:
@@ -130,7 +130,7 @@ class Engine:
         return self._result
 
     def products(self) -> list[Product]:
-        """Every quantisable product, for calibration. Only an engine with the plain denoise loop has them all."""
+        """Every quantisable product, for calibration; only the plain denoise loop has them all."""
         if not isinstance(self.denoise, PlainDenoise):
             raise ValueError('calibration needs weights packed for the plain denoise loop')
         towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)

@@ -1,4 +1,4 @@
-"""The action expert's ends in fp32: noisy actions to tokens, tokens to velocities, and what flow time decides.
+"""The action expert's ends in fp32: noisy actions to tokens, tokens to velocities, tables by flow time.
 
 Formulas and names follow `models.pi.PiModel`; here they work on packed tensors named `flow.*`.
 """
@@ -23,11 +23,11 @@ NORMS = ('input_layernorm', 'post_attention_layernorm')
 
 
 def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
-    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has, and pi0's norm
-    weights `flow.norms` [2 * layers + 1, width]; all fp32.
+    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has, and pi0's
+    norm weights `flow.norms` [2 * layers + 1, width]; all fp32.
 
-    Of pi0's action_time_mlp_in only the half that multiplies actions is kept: the other half and the bias depend on
-    flow time alone and are the table.
+    Of pi0's action_time_mlp_in only the half that multiplies actions is kept: the other half and the bias
+    depend on flow time alone and are the table.
     """
     packed = {'flow.table': flow_table(tensors, spec)}
     for name in LINEARS:

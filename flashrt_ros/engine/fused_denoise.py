@@ -21,7 +21,7 @@ PREFIX = 'fused_expert.'
 """Of the names of its packed tensors."""
 
 OBSERVED = {'qkv': 'unnormed_qkv', 'output': 'o', 'gate_up': 'unnormed_gate_up', 'down': 'down'}
-"""Its products -> what calibration calls the range in front of them (the norms' 1 / rms is applied behind)."""
+"""Its products -> calibration's name of the range in front of them (1 / rms is applied behind)."""
 
 
 def covers(gpu: Gpu, spec: PolicySpec) -> bool:

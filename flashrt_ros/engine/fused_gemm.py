@@ -16,9 +16,10 @@ RAW, GELU, RESIDUAL = range(3)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: 64 * warpgroups rows by tile_n columns a block, K over `split` blocks of a cluster.
+    """How a product is cut: 64 * warpgroups rows by tile_n columns a block, K over `split` blocks.
 
-    across, down: blocks that share rows or columns and send each other the operands. across * down * split <= 8.
+    across, down: blocks that share rows or columns and send each other the operands. A cluster is across by
+    down by split blocks, eight at most.
     """
 
     warpgroups: int = 2

@@ -22,8 +22,8 @@ FASTER_ROWS: dict[tuple[torch.dtype, int, int], tuple[tuple[int, int, int], ...]
 }
 """Where cuBLASLt is faster on more rows: (dtype, out, in) -> (first, last, rows to use).
 
-Its choice of kernel jumps with the row count: the down projection in E4M3 takes 48 us on 576 rows and 36 us on 640.
-Measured on an H100 with torch 2.11 and CUDA 13.0 (benchmarks/notes.md).
+Its choice of kernel jumps with the row count: the down projection in E4M3 takes 48 us on 576 rows and 36 us
+on 640. Measured on an H100 with torch 2.11 and CUDA 13.0 (benchmarks/notes.md).
 """
 
 

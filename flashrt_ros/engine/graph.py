@@ -15,8 +15,8 @@ Stage = tuple[str, Callable[[], None]]
 class StagedGraph:
     """One graph of several stages in order.
 
-    timed: record an event between stages inside the graph, for `stage_seconds`; without, there are none.
-    The functions must launch on the current stream, allocate nothing that outlives them and synchronise nowhere.
+    timed: record an event between stages inside the graph, for `stage_seconds`; without, there are none. The
+    functions must launch on the current stream, allocate nothing that outlives them and synchronise nowhere.
     """
 
     def __init__(self, stages: Sequence[Stage], stream: torch.cuda.Stream, pool: Any, timed: bool) -> None:

@@ -16,7 +16,7 @@ ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
 
 
 class Modulation(NamedTuple):
-    """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift, and the gate of the sublayer that follows."""
+    """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift; the gate is of the sublayer behind."""
 
     scale: Tensor | None
     shift: Tensor | None

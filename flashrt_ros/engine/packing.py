@@ -1,9 +1,9 @@
-"""Weights rewritten once into the form the engine multiplies by: folded, concatenated and, for fp8, quantised.
+"""Weights rewritten once into the form the engine multiplies by: folded, concatenated, quantised.
 
-A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in bf16 or E4M3,
-`NAME.channel_scale` fp32 [out] where it is E4M3 (real weight = stored * scale), and `NAME.bias` fp32 [out] where there
-is one. Everything that multiplies the input of a product channel by channel is folded into it in fp32 first: Gemma's
-(1 + w), SigLIP's LayerNorm weight and (through the product) its bias.
+A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in bf16
+or E4M3, `NAME.channel_scale` fp32 [out] where it is E4M3 (real weight = stored * scale), and `NAME.bias` fp32
+[out] where there is one. Everything that multiplies the input of a product channel by channel is folded into
+it in fp32 first: Gemma's (1 + w), SigLIP's LayerNorm weight and (through the product) its bias.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def pack_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: st
 
 
 def pack_expert(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
-    """The action expert's layers in the same form; pi0's norms are folded, pi0.5's are modulated at run time."""
+    """The action expert's layers in the same form; pi0's norms are folded, pi0.5's are modulated at run
+    time."""
     layers = _gemma(tensors, EXPERT, 'expert', spec.expert, folded=not spec.has_ada_rms)
     return _pack_all(layers, precision)
 

@@ -1,7 +1,7 @@
 """The language tower over images and prompt: nothing but its keys and values is kept.
 
-A layer is nine launches: norm, QKV, RoPE and cache write, attention, output, norm, gate and up, GELU gate, down.
-The last layer ends after its keys and values.
+A layer is nine launches: norm, QKV, RoPE and cache write, attention, output, norm, gate and up, GELU gate,
+down. The last layer ends after its keys and values.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Prefill:
         self._delta = buffer(width)
 
     def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
-        """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall run."""
+        """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall
+        run."""
         ops, cache = self.operators, self.cache
         rows = projected.shape[0] + tokens.shape[0]
         residual, normed = self._residual[:rows], self._normed[:rows]

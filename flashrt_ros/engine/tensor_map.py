@@ -15,7 +15,8 @@ ROW_BYTES = 128
 
 
 def tensor_map(matrix: Tensor, box_rows: int) -> Any:
-    """Describe a contiguous matrix to the copy engine in boxes of 128 bytes by `box_rows`, 128-byte swizzle."""
+    """Describe a contiguous matrix to the copy engine in boxes of 128 bytes by `box_rows`, 128-byte
+    swizzle."""
     from cuda.bindings import driver
 
     bf16 = matrix.dtype == torch.bfloat16

@@ -1,8 +1,8 @@
 """The SigLIP tower as a sequence of launches: frames -> one raw projected row per patch.
 
-With library products a layer is eight launches: QKV, attention, output, norm, up, GELU, down, norm. Biases, residuals
-and scales travel into whichever of them touches the values next. A product of our own (`fused_gemm`, Hopper) takes
-GELU or the residual into its epilogue instead.
+With library products a layer is eight launches: QKV, attention, output, norm, up, GELU, down, norm. Biases,
+residuals and scales travel into whichever of them touches the values next. A product of our own
+(`fused_gemm`, Hopper) takes GELU or the residual into its epilogue instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from flashrt_ros.models.spec import VisionSpec
 
 @dataclass(frozen=True)
 class Rows:
-    """The tower's buffers cut to the rows of the present views. Widths in units of the tower: qkv is three."""
+    """The tower's buffers cut to the rows of the present views. Widths in units of the tower: qkv is
+    three."""
 
     patches: Tensor
     residual: Tensor
@@ -37,8 +38,8 @@ class Rows:
 class VisionTower:
     """Runs `views` images at once. Buffers are allocated for the most views and used from the front.
 
-    tilings: the products that shall be ours, Hopper only. None is by default: in the tower the library is faster
-    with all of them (benchmarks/notes.md).
+    tilings: the products that shall be ours, Hopper only. None is by default: in the tower the library is
+    faster with all of them (benchmarks/notes.md).
     """
 
     def __init__(

@@ -70,7 +70,8 @@ def load_packed(
 ) -> Packed:
     """From the cache, straight to the device; otherwise pack and fill the cache.
 
-    key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be packed.
+    key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
+    packed.
     """
     folder = (cache or cache_directory()) / 'weights'
     fused = covers(gpu, spec)

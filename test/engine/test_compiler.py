@@ -1,4 +1,5 @@
-"""Every kernel file says where it runs and compiles there; what cannot be compiled is refused with a reason."""
+"""Every kernel file says where it runs and compiles there; what cannot be compiled is refused with a
+reason."""
 
 import shutil
 
@@ -20,7 +21,8 @@ def sources(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / 'one.cuh').write_text('#define VALUE 1\n')
     (folder / 'small.cu').write_text(
-        '// A test.\n// Architectures: 80 90a\n#include "one.cuh"\nextern "C" __global__ void k(int* x) { *x = VALUE; }\n'
+        '// A test.\n// Architectures: 80 90a\n#include "one.cuh"\n'
+        'extern "C" __global__ void k(int* x) { *x = VALUE; }\n'
     )
     monkeypatch.setattr(compiler, 'kernel_directory', lambda: folder)
     return folder

@@ -1,4 +1,5 @@
-"""Packed weights compute what the plain layers compute, and caches and calibrations of other weights are refused."""
+"""Packed weights compute what the plain layers compute, and caches and calibrations of other weights are
+refused."""
 
 import json
 

@@ -1,0 +1,87 @@
+"""What `engine.operators` computes, in plain torch: the contract of every kernel in a few lines.
+
+The towers run on it without a GPU, so that packing and the order of launches are tested everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LIBRARY = SimpleNamespace(gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0)))
+"""Stands for a kernel library where the towers ask it for a device."""
+
+
+def real(raw: Tensor, product) -> Tensor:
+    """The raw output of a product in real units, fp32."""
+    x = raw.float()
+    if product is not None and product.channel_scale is not None:
+        x = x * product.channel_scale
+    return x if product is None or product.bias is None else x + product.bias
+
+
+class PlainOperators:
+    library = LIBRARY
+
+    def norm(
+        self, residual, out, following, *, delta=None, preceding=None, gate=None, start=None, modulation=None,
+        layer_norm=False,
+    ):  # fmt: skip
+        x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
+        if delta is not None:
+            added = real(delta[: len(residual)], preceding)
+            x = x + (added if gate is None else added * gate)
+        residual.copy_(x)
+        width = residual.shape[1:]
+        y = F.layer_norm(x, width, eps=1e-6) if layer_norm else F.rms_norm(x, width, eps=1e-6)
+        if modulation is not None:
+            y = y * (1 + modulation.scale) + (0 if modulation.shift is None else modulation.shift)
+        out[: len(residual)] = y.to(out.dtype)
+
+    def bias_gelu(self, x, preceding, out, following):
+        out.copy_(F.gelu(real(x, preceding), approximate='tanh'))
+
+    def gelu_gate(self, x, preceding, out, following):
+        gate, up = real(x, preceding).chunk(2, 1)
+        out.copy_(F.gelu(gate, approximate='tanh') * up)
+
+    def rope(self, qkv, preceding, table, offset, queries, keys, values):
+        rows, dim = len(qkv), keys.shape[1]
+        first = 0 if offset is None else int(offset)
+        x = real(qkv, preceding).unflatten(1, (-1, dim))
+        cos, sin = table[first : first + rows, None].unbind(-1)
+        a, b = x.chunk(2, -1)
+        rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        keys[first : first + rows] = rotated[:, -2].to(keys.dtype)
+        values[first : first + rows] = x[:, -1].to(values.dtype)
+        if queries is not None:
+            queries[:rows] = rotated[:, :-2].flatten(1).to(queries.dtype)
+
+    def attention(self, queries, keys, values, length, out, following, *, appended=0, first_sees=-1):
+        rows, dim, total = len(queries), keys.shape[1], int(length) + appended
+        mask = torch.ones(rows, total, dtype=torch.bool)
+        if first_sees >= 0:
+            mask[0, int(length) + first_sees :] = False
+        q = queries.float().unflatten(1, (-1, dim)).transpose(0, 1)
+        logits = (q @ keys[:total].float().T / math.sqrt(dim)).masked_fill(~mask, -math.inf)
+        weighted = torch.softmax(logits, -1) @ values[:total].float()
+        out[:rows] = weighted.transpose(0, 1).flatten(1).to(out.dtype)
+
+    def vision_attention(self, qkv, preceding, tokens, heads, out, following):
+        q, k, v = (
+            real(qkv, preceding).view(-1, tokens, 3, heads, out.shape[1] // heads).permute(2, 0, 3, 1, 4)
+        )
+        out.copy_(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(out.shape))
+
+    def patches(self, frames, patch, out):
+        patches = F.unfold(255 * frames, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+        out.copy_(F.pad(patches, (0, out.shape[1] - patches.shape[1])))
+
+    def prefix_embedding(self, projected, projector, tokens, table, residual, out, following):
+        words = table[tokens.long()].float() * math.sqrt(residual.shape[1])
+        residual.copy_(torch.cat([real(projected, projector), words]))
+        out.copy_(F.rms_norm(residual, residual.shape[1:], eps=1e-6))

@@ -1,0 +1,77 @@
+"""The engine's three stages on packed weights, with plain operators on the CPU, against the plain model."""
+
+import pytest
+import torch
+
+from engine.plain_operators import PlainOperators
+from engine.reference import NANO_PI0, relative_error
+from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.prefill import Prefill
+from flashrt_ros.engine.vision import VisionTower
+from flashrt_ros.engine.weights import pack
+from flashrt_ros.models.pi import load_model
+from flashrt_ros.models.random import random_tensors
+from flashrt_ros.models.spec import NANO_PI05
+
+VIEWS, WORDS, PADDED = 2, 21, 64
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module', params=[NANO_PI05, NANO_PI0], ids=lambda spec: spec.family)
+def case(request):
+    """Everything that the stages leave behind, found and expected."""
+    torch.manual_seed(0)
+    spec = request.param
+    tensors = random_tensors(spec, 1)
+    images, state, noise = torch.rand(VIEWS, 3, 224, 224) * 2 - 1, torch.randn(32), torch.randn(50, 32)
+    tokens = torch.randint(0, spec.vocab, (WORDS,))
+    with torch.inference_mode():
+        return _run(spec, tensors, images, tokens, state, noise), _expect(
+            spec, tensors, images, tokens, state, noise
+        )
+
+
+def _run(spec, tensors, images, tokens, state, noise):
+    packed, operators = pack(tensors, spec, 'bf16'), PlainOperators()
+    cache = PrefixCache.allocate(spec, VIEWS, CPU)
+    vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)
+    prefill = Prefill(operators, spec, packed, {}, VIEWS, cache)
+    denoise = PlainDenoise(operators, spec, packed, {}, cache)
+    rows = VIEWS * spec.vision.tokens + WORDS
+    cache.length.fill_(rows)
+    vision.run(images)
+    padded = torch.zeros(PADDED, dtype=torch.int32)
+    padded[:WORDS] = tokens
+    prefill.run(vision.output(VIEWS), vision.projector, padded)
+    found = {'features': vision.output(VIEWS).float() + vision.projector.bias}
+    found |= {
+        f'{name}{i}': t[i, :rows].clone()
+        for name, t in (('k', cache.keys), ('v', cache.values))
+        for i in range(len(t))
+    }
+    denoise.actions.copy_(noise)
+    denoise.state.copy_(state)
+    denoise.run()
+    return found | {'change': denoise.actions - noise}
+
+
+def _expect(spec, tensors, images, tokens, state, noise):
+    model = load_model(spec, tensors, torch.float32)
+    features = model.see(images)
+    prefix = model.prefill(features, tokens[None], state[None])
+    rows = features.shape[1] + WORDS
+    expected = {'features': features[0]}
+    expected |= {
+        f'{name}{i}': t[0, 0, :rows]
+        for i, pair in enumerate(prefix)
+        for name, t in zip('kv', pair, strict=True)
+    }
+    return expected | {'change': model.denoise(noise[None], prefix, model.flow_table(spec.steps))[0] - noise}
+
+
+def test_every_stage_computes_what_the_plain_model_does(case):
+    found, expected = case
+    assert found.keys() == expected.keys()
+    errors = {name: relative_error(found[name], expected[name]) for name in expected}
+    assert max(errors.values()) < 0.02, errors

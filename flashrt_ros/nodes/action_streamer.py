@@ -80,7 +80,7 @@ class ActionStreamer(ManagedNode):
             **diagnostics.pace_values('command', self._loop),
             **worker.counts(),
         }
-        trouble = self._loop.failure or worker.without_motion.current or worker.refused.current
+        trouble = self._loop.failure or worker.refused.current or worker.without_motion.current
         active = self.state == 'active'
         level = diagnostics.WARN if trouble and active else diagnostics.OK
         own = diagnostics.status(

@@ -74,5 +74,6 @@ def robot_yaml(tmp_path, checkpoint):
 def graph(ros_domain, monkeypatch):
     # Nodes of one process find each other at once.
     monkeypatch.setattr('flashrt_ros.nodes.identity.DISCOVERY_S', 0.1)
+    monkeypatch.setattr('flashrt_ros.nodes.managed_node.DIAGNOSTICS_PERIOD_S', 0.2)
     with Graph(ros_domain) as graph:
         yield graph

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path, help='directory to write')
     parser.add_argument('--config', type=Path, default=ROOT / 'config/so101.yaml')
     parser.add_argument('--start', type=Path, help='checkpoint to go on from; default: random weights')
-    parser.add_argument('--steps', type=int, default=1500, help='of training')
+    parser.add_argument('--steps', type=int, default=3000, help='of training')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=2)
     arguments = parser.parse_args()

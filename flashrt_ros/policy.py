@@ -95,6 +95,7 @@ class PolicyOptions:
     checkpoints, whose files do not say. asset_id: which of several norm_stats.json. tokenizer: file or
     directory, if not the checkpoint's.
     seed: seeds the starting noise; None draws from the system.
+    threads: CPU threads of the whole process (torch's setting); None leaves torch's default, every core.
     """
 
     device: str = 'cpu'
@@ -108,6 +109,7 @@ class PolicyOptions:
     asset_id: str | None = None
     tokenizer: Path | None = None
     seed: int | None = None
+    threads: int | None = None
 
 
 def load_policy(checkpoint: Path | str, options: PolicyOptions | None = None) -> Policy:

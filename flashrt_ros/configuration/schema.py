@@ -126,6 +126,13 @@ class PolicySection(Section):
     masked_views: list[str] = setting(
         [], description='Views of the checkpoint that this robot has no camera for; the policy masks them out'
     )
+    threads: int | None = setting(
+        None,
+        description='CPU threads of the policy; unset: one for every core. On a machine with few cores, 1 or 2 '
+        'leave the others to cameras, middleware and streamer',
+        ge=1,
+        le=256,
+    )
     seed: int | None = setting(
         None, description='Seed of the starting noise; unset: drawn from the system', ge=0, le=2**31 - 1
     )

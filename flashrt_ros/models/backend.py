@@ -27,6 +27,8 @@ def load(path: Path, options: PolicyOptions) -> CpuPolicy:
         raise BackendError(
             f"the CPU cannot run precision '{options.precision}'", 'precision', "choose 'fp32' or 'bf16'"
         )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint(path, options)
     model = load_model(checkpoint.spec, checkpoint.tensors, PRECISIONS[options.precision])
     return CpuPolicy(checkpoint, model, options)

@@ -48,6 +48,7 @@ def options_of(config: RobotConfig) -> PolicyOptions:
         asset_id=chosen.asset_id,
         tokenizer=Path(chosen.tokenizer) if chosen.tokenizer else None,
         seed=chosen.seed,
+        threads=chosen.threads,
     )
 
 

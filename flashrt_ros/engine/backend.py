@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.calibration import stored
 from flashrt_ros.engine.device import FP8_CAPABILITY, Gpu, find_gpu, require_capability, require_memory
 from flashrt_ros.engine.engine import Engine
@@ -48,6 +49,7 @@ def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     size = parameter_count(checkpoint.spec) * BYTES[options.precision] + WORKSPACE
     require_memory(gpu, int(size), f'{checkpoint.spec.family} in {options.precision}')
     library = KernelLibrary(gpu)
+    library.compile(policy_builds(gpu, checkpoint.spec, options.precision))
     packed = load_packed(key, checkpoint.spec, options.precision, gpu, lambda: checkpoint.tensors)
     engine = Engine(library, checkpoint.spec, packed, len(checkpoint.processing.views), scales)
     engine.capture()
@@ -91,14 +93,15 @@ class CudaPolicy:
         start = self._start(noise)
         prepared = self.processing.prepare(observation)
         inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
-        engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
-        launched = perf_counter()
-        actions = self._run(engine)
+        actions = self._run(engine, inputs)
         finished = perf_counter()
         check_finite(actions, self.info)
         restored = self.processing.restore(actions, observation.state)
-        timings = {'preprocess': launched - began, **engine.stage_seconds()}
-        return Prediction(restored, timings | {'postprocess': perf_counter() - finished})
+        stages = engine.stage_seconds()
+        before = finished - began - sum(stages.values())  # processing, staging and launching
+        return Prediction(
+            restored, {'preprocess': before, **stages, 'postprocess': perf_counter() - finished}
+        )
 
     def close(self) -> None:
         """Give back the GPU memory; the object is of no use afterwards."""
@@ -106,8 +109,10 @@ class CudaPolicy:
         self._staging.clear()
         torch.cuda.empty_cache()
 
-    def _run(self, engine: Engine) -> np.ndarray:
+    def _run(self, engine: Engine, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        """Stage images, tokens, state and noise, replay, and wait for the actions."""
         try:
+            engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
             engine.replay()
             return engine.read().numpy().copy()
         except RuntimeError as error:  # torch.AcceleratorError: the context is lost with everything in it

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 
@@ -124,17 +125,12 @@ class Operators:
         """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
-        if self.library.gpu.capability == (9, 0) and dim == 256:
-            kernel = self.library.kernel(
-                'gemma_attention_sm90', 'gemma_attention', HEADS=heads, FP8=_fp8(out)
-            )
-            shared = 7 * 64 * dim * 2
+        file, constants = attention_build(self.library.gpu, heads, dim, _fp8(out))
+        kernel = self.library.kernel(file, 'gemma_attention', **constants)
+        if 'STAGES' in constants:
+            shared = max((64 + constants['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512)
         else:
-            stages = 2 if self.library.gpu.capability in ROOMY else 1
-            kernel = self.library.kernel(
-                'gemma_attention', 'gemma_attention', HEADS=heads, DIM=dim, FP8=_fp8(out), STAGES=stages
-            )
-            shared = max((64 + stages * 128) * (dim + 8) * 2, (4 + dim // 2) * 512)
+            shared = 7 * 64 * dim * 2
         kernel(
             -(-rows * heads // 64),
             256,
@@ -206,6 +202,14 @@ class Operators:
             following.inverse_scale,
             dependent=True,
         )
+
+
+def attention_build(gpu: Gpu, heads: int, dim: int, fp8: int) -> tuple[str, dict[str, int]]:
+    """Kernel file and constants of the Gemma attention for a GPU."""
+    if gpu.capability == (9, 0) and dim == 256:
+        return 'gemma_attention_sm90', {'HEADS': heads, 'FP8': fp8}
+    stages = 2 if gpu.capability in ROOMY else 1
+    return 'gemma_attention', {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': stages}
 
 
 def _fp8(out: Tensor) -> int:

@@ -46,6 +46,11 @@ def pack_expert(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str)
     return _pack_all(layers, precision)
 
 
+def patch_columns(spec: VisionSpec) -> int:
+    """Columns of the patch embedding with padding."""
+    return -(-3 * spec.patch**2 // PATCH_COLUMNS_MULTIPLE) * PATCH_COLUMNS_MULTIPLE
+
+
 def pack_product(name: str, weight: Tensor, bias: Tensor | None, precision: str) -> Packed:
     """One product. E4M3 takes a scale per output channel, the largest magnitude of the row over 448."""
     packed: Packed = {} if bias is None else {f'{name}.bias': bias.float().contiguous()}
@@ -122,7 +127,7 @@ def _patch_embedding(tensors: Mapping[str, Tensor], spec: VisionSpec) -> Packed:
     """The convolution as a product on integer pixels (2 * byte - 255), and what every image starts from."""
     get = _reader(tensors, VISION + 'embeddings.')
     flat = get('patch_embedding.weight').flatten(1) / 255
-    padding = -flat.shape[1] % PATCH_COLUMNS_MULTIPLE
+    padding = patch_columns(spec) - flat.shape[1]
     start = get('position_embedding.weight') + get('patch_embedding.bias')
     weight = torch.nn.functional.pad(flat, (0, padding)).to(torch.bfloat16).contiguous()
     return {'vision.patch.weight': weight, 'vision.start': start.contiguous()}

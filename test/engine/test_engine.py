@@ -129,3 +129,23 @@ def test_a_prompt_longer_than_the_buffers_is_refused(bf16):
     observation = bf16.observation(2, bf16.spec.max_tokens + 1)
     with pytest.raises(ObservationError, match=f'{bf16.spec.max_tokens + 1} tokens'):
         bf16.engine.write(*observation)
+
+
+@pytest.mark.slow
+def test_all_prompt_lengths(library):
+    case = Case(library, NANO_PI05, 'bf16')
+    for count in range(1, 201):
+        observation = case.observation(2, count)
+        expected, found = case.expected(observation), case.found(observation)
+        assert relative_error(found - observation[3], expected - observation[3]) < 0.02, count
+
+
+@pytest.mark.slow
+def test_ten_thousand_replays_neither_drift_nor_leak(bf16):
+    observation = bf16.observation()
+    first, free = bf16.found(observation), torch.cuda.mem_get_info()[0]
+    for i in range(10_000):
+        found = bf16.found(observation)
+        assert i % 100 or torch.equal(found, first)
+    assert torch.equal(found, first)
+    assert torch.cuda.mem_get_info()[0] == free

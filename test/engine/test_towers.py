@@ -1,12 +1,16 @@
 """The engine's three stages on packed weights, with plain operators on the CPU, against the plain model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
 from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.prefill import Prefill
 from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.engine.weights import pack
@@ -75,3 +79,29 @@ def test_every_stage_computes_what_the_plain_model_does(case):
     assert found.keys() == expected.keys()
     errors = {name: relative_error(found[name], expected[name]) for name in expected}
     assert max(errors.values()) < 0.02, errors
+
+
+class RecordingLibrary:
+    """Gives kernels that do nothing, and notes which were asked for."""
+
+    def __init__(self, capability):
+        self.gpu = SimpleNamespace(device=CPU, capability=capability)
+        self.asked = set()
+
+    def kernel(self, file, name, **constants):
+        self.asked.add((file, tuple(sorted(constants.items()))))
+        return lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize('capability', [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_the_kernels_compiled_beforehand_are_those_that_run(capability):
+    spec, library = NANO_PI05, RecordingLibrary(capability)
+    packed, operators = pack(random_tensors(spec, 1), spec, 'bf16'), Operators(library)
+    cache = PrefixCache.allocate(spec, VIEWS, CPU)
+    vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)
+    vision.run(torch.zeros(VIEWS, 3, 224, 224))
+    tokens = torch.zeros(PADDED, dtype=torch.int32)
+    Prefill(operators, spec, packed, {}, VIEWS, cache).run(vision.output(VIEWS), vision.projector, tokens)
+    PlainDenoise(operators, spec, packed, {}, cache).run()
+    builds = policy_builds(library.gpu, spec, 'bf16')
+    assert library.asked == {(file, tuple(sorted(constants.items()))) for file, constants in builds}

@@ -128,7 +128,7 @@ class PolicySection(Section):
     )
     threads: int | None = setting(
         None,
-        description='CPU threads of the policy; unset: one for every core. On a machine with few cores, 1 or 2 '
+        description='CPU threads of the policy; unset: one for every core. On few cores, 1 or 2 '
         'leave the others to cameras, middleware and streamer',
         ge=1,
         le=256,

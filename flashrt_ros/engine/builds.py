@@ -6,7 +6,7 @@ from flashrt_ros.engine.compiler import kernel_files
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_build
-from flashrt_ros.engine.packing import patch_columns
+from flashrt_ros.engine.packing import expert_precision, patch_columns
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
@@ -21,7 +21,8 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     if covers(gpu, spec):
         return builds + [(file, {}) for file in kernel_files() if file.startswith('expert_')]
     final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
-    return [*builds, *_gemma(gpu, spec.expert, fp8), final_norm]
+    expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
+    return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 
 def _vision(spec: VisionSpec, fp8: int) -> Builds:

@@ -15,6 +15,7 @@ from flashrt_ros.engine.expert_buffers import ROWS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
 from flashrt_ros.engine.flow import FlowHeads, flow_table
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
 PREFIX = 'fused_expert.'
@@ -56,11 +57,12 @@ class FusedDenoise:
         prefix_rows: int,
     ) -> None:
         device = library.gpu.device
-        weights = _restore(packed, spec.steps, 'fp8' if scales else 'bf16', device)
+        precision = expert_precision(spec, 'fp8' if scales else 'bf16')
+        weights = _restore(packed, spec.steps, precision, device)
         self._loop = ExpertLoop(
             library,
             weights,
-            _activation_scales(scales, spec.expert.layers) if scales else None,
+            _activation_scales(scales, spec.expert.layers) if precision == 'fp8' else None,
             ExpertShape(spec.horizon, prefix_rows),
             Prefix(cache.keys, cache.values, cache.length),
         )

@@ -16,10 +16,10 @@ from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
-from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
+from flashrt_ros.engine.packing import Packed, expert_precision, pack_expert, pack_language, pack_vision
 from flashrt_ros.models.spec import PolicySpec
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when packing changes, so that caches of an older version are not read."""
 
 SAMPLE = 4096
@@ -36,7 +36,7 @@ def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, fused:
         return {
             **pack_vision(tensors, spec, precision),
             **pack_language(tensors, spec, precision),
-            **pack_loop(tensors, spec, precision),
+            **pack_loop(tensors, spec, expert_precision(spec, precision)),
             **pack_flow(tensors, spec),
         }
 

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from flashrt_ros.engine.calibration import FILE, store, stored
 from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision, quantise_rows
-from flashrt_ros.engine.weights import fingerprint
+from flashrt_ros.engine.weights import fingerprint, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
@@ -78,6 +79,14 @@ def test_modulated_norms_are_not_folded(tensors):
     packed = pack_expert(tensors, SPEC, 'bf16')
     expected = tensors[f'{EXPERT}layers.0.mlp.down_proj.weight'].to(torch.bfloat16)
     assert torch.equal(packed['expert.0.down.weight'], expected)
+
+
+@pytest.mark.parametrize(('family', 'expected'), [('pi05', torch.float8_e4m3fn), ('pi0', torch.bfloat16)])
+def test_the_expert_of_pi0_stays_in_bf16(family, expected):
+    spec = replace(SPEC, family=family)
+    packed = pack(random_tensors(spec, 3), spec, 'fp8')
+    assert packed['expert.0.qkv.weight'].dtype == expected
+    assert packed['language.0.qkv.weight'].dtype == torch.float8_e4m3fn
 
 
 @pytest.mark.parametrize('spread', [1e-6, 1.0, 1e4])

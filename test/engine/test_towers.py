@@ -93,9 +93,10 @@ class RecordingLibrary:
         return lambda *arguments, **options: None
 
 
-@pytest.mark.parametrize('capability', [(8, 0), (8, 9), (9, 0), (12, 0)])
-def test_the_kernels_compiled_beforehand_are_those_that_run(capability):
-    spec, library = NANO_PI05, RecordingLibrary(capability)
+@pytest.mark.parametrize('spec', [NANO_PI05, NANO_PI0], ids=lambda spec: spec.family)
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0), (12, 0)])
+def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec):
+    library = RecordingLibrary(capability)
     packed, operators = pack(random_tensors(spec, 1), spec, 'bf16'), Operators(library)
     cache = PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)

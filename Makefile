@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu bench lint types format install build clean clean-all
+.PHONY: help demo test test-slow test-gpu bench lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -41,14 +41,16 @@ test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests
 test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the independent oracle
 	$(IN_ENV) python -m pytest -m "slow and not gpu" $(ARGS)
 
-test-gpu: $(STAMPS)/build ## Tests of the CUDA engine (needs an NVIDIA GPU)
+test-gpu: $(STAMPS)/build $(STAMPS)/cuda ## Tests of the CUDA engine (needs an NVIDIA GPU)
 	$(IN_ENV) python -m pytest -m gpu $(ARGS)
 
-bench: $(STAMPS)/build ## Measure latency on this machine
+bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 	$(IN_ENV) python -m benchmarks $(ARGS)
 
 ##@ Develop
 install: $(STAMPS)/packages ## Create the environment and install every package into it
+
+cuda: $(STAMPS)/cuda ## Add what the CUDA engine needs: NVIDIA's compiler and headers, pycuda (needs an NVIDIA GPU)
 
 build: $(STAMPS)/build ## Build messages and package with colcon into install/
 
@@ -89,6 +91,11 @@ $(STAMPS)/venv:
 $(STAMPS)/packages: $(STAMPS)/venv $(wildcard requirements*.txt constraints*.txt) tools/install.py tools/relocate_ros_wheels.py
 	@echo '==> Installing packages into $(VENV): torch, ROS 2 $(ROS), tools (about 400 MB; some minutes the first time)'
 	$(VENV)/bin/python tools/install.py $(ROS)
+	@touch $@
+
+$(STAMPS)/cuda: $(STAMPS)/packages requirements-cuda.txt tools/install_cuda.py
+	@echo '==> Installing the CUDA engine'"'"'s packages into $(VENV)'
+	$(VENV)/bin/python tools/install_cuda.py
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/packages package.xml CMakeLists.txt tools/build.sh tools/executable.py.in \

@@ -41,27 +41,20 @@ def _options() -> Options:
     parser.add_argument('--checkpoint', type=Path, help="default: the configuration's")
     parser.add_argument('--bag', type=Path, default=ROOT / 'demo/episode')
     parser.add_argument('--out', type=Path, default=ROOT / 'demo/out')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help="default: the configuration's")
     parser.add_argument('--duration', type=float, default=float('inf'), help='seconds of the bag to play')
     # Ports of higher domains collide with those that Linux gives to outgoing connections.
     parser.add_argument('--domain', type=int, default=1 + os.getpid() % 100, help='ROS_DOMAIN_ID')
     arguments = parser.parse_args()
-    device = _device() if arguments.device == 'auto' else arguments.device
     return Options(
         config=arguments.config,
         checkpoint=arguments.checkpoint,
         bag=arguments.bag,
         out=arguments.out,
-        device=device,
+        device=arguments.device,
         duration=arguments.duration,
         domain=arguments.domain,
     )
-
-
-def _device() -> str:
-    import torch
-
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 if __name__ == '__main__':

@@ -41,13 +41,13 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose. checkpoint: None for the configuration's own. device: 'cpu' or 'cuda'."""
+    """What the user chose. checkpoint, device: None for the configuration's own."""
 
     config: Path
     checkpoint: Path | None
     bag: Path
     out: Path
-    device: str
+    device: str | None
     duration: float
     domain: int
 
@@ -104,7 +104,7 @@ class Graph:
     def _start_nodes(self) -> list[Lifecycle]:
         options, family = self._options, self._family
         common = ['--ros-args', '-p', f'config:={options.config.resolve()}']
-        chosen = ['-p', f'policy.device:={options.device}']
+        chosen = ['-p', f'policy.device:={options.device}'] if options.device else []
         if options.checkpoint is not None:
             chosen += ['-p', f'policy.checkpoint:={options.checkpoint.resolve()}']
         children = [

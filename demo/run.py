@@ -86,11 +86,12 @@ def _conclude(options: Options, config: RobotConfig, inputs_hz: dict[str, float]
 
 
 def _about(options: Options, config: RobotConfig) -> dict[str, Any]:
+    checkpoint = options.checkpoint or Path(config.policy.checkpoint)
     return {
         'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
         'machine': f'{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}',
         'software': f'Python {platform.python_version()}, ROS 2 {os.environ.get("ROS_DISTRO", "unknown")}',
-        'policy': f'{shown(options.checkpoint or Path(config.policy.checkpoint))} on {options.device}',
+        'policy': f'{shown(checkpoint)} on {options.device or config.policy.device}',
         'episode': shown(options.bag),
         'command': ' '.join(['python -m demo', *sys.argv[1:]]),
     }

@@ -4,7 +4,7 @@
     .venv/bin/python tools/install.py kilted     # the argument is the ROS 2 distribution
 
 Takes every release from the constraints files, and pip's own configuration as it is (indexes, proxies,
-folders of wheels). With an NVIDIA GPU the CUDA engine's packages come too.
+folders of wheels). What the CUDA engine needs besides, `tools/install_cuda.py` installs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ def main() -> int:
         *(argument for file in files for argument in ('-r', str(ROOT / file))), constraints=constraints
     )
     subprocess.run([sys.executable, str(ROOT / 'tools/relocate_ros_wheels.py')], check=True)
-    if gpu:
-        subprocess.run([sys.executable, str(ROOT / 'tools/install_cuda.py')], check=True)
     subprocess.run([sys.executable, str(ROOT / 'tools/describe_environment.py')], check=True)
     return 0
 

@@ -6,6 +6,7 @@ Every time is an integer of nanoseconds of ROS time and is passed in; nothing he
 from flashrt_ros.control.chunk import Chunk, ChunkError
 from flashrt_ros.control.executor import Executor, ExecutorCounts, ExecutorSettings
 from flashrt_ros.control.limits import Limits
+from flashrt_ros.control.messages import chunk_from_message
 from flashrt_ros.control.planner import Plan, Planner
 from flashrt_ros.control.timeline import Phase, Timeline
 
@@ -20,4 +21,5 @@ __all__ = [
     'Plan',
     'Planner',
     'Timeline',
+    'chunk_from_message',
 ]

@@ -18,17 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flashrt_ros.errors import BackendError
+from flashrt_ros.resources import resource_folder
 
 OPTIONS = ('-O3', '-std=c++17', '--use_fast_math', '--expt-relaxed-constexpr', '-lineinfo')
-
-
-def kernel_directory() -> Path:
-    """Where the sources are: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / 'kernels', package.parent / 'kernels'):
-        if candidate.is_dir():
-            return candidate
-    raise BackendError('the kernel sources are missing', str(package), 'install flashrt_ros again')
 
 
 def cache_directory() -> Path:
@@ -38,12 +30,12 @@ def cache_directory() -> Path:
 
 def kernel_files() -> list[str]:
     """The stems of all kernel files."""
-    return sorted(path.stem for path in kernel_directory().glob('*.cu'))
+    return sorted(path.stem for path in resource_folder('kernels').glob('*.cu'))
 
 
 def architectures(file: str) -> tuple[str, ...]:
     """The architectures that a kernel file claims, as nvcc names them ('80', '90a', ...)."""
-    lines = (kernel_directory() / f'{file}.cu').read_text().splitlines()
+    lines = (resource_folder('kernels') / f'{file}.cu').read_text().splitlines()
     match = re.fullmatch(r'// Architectures:((?: \d+[af]?)+)', lines[1])
     if match is None:
         raise BackendError("line 2 is not '// Architectures: ...'", f'kernels/{file}.cu', 'write one')
@@ -99,7 +91,7 @@ def _compiler_version() -> str:
 def _content_key(file: str, architecture: str, defines: list[str]) -> str:
     """Hash of everything that decides the machine code."""
     digest = hashlib.sha256()
-    for path in _with_headers(kernel_directory() / f'{file}.cu'):
+    for path in _with_headers(resource_folder('kernels') / f'{file}.cu'):
         digest.update(path.read_bytes())
     for text in (architecture, *defines, *OPTIONS, _compiler_version()):
         digest.update(text.encode())
@@ -111,7 +103,7 @@ def _with_headers(source: Path) -> list[Path]:
     found = [source]
     for path in found:
         for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
-            header = kernel_directory() / name
+            header = resource_folder('kernels') / name
             if header not in found:
                 found.append(header)
     return found
@@ -119,7 +111,7 @@ def _with_headers(source: Path) -> list[Path]:
 
 def _run_nvcc(file: str, architecture: str, defines: list[str], cubin: Path) -> None:
     """Compile to a temporary file and rename it, so that two processes may compile the same kernel."""
-    source = kernel_directory() / f'{file}.cu'
+    source = resource_folder('kernels') / f'{file}.cu'
     target = f'-gencode=arch=compute_{architecture},code=sm_{architecture}'
     with tempfile.TemporaryDirectory(dir=cubin.parent) as folder:
         output = Path(folder) / cubin.name

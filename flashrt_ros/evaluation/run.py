@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control.chunk import Chunk, ChunkError
+from flashrt_ros.control.chunk import Chunk
+from flashrt_ros.control.messages import chunk_from_message
 from flashrt_ros.evaluation.bag import Bag, BagError
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import stamp_ns
@@ -92,7 +93,7 @@ def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> 
     return Run(
         joints=joints,
         inputs_ns=inputs,
-        chunks=[as_chunk(message).for_joints(joints) for _, message in chunks],
+        chunks=[chunk_from_message(message).for_joints(joints) for _, message in chunks],
         chunks_ns=np.array([time_ns for time_ns, _ in chunks], dtype=np.int64),
         stats_ns=np.array([time_ns for time_ns, _ in stats], dtype=np.int64),
         stats=[message for _, message in stats],
@@ -110,26 +111,6 @@ def read_run(bag: Bag, config: RobotConfig, topics: RunTopics | None = None) -> 
             for _, message in _messages(bag, topics.diagnostics)
             for status in message.status
         },
-    )
-
-
-def as_chunk(message: Any) -> Chunk:
-    """A flashrt_ros/ActionChunk message as the Chunk that it carries. Raises ChunkError for a broken one."""
-    if len(message.data) != message.horizon * message.action_dim:
-        raise ChunkError(
-            f'{len(message.data)} values for {message.horizon} rows of {message.action_dim} columns',
-            f"chunk {message.sequence} of '{message.policy}'",
-            'send horizon * action_dim values',
-        )
-    return Chunk(
-        policy=message.policy,
-        names=tuple(message.names),
-        actions=np.asarray(message.data, dtype=np.float64).reshape(message.horizon, message.action_dim),
-        observed_ns=stamp_ns(message.header.stamp),
-        start_ns=stamp_ns(message.start),
-        step_ns=stamp_ns(message.step),
-        epoch=message.epoch,
-        sequence=message.sequence,
     )
 
 

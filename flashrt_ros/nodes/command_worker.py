@@ -12,7 +12,14 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import JointState
 
 from flashrt_ros.configuration import RobotConfig
-from flashrt_ros.control import ChunkError, Executor, ExecutorSettings, Limits, Phase
+from flashrt_ros.control import (
+    ChunkError,
+    Executor,
+    ExecutorSettings,
+    Limits,
+    Phase,
+    chunk_from_message,
+)
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest import JointMap
 from flashrt_ros.ingest.joints import STATE
@@ -20,7 +27,6 @@ from flashrt_ros.ingest.stream import Stream
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes.commands import MakeCommand
 from flashrt_ros.nodes.edge_log import EdgeLog
-from flashrt_ros.nodes.messages import chunk_from_message
 
 _WITHOUT_MOTION = {
     Phase.IDLE: 'waiting for a chunk',

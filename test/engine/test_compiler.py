@@ -24,7 +24,7 @@ def sources(tmp_path, monkeypatch):
         '// A test.\n// Architectures: 80 90a\n#include "one.cuh"\n'
         'extern "C" __global__ void k(int* x) { *x = VALUE; }\n'
     )
-    monkeypatch.setattr(compiler, 'kernel_directory', lambda: folder)
+    monkeypatch.setattr(compiler, 'resource_folder', lambda name: tmp_path / name)
     return folder
 
 

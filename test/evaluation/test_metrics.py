@@ -85,6 +85,18 @@ def test_one_late_event_is_late_once():
     assert lateness(times, 100.0) == pytest.approx([0, 0, 0, 0, 0.003, 0, 0, 0, 0, 0], abs=1e-9)
 
 
+def test_first_event_that_is_late_does_not_move_the_grid():
+    times = grid(100, 10)
+    times[0] += 6 * MS
+    assert lateness(times, 100.0) == pytest.approx([0.006, *np.zeros(9)], abs=1e-9)
+
+
+def test_event_just_before_its_grid_point_is_early():
+    times = grid(100, 10)
+    times[4] -= MS // 2
+    assert lateness(times, 100.0) == pytest.approx([0, 0, 0, 0, -0.0005, 0, 0, 0, 0, 0], abs=1e-9)
+
+
 def test_skipped_deadline_does_not_make_the_rest_late():
     assert lateness(np.delete(grid(100, 10), 5), 100.0) == pytest.approx(np.zeros(9), abs=1e-9)
 

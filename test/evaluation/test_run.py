@@ -1,16 +1,13 @@
 """Sorting a bag's messages into arrays: any output type, joints by name, whatever is missing."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from evaluation.bags import BEGIN_NS, JOINT_STATE, STEP_NS, TYPES, joint_state, write_bag
 from evaluation.runs import make_config
-from flashrt_ros.control.chunk import ChunkError
 from flashrt_ros.evaluation.bag import BagError, open_bag
-from flashrt_ros.evaluation.run import as_chunk, read_run
+from flashrt_ros.evaluation.run import read_run
 
 TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
 
@@ -80,30 +77,3 @@ def test_bag_of_a_robot_with_other_joints(tmp_path):
     path = write_commands(tmp_path / 'bag', TRAJECTORY, [trajectory(['a', 'c'], [1.0, 2.0])])
     with open_bag(path) as bag, pytest.raises(BagError, match=r"no joint 'b', only a, c\. Read the bag with"):
         read_run(bag, make_config(tmp_path))
-
-
-def chunk_message(values):
-    stamp = SimpleNamespace(sec=1, nanosec=5)
-    return SimpleNamespace(
-        header=SimpleNamespace(stamp=stamp),
-        policy='nano',
-        sequence=3,
-        epoch=1,
-        start=stamp,
-        step=SimpleNamespace(sec=0, nanosec=33_333_333),
-        horizon=2,
-        action_dim=2,
-        names=['a', 'b'],
-        data=np.array(values, dtype=np.float32),
-    )
-
-
-def test_chunk_is_read_row_by_row():
-    chunk = as_chunk(chunk_message([1, 2, 3, 4]))
-    assert chunk.actions.tolist() == [[1, 2], [3, 4]]
-    assert (chunk.observed_ns, chunk.start_ns, chunk.step_ns) == (1_000_000_005, 1_000_000_005, 33_333_333)
-
-
-def test_chunk_with_a_value_too_few():
-    with pytest.raises(ChunkError, match='3 values for 2 rows of 2 columns'):
-        as_chunk(chunk_message([1, 2, 3]))

@@ -11,10 +11,10 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from flashrt_ros.control import Chunk
+from flashrt_ros.control import Chunk, chunk_from_message
 from flashrt_ros.ingest.stream import stamp_ns
 from flashrt_ros.nodes.action_streamer import ActionStreamer
-from flashrt_ros.nodes.messages import chunk_from_message, chunk_to_message
+from flashrt_ros.nodes.messages import chunk_to_message
 from nodes.graph import Sensors, wait_for_match, wait_until
 
 pytestmark = pytest.mark.ros

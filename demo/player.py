@@ -32,6 +32,10 @@ LEAD_S = 0.1
 """From the moment the first message is ready to the moment it goes out."""
 
 DISCOVERY_S = 10.0
+"""Longest wait for subscribers."""
+
+SETTLED_S = 1.0
+"""When nobody new has come for this long, discovery is taken to be over."""
 
 
 def main() -> int:
@@ -100,14 +104,21 @@ def _publisher(node: Node, topic: Topic) -> Publisher:
 
 
 def _await_subscribers(node: Node, publishers: Mapping[str, Publisher]) -> None:
-    """Give discovery time, so that the first messages are not lost; a topic nobody wants is played anyway."""
-    deadline = time.monotonic() + DISCOVERY_S
-    while time.monotonic() < deadline:
-        lonely = [topic for topic, publisher in publishers.items() if not publisher.get_subscription_count()]
-        if not lonely:
+    """Wait until nobody new has come for a while, so that the first messages reach everyone.
+
+    A topic nobody wants is played anyway.
+    """
+    deadline, settled, counts = time.monotonic() + DISCOVERY_S, 0.0, {}
+    while (now := time.monotonic()) < deadline:
+        before, counts = counts, {topic: p.get_subscription_count() for topic, p in publishers.items()}
+        if counts != before or not all(counts.values()):
+            settled = now + SETTLED_S
+        if now >= settled:
             return
         time.sleep(0.02)
-    node.get_logger().warning(f'nobody subscribes to {", ".join(lonely)}')
+    lonely = ', '.join(topic for topic, count in counts.items() if not count)
+    if lonely:
+        node.get_logger().warning(f'nobody subscribes to {lonely}')
 
 
 def _sleep_until(time_ns: int) -> None:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -72,8 +73,9 @@ class Family:
         self._children: list[Child] = []
 
     def start(self, name: str, module: str, arguments: Sequence[str] = ()) -> Child:
-        child = Child(name, module, arguments, self._logs / f'{name}.log')
-        self._children.append(child)
+        with _interrupts_deferred():  # An interrupt in between would leave a process that nobody knows.
+            child = Child(name, module, arguments, self._logs / f'{name}.log')
+            self._children.append(child)
         return child
 
     def check(self, finished: Sequence[Child] = ()) -> None:
@@ -89,3 +91,16 @@ class Family:
         deadline = time.monotonic() + GRACE_S
         for child in reversed(self._children):
             child.end(deadline)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is over. Main thread only."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

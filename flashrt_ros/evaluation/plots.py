@@ -145,7 +145,7 @@ def draw_latency(axes: Axes, verdict: Verdict) -> None:
     names = [name for name in STAGES if verdict.stages[name].count]
     axes.set_title('Latency by stage: p50, whiskers to p90 and p99')
     axes.set_xlabel('ms')
-    places = np.arange(len(names))
+    places = range(len(names))
     for place, name in zip(places, names, strict=True):
         summary = verdict.stages[name]
         p50, p90, p99 = (value * 1e3 for value in (summary.p50, summary.p90, summary.p99))

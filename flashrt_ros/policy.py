@@ -78,6 +78,10 @@ class Policy(Protocol):
         """
         ...
 
+    def reseed(self, seed: int | None) -> None:
+        """Begin the sequence of starting noises anew; None draws the seed from the system."""
+        ...
+
     def close(self) -> None:
         """Give back the memory; the object is of no use afterwards."""
         ...

@@ -80,10 +80,7 @@ class CudaPolicy:
         self.info = describe(checkpoint, 'cuda', options.precision)
         self._engine: Engine | None = engine
         self._generator = torch.Generator()
-        if options.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(options.seed)
+        self.reseed(options.seed)
         self._staging: dict[str, Tensor] = {}
 
     def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
@@ -102,6 +99,13 @@ class CudaPolicy:
         return Prediction(
             restored, {'preprocess': before, **stages, 'postprocess': perf_counter() - finished}
         )
+
+    def reseed(self, seed: int | None) -> None:
+        """See `Policy.reseed`."""
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
 
     def close(self) -> None:
         """Give back the GPU memory; the object is of no use afterwards."""

@@ -5,12 +5,13 @@
             print(record.time_ns, bag.decode(record).position)
 
 MCAP and sqlite3 bags, split and compressed ones too, are read through `rosbags`. Messages are decoded by the
-definitions that the bag itself carries, so that messages of any package and of any ROS release can be read.
+definitions that the bag itself carries, so that messages of any package and of any ROS release can be read;
+where a bag carries none (sqlite3 before ROS 2 Iron), by those that `rosbags` knows by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,12 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from flashrt_ros.errors import FlashRTError
+from flashrt_ros.evaluation.pieces import Pieces, Source, files_of
 from flashrt_ros.evaluation.salvage import SalvagedMcap
+
+SKIP_FIRST_NS, SKIP_MOST_NS = 1_000_000, 60_000_000_000
+"""Where a part of a bag cannot be read, reading goes on this much later, then twice as much, up to the
+second."""
 
 
 class BagError(FlashRTError):
@@ -57,12 +63,16 @@ class Bag:
     fault: None, or what is wrong with a bag of which only the readable part is used.
     """
 
-    def __init__(self, path: Path, source: Reader | SalvagedMcap, fault: BagError | None) -> None:
+    def __init__(self, path: Path, source: Source, fault: BagError | None) -> None:
         self.path, self.fault = path, fault
         self._source = source
         self._types = get_typestore(Stores.EMPTY)
-        self.topics = {connection.topic: _topic(connection) for connection in source.connections}
+        self._fallback = get_typestore(Stores.ROS2_KILTED)
+        self._unreadable: dict[str, BagError] = {}
+        self.topics: dict[str, Topic] = {}
         for connection in source.connections:
+            earlier = self.topics.get(connection.topic)
+            self.topics[connection.topic] = _topic(connection, earlier.count if earlier else 0)
             self._learn(connection.msgtype, connection.msgdef.format, connection.msgdef.data)
 
     @property
@@ -78,22 +88,44 @@ class Bag:
     def duration_s(self) -> float:
         return (self.end_ns - self.start_ns) / 1e9
 
-    def records(self, topics: Collection[str] | None = None) -> Iterator[Record]:
-        """The messages of these topics (None: of all) in the order of time.
+    def records(
+        self,
+        topics: Collection[str] | None = None,
+        start_ns: int | None = None,
+        stop_ns: int | None = None,
+        on_damage: Callable[[BagError], None] | None = None,
+    ) -> Iterator[Record]:
+        """The messages of these topics (None: of all) in the order of time, in [start_ns, stop_ns).
 
-        Raises BagError for a topic that the bag lacks, and where the bag turns out to be damaged.
+        on_damage: told of every part that cannot be read; reading then goes on behind it.
+        Raises BagError for a topic that the bag lacks, and, without on_damage, where the bag is damaged.
         """
         for topic in topics or ():
             self._expect(topic)
         wanted = [c for c in self._source.connections if topics is None or c.topic in topics]
-        last_ns = self.start_ns
-        source = self._source.messages(connections=wanted)
+        if not wanted:
+            return
+        last_ns, skip_ns = start_ns if start_ns is not None else self.start_ns, SKIP_FIRST_NS
+        source = iter(self._source.messages(wanted, start_ns, stop_ns))
+        end_ns = self.end_ns if stop_ns is None else min(stop_ns - 1, self.end_ns)
         while True:
-            with self._blame(f'after {self._seconds(last_ns)}'):
-                item = next(source, None)
+            try:
+                with self._blame(f'after {self._seconds(last_ns)}'):
+                    item = next(source, None)
+            except BagError as error:
+                if on_damage is None:
+                    raise
+                if skip_ns == SKIP_FIRST_NS:
+                    on_damage(error)
+                if last_ns + skip_ns > end_ns:
+                    return
+                source = iter(self._source.messages(wanted, last_ns + skip_ns, stop_ns))
+                skip_ns = min(2 * skip_ns, skip_ns + SKIP_MOST_NS)
+                continue
             if item is None:
                 return
             connection, last_ns, data = item
+            skip_ns = SKIP_FIRST_NS
             yield Record(connection.topic, last_ns, bytes(data))
 
     def decode(self, record: Record) -> Any:
@@ -101,8 +133,12 @@ class Bag:
 
         Raises BagError for bytes that do not fit the definition.
         """
+        kind = self.topics[record.topic].type
+        if kind in self._unreadable:
+            raise self._unreadable[kind]
         with self._blame(f'in {record.topic} at {self._seconds(record.time_ns)}'):
-            return self._types.deserialize_cdr(record.data, self.topics[record.topic].type)
+            known = self._types if kind in self._types.fielddefs else self._fallback
+            return known.deserialize_cdr(record.data, kind)
 
     def messages(self, topic: str) -> Iterator[tuple[int, Any]]:
         """(time_ns, message) of one topic."""
@@ -119,11 +155,18 @@ class Bag:
         self.close()
 
     def _learn(self, name: str, kind: MessageDefinitionFormat, definition: str) -> None:
-        with self._blame(f'in the definition of {name}'):
-            parse = get_types_from_idl if kind is MessageDefinitionFormat.IDL else None
-            found: Mapping[str, Any] = parse(definition) if parse else get_types_from_msg(definition, name)
-            known = self._types.fielddefs
-            self._types.register({type_: fields for type_, fields in found.items() if type_ not in known})
+        if kind is MessageDefinitionFormat.NONE or not definition:
+            return
+        try:
+            with self._blame(f'in the definition of {name}'):
+                parse = get_types_from_idl if kind is MessageDefinitionFormat.IDL else None
+                found: Mapping[str, Any] = (
+                    parse(definition) if parse else get_types_from_msg(definition, name)
+                )
+                known = self._types.fielddefs
+                self._types.register({type_: fields for type_, fields in found.items() if type_ not in known})
+        except BagError as error:
+            self._unreadable[name] = error  # Only those who ask for a message of this type need to know.
 
     def _expect(self, topic: str) -> None:
         if topic not in self.topics:
@@ -156,36 +199,83 @@ def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
     if not path.exists():
         raise BagError('there is no such file or directory', str(path), 'give the directory of a rosbag2')
     try:
-        source = Reader(path)
-        source.open()
+        return _complete(path, readable_part)
+    except BagError:
+        raise
     except Exception as error:  # The reader raises whatever its struct, YAML and database calls do.
         return _salvaged(path, error, readable_part)
-    return Bag(path, source, None)
 
 
-def _topic(connection: Connection) -> Topic:
+def _complete(path: Path, readable_part: bool) -> Bag:
+    files = files_of(path) if path.is_dir() else [path]
+    if path.is_dir() and (path / 'metadata.yaml').exists():
+        reader = Reader(path)
+        reader.open()
+        return Bag(path, reader, None)
+    if not files:
+        raise BagError(
+            'it is no rosbag2 that can be read: it holds neither .mcap nor .db3 files',
+            str(path),
+            'give the directory of a rosbag2',
+        )
+    if path.is_dir() or path.suffix == '.zstd':
+        pieces = Pieces(files, readable_part)
+        return Bag(path, pieces, _fault_of(path, pieces))
+    single = Reader(path)
+    single.open()
+    return Bag(path, single, None)
+
+
+def _fault_of(path: Path, pieces: Pieces) -> BagError | None:
+    if not pieces.faults:
+        return None
+    return BagError(
+        f'not all of it can be read ({"; ".join(pieces.faults)})',
+        str(path),
+        'copy it again from where it came',
+    )
+
+
+def _topic(connection: Connection, earlier: int) -> Topic:
     offered = getattr(connection.ext, 'offered_qos_profiles', [])
     reliable = all(qos.reliability is not QosReliability.BEST_EFFORT for qos in offered)
-    return Topic(connection.topic, connection.msgtype, connection.msgcount, connection.msgdef.data, reliable)
+    count = connection.msgcount + earlier
+    return Topic(connection.topic, connection.msgtype, count, connection.msgdef.data, reliable)
 
 
 def _salvaged(path: Path, error: Exception, readable_part: bool) -> Bag:
-    pieces = [path] if path.is_file() else sorted(path.glob('*.mcap'))
-    if len(pieces) != 1 or pieces[0].suffix != '.mcap':
+    """What is left of an MCAP bag whose metadata or index cannot be read."""
+    files = [path] if path.is_file() else files_of(path)
+    if not files or any('.mcap' not in file.suffixes for file in files):
         raise BagError(
             f'it is no rosbag2 that can be read ({error})', str(path), 'give the directory of a rosbag2'
         ) from error
-    source = SalvagedMcap(pieces[0])
+    if len(files) > 1:
+        return _salvaged_pieces(path, files, error, readable_part)
+    source = SalvagedMcap(files[0])
     if not source.connections:
         raise BagError(
-            f'nothing in it can be read ({source.reason})', str(pieces[0]), 'record the bag again'
+            f'nothing in it can be read ({source.reason})', str(files[0]), 'record the bag again'
         ) from error
     fault = BagError(
         f'not all of it can be read ({source.reason}): only {source.count} messages, '
         f'{(source.end_time - source.start_time) / 1e9:.3f} s, from its beginning',
-        str(pieces[0]),
+        str(files[0]),
         'copy it again if it was cut while copying, or ask for its readable part only',
     )
     if not readable_part:
         raise fault from error
     return Bag(path, source, fault)
+
+
+def _salvaged_pieces(path: Path, files: list[Path], error: Exception, readable_part: bool) -> Bag:
+    if not readable_part:
+        raise BagError(
+            f'not all of it can be read ({error})',
+            str(path),
+            'copy it again, or ask for its readable part only',
+        ) from error
+    pieces = Pieces(files, readable_part)
+    if not pieces.connections:
+        raise BagError('nothing in it can be read', str(path), 'record the bag again') from error
+    return Bag(path, pieces, _fault_of(path, pieces))

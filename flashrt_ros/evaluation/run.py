@@ -136,17 +136,27 @@ def _times(bag: Bag, topic: str) -> np.ndarray:
 
 
 def _commands(bag: Bag, topic: str, joints: tuple[str, ...]) -> Series:
-    rows = [(time_ns, _command(message, joints)) for time_ns, message in _messages(bag, topic)]
+    rows = [(time_ns, command_of(message, joints)) for time_ns, message in _messages(bag, topic)]
     return _series(rows, len(joints))
 
 
-def _command(message: Any, joints: tuple[str, ...]) -> np.ndarray:
-    """The first target of any of the three message types that commands are sent as."""
+def command_of(message: Any, joints: tuple[str, ...]) -> np.ndarray:
+    """The first target of any of the three message types that commands are sent as.
+
+    Raises BagError for a message that does not command every joint.
+    """
     if hasattr(message, 'points'):
+        if not len(message.points):
+            raise BagError('a trajectory has no points', 'commands', 'send at least one point')
         return _ordered(message.joint_names, message.points[0].positions, joints)
     if hasattr(message, 'position'):
         return _ordered(message.name, message.position, joints)
-    return np.asarray(message.data, dtype=np.float64)
+    values = np.asarray(message.data, dtype=np.float64)
+    if values.size != len(joints):
+        raise BagError(
+            f'{values.size} values for {len(joints)} joints', 'commands', 'send one value for each joint'
+        )
+    return values
 
 
 def _ordered(names: list[str], values: np.ndarray, joints: tuple[str, ...]) -> np.ndarray:
@@ -156,6 +166,10 @@ def _ordered(names: list[str], values: np.ndarray, joints: tuple[str, ...]) -> n
             f"a message has no joint '{missing[0]}', only {', '.join(names)}",
             'joints',
             'read the bag with the configuration of the robot that it was recorded from',
+        )
+    if len(values) < len(names):
+        raise BagError(
+            f'{len(values)} values for {len(names)} names', 'joints', 'send a position for every joint'
         )
     return np.array([values[names.index(joint)] for joint in joints], dtype=np.float64)
 

@@ -43,10 +43,7 @@ class CpuPolicy:
         self.info = describe(checkpoint, 'cpu', options.precision)
         self._model = model
         self._generator = torch.Generator()
-        if options.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(options.seed)
+        self.reseed(options.seed)
         with torch.inference_mode():
             self._table = model.flow_table(checkpoint.spec.steps)
             self._warm_up()
@@ -69,6 +66,13 @@ class CpuPolicy:
         marks.append(perf_counter())
         seconds = (end - begin for begin, end in pairwise(marks))
         return Prediction(restored, dict(zip(STAGES, seconds, strict=True)))
+
+    def reseed(self, seed: int | None) -> None:
+        """See `Policy.reseed`."""
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
 
     def close(self) -> None:
         del self._model

@@ -18,9 +18,9 @@ from std_msgs.msg import String
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.ingest.joints import STATE
+from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
-from flashrt_ros.nodes.loading import load_for
 from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode

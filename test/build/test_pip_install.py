@@ -9,7 +9,7 @@ import pytest
 
 from .tool import ROOT
 
-SOURCES = ('flashrt_ros', 'kernels', 'config', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE')
+SOURCES = ('flashrt_ros', 'kernels', 'config', 'msg', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE')
 
 
 @pytest.fixture(scope='module')
@@ -51,3 +51,14 @@ def test_the_core_imports_without_ros(installed, tmp_path):
         'print(flashrt_ros.policy.__file__)'
     )
     assert run(program, installed, tmp_path).startswith(str(installed))
+
+
+def test_the_command_and_the_message_definitions_come_with_it(installed, tmp_path):
+    program = (
+        'from flashrt_ros.evaluation.interfaces import CHUNK, known_types\n'
+        'assert CHUNK in known_types().fielddefs\n'
+        'from flashrt_ros.cli.main import main\n'
+        'main(["--version"])'
+    )
+    assert run(program, installed, tmp_path).startswith('flashrt_ros ')
+    assert (installed / 'bin/flashrt').exists()

@@ -15,7 +15,7 @@ from std_msgs.msg import String
 from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.ingest.stream import stamp_ns
-from flashrt_ros.nodes.loading import options_of
+from flashrt_ros.loading import options_of
 from flashrt_ros.nodes.policy_node import PolicyNode
 from nodes.graph import Sensors, wait_for_match, wait_until
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.configuration import RobotConfig, check_against
 from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 
 
-def load_for(config: RobotConfig, logger: RcutilsLogger) -> Policy:
+class Logger(Protocol):
+    """Anything that shows progress to people: a ROS logger, or a command-line one."""
+
+    def info(self, message: str) -> Any: ...
+
+
+def load_for(config: RobotConfig, logger: Logger) -> Policy:
     """A policy ready for its first inference. Raises as `load_policy`, or ConfigError if it does not fit."""
     chosen, begin = config.policy, time.monotonic()
     logger.info(f'loading {chosen.checkpoint} onto {chosen.device}')
@@ -26,6 +32,8 @@ def load_for(config: RobotConfig, logger: RcutilsLogger) -> Policy:
         check_against(config, info)
         begin = time.monotonic()
         _warm_up(policy, config)
+        # The first noise of a seed belongs to the first observation, whatever was run to warm up.
+        policy.reseed(chosen.seed)
         logger.info(f'warmed up ({time.monotonic() - begin:.2f} s)')
     except BaseException:
         policy.close()

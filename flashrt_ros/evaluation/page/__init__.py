@@ -1,0 +1,1 @@
+"""Results for people: text on the terminal, plots, and one self-contained HTML file."""

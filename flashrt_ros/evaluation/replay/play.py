@@ -1,0 +1,207 @@
+"""Plays one bag into a policy on the bag's own time, and returns the Episode.
+
+Nothing depends on the machine: with a given latency the same bag, configuration and seed give the same
+arrays. With `latency_s=None` each inference keeps the policy busy for as long as it took here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.control import Plan, Planner
+from flashrt_ros.errors import FlashRTError
+from flashrt_ros.evaluation.bag import Bag
+from flashrt_ros.evaluation.replay.ahead import ahead
+from flashrt_ros.evaluation.replay.episode import Episode
+from flashrt_ros.evaluation.replay.feed import Feed, Sources
+from flashrt_ros.evaluation.replay.robot import ReplayedRobot
+from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Watch
+from flashrt_ros.ingest import Blocked, JointMap, Taken
+from flashrt_ros.policy import Policy
+
+AHEAD = 64
+"""Events read and decoded before the policy needs them; about ten of them are pictures."""
+
+TIMED = ('transport', 'wait', 'take')
+"""Stages before the policy's own, as in InferenceStats."""
+
+
+class Listener(Protocol):
+    """Told what happens while it happens: a results bag, or a progress bar."""
+
+    def looked(self, looked: Looked, plan: Plan | None, ready_ns: int) -> None:
+        """A tick is over. plan: None where there is no chunk."""
+
+    def commanded(self, time_ns: int, positions: np.ndarray) -> None:
+        """A command was sent."""
+
+
+@dataclass
+class Timings:
+    """What was measured on this machine: stage -> seconds of every chunk."""
+
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    inference: list[float] = field(default_factory=list)
+
+    def note(self, taken: Taken, plan: Plan) -> None:
+        before = {'transport': taken.transport_s, 'wait': taken.wait_s, 'take': taken.take_s}
+        for stage, seconds in (before | dict(plan.timings)).items():
+            self.stages.setdefault(stage, []).append(seconds)
+        self.inference.append(plan.inference_s)
+
+
+class Player:
+    """Plays one bag. sources: which topics (see `find_sources`). listeners are told of every tick and
+    command."""
+
+    def __init__(
+        self,
+        bag: Bag,
+        config: RobotConfig,
+        policy: Policy,
+        sources: Sources,
+        latency_s: float | None = 0.0,
+        listeners: tuple[Listener, ...] = (),
+    ) -> None:
+        self._bag, self._config, self._sources, self._listeners = bag, config, sources, listeners
+        self._latency = Latency(latency_s)
+        self._feed = Feed(bag, sources)
+        self._watch = Watch(self._feed, config, self._latency)
+        self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz)
+        self._robot = ReplayedRobot(config, bag.start_ns)
+        self.timings = Timings()
+        self._looks: list[tuple[int, str]] = []
+        self._made: list[tuple[Looked, Plan, int]] = []
+        self._moves: list[tuple[int, np.ndarray]] = []
+        self._reference: list[tuple[int, np.ndarray]] = []
+        self._failed = 0
+        self._told = 0
+
+    def play(self, name: str, progress: Callable[[float], None] = lambda _: None) -> Episode:
+        """progress: called with the seconds of the bag that are done."""
+        with self._events() as events:
+            for event in events:
+                self._robot.advance(event.time_ns)
+                self._tell_commands()
+                self._take(event)
+                if isinstance(event, Looked):
+                    progress((event.time_ns - self._bag.start_ns) / 1e9)
+        self._robot.advance(self._bag.end_ns + 1)
+        self._tell_commands()
+        progress(self._bag.duration_s)
+        return self._episode(name)
+
+    @contextmanager
+    def _events(self) -> Iterator[Iterator[Event]]:
+        """Where the ticks are known beforehand, reading and decoding go on while the policy computes."""
+        if self._latency.given_ns is None:
+            yield iter(self._watch)
+        else:
+            with ahead(self._watch, AHEAD) as events:
+                yield events
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Moved):
+            self._robot.moved(event.stamp_ns, event.positions)
+            self._moves.append((event.stamp_ns, event.positions))
+        elif isinstance(event, Commanded):
+            self._reference.append((event.time_ns, event.positions))
+        elif isinstance(event.outcome, Blocked):
+            self._look(event, None, f'{event.outcome.refusal.input}: {event.outcome.refusal.kind}')
+        else:
+            self._infer(event, event.outcome)
+
+    def _infer(self, looked: Looked, taken: Taken) -> None:
+        try:
+            plan = self._planner.plan(taken)
+        except FlashRTError as error:
+            self._failed += 1
+            self._feed.problems.note(
+                'policy', f'inference failed: {error}', looked.time_ns, type(error).__name__
+            )
+            self._latency.measured_ns = 0
+            self._look(looked, None, f'policy: {type(error).__name__}')
+            return
+        self._latency.measured_ns = round(plan.inference_s * 1e9)
+        ready_ns = looked.time_ns + self._latency.latest_ns
+        self._robot.send(plan.chunk, ready_ns)
+        self.timings.note(taken, plan)
+        self._made.append((_without_pictures(looked), plan, ready_ns))
+        self._look(looked, plan, '', ready_ns)
+
+    def _look(self, looked: Looked, plan: Plan | None, reason: str, ready_ns: int = 0) -> None:
+        self._looks.append((looked.time_ns, reason))
+        for listener in self._listeners:
+            listener.looked(looked, plan, ready_ns)
+
+    def _tell_commands(self) -> None:
+        while self._told < len(self._robot.commands):
+            for listener in self._listeners:
+                listener.commanded(self._robot.commands_ns[self._told], self._robot.commands[self._told])
+            self._told += 1
+
+    def _episode(self, name: str) -> Episode:
+        joints, inputs = self._config.joint_names, tuple(self._sources.inputs)
+        width = len(joints)
+        reasons = sorted({reason for _, reason in self._looks if reason})
+        takens = [looked.outcome for looked, _, _ in self._made if isinstance(looked.outcome, Taken)]
+        chunks = [plan.chunk for _, plan, _ in self._made]
+        horizon = chunks[0].horizon if chunks else 0
+        counts = self._robot.counts
+        counts |= {'ticks_skipped': self._watch.skipped, 'inferences_failed': self._failed}
+        for key, stream in self._watch.ingest.streams.items():
+            counts |= {f'{key}: received': stream.counts.received, f'{key}: rejected': stream.counts.rejected}
+        reference = self._reference or self._moves
+        return Episode(
+            name=name,
+            joints=joints,
+            inputs=inputs,
+            begin_ns=self._bag.start_ns,
+            end_ns=self._bag.end_ns,
+            step_ns=round(1e9 / self._config.rates.action_rate_hz),
+            ticks_ns=_times(time_ns for time_ns, _ in self._looks),
+            blocked=np.array([reasons.index(r) if r else -1 for _, r in self._looks], dtype=np.int64),
+            reasons=tuple(reasons),
+            looked_ns=_times(looked.time_ns for looked, _, _ in self._made),
+            observed_ns=_times(chunk.observed_ns for chunk in chunks),
+            start_ns=_times(chunk.start_ns for chunk in chunks),
+            ready_ns=_times(ready_ns for _, _, ready_ns in self._made),
+            actions=np.array([chunk.actions for chunk in chunks]).reshape(len(chunks), horizon, width),
+            ages=np.array([[taken.ages_s[i] for i in inputs] for taken in takens]).reshape(-1, len(inputs)),
+            skew=np.array([taken.skew_s for taken in takens], dtype=np.float64),
+            commands_ns=_times(self._robot.commands_ns),
+            commands=_rows([*zip(self._robot.commands_ns, self._robot.commands, strict=True)], width),
+            clamps=np.array(self._robot.clamps, dtype=np.int64).reshape(-1, 2),
+            seams=_times(self._robot.seams),
+            measured_ns=_times(time_ns for time_ns, _ in self._moves),
+            measured=_rows(self._moves, width),
+            reference_ns=_times(time_ns for time_ns, _ in reference),
+            reference=_rows(reference, width),
+            reference_topic=self._sources.reference if self._reference else self._sources.inputs['state'],
+            received_ns={k: _times(v.received_ns) for k, v in self._watch.inputs.items()},
+            stamps_ns={k: _times(v.stamps_ns) for k, v in self._watch.inputs.items()},
+            counts=counts,
+            problems=self._feed.problems.as_json(),
+        )
+
+
+def _without_pictures(looked: Looked) -> Looked:
+    """What is kept of a tick to the end of the episode."""
+    taken = looked.outcome
+    assert isinstance(taken, Taken)
+    kept = replace(taken, observation=replace(taken.observation, images={}))
+    return Looked(looked.time_ns, kept)
+
+
+def _times(values: Iterable[int]) -> np.ndarray:
+    return np.array(list(values), dtype=np.int64)
+
+
+def _rows(pairs: list[tuple[int, np.ndarray]], width: int) -> np.ndarray:
+    return np.array([row for _, row in pairs], dtype=np.float64).reshape(-1, width)

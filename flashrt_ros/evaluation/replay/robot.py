@@ -1,0 +1,74 @@
+"""The action streamer on the bag's time: chunks in, the commands that it would have sent out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.control import Chunk, Executor, ExecutorSettings, Limits
+
+
+class ReplayedRobot:
+    """`advance` to a time before telling what happened at it.
+
+    commands_ns, commands: when and what was sent. clamps: [position, step] joints changed by the limits then.
+    seams: numbers of the commands that were the first after a new chunk. refused: reason -> chunks.
+    """
+
+    def __init__(self, config: RobotConfig, begin_ns: int) -> None:
+        self._executor = Executor(ExecutorSettings.of(config), Limits.of(config))
+        self._period_ns = round(1e9 / config.rates.control_rate_hz)
+        self._max_age_ns = round(config.joint_states.max_age_s * 1e9)
+        self._next_ns = begin_ns
+        self._on_the_way: deque[tuple[int, Chunk]] = deque()
+        self._measured: tuple[int, np.ndarray] | None = None
+        self._fresh_chunk = False
+        self.commands_ns: list[int] = []
+        self.commands: list[np.ndarray] = []
+        self.clamps: list[tuple[int, int]] = []
+        self.seams: list[int] = []
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The executor's counters; refusals by reason."""
+        counts = dict(vars(self._executor.counts))
+        refused = counts.pop('chunks_refused')
+        return counts | {f'chunks_refused: {reason}': count for reason, count in refused.items()}
+
+    def moved(self, stamp_ns: int, positions: np.ndarray) -> None:
+        """positions: float64 [D], where the robot was at stamp_ns."""
+        self._measured = (stamp_ns, positions)
+
+    def send(self, chunk: Chunk, ready_ns: int) -> None:
+        """The chunk comes to the executor at ready_ns."""
+        self._on_the_way.append((ready_ns, chunk))
+
+    def advance(self, until_ns: int) -> None:
+        """Send every command before this time. A chunk ready at the time of a command counts for it."""
+        while self._next_ns < until_ns:
+            self._accept(self._next_ns)
+            self._command(self._next_ns)
+            self._next_ns += self._period_ns
+
+    def _accept(self, now_ns: int) -> None:
+        while self._on_the_way and self._on_the_way[0][0] <= now_ns:
+            ready_ns, chunk = self._on_the_way.popleft()
+            measured = self._measured
+            recent = measured is not None and ready_ns - measured[0] <= self._max_age_ns
+            refusal = self._executor.accept(chunk, ready_ns, measured[1] if measured and recent else None)
+            self._fresh_chunk |= not refusal
+
+    def _command(self, now_ns: int) -> None:
+        before = (self._executor.counts.position_clamps, self._executor.counts.step_clamps)
+        positions = self._executor.command(now_ns)
+        if positions is None:
+            return
+        after = (self._executor.counts.position_clamps, self._executor.counts.step_clamps)
+        if self._fresh_chunk:
+            self.seams.append(len(self.commands))
+            self._fresh_chunk = False
+        self.commands_ns.append(now_ns)
+        self.commands.append(positions)
+        self.clamps.append((after[0] - before[0], after[1] - before[1]))

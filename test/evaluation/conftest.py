@@ -1,0 +1,35 @@
+"""A tiny policy and a robot's YAML for it."""
+
+import pytest
+
+from evaluation.robots import JOINTS, BagMaker, write_config
+from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
+
+TINY = PolicySpec(
+    'pi05',
+    VisionSpec(layers=1, width=72, heads=1, mlp=64),
+    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
+    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
+    vocab=2048,
+    horizon=20,
+    steps=2,
+)
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tiny') / 'tiny'
+    return write_random_checkpoint(folder, TINY, state_dim=len(JOINTS), action_dim=len(JOINTS))
+
+
+@pytest.fixture(scope='session')
+def robot_bag(tmp_path_factory):
+    """Two seconds of the robot; not to be changed."""
+    return BagMaker().write(tmp_path_factory.mktemp('robot') / 'episode')
+
+
+@pytest.fixture
+def robot(tmp_path, tiny):
+    """The robot's YAML."""
+    return write_config(tmp_path / 'robot.yaml', tiny)

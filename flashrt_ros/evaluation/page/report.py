@@ -16,6 +16,7 @@ from flashrt_ros.evaluation.page.moments import Moment, worst_moments
 from flashrt_ros.evaluation.page.text import COLUMNS, HEADLINES
 from flashrt_ros.evaluation.plots import STYLE
 from flashrt_ros.evaluation.replay.episode import Episode
+from flashrt_ros.evaluation.replay.problems import Problem
 from flashrt_ros.evaluation.score.inputs import input_figures
 from flashrt_ros.evaluation.score.sample import Estimate
 from flashrt_ros.loading import options_of

@@ -15,6 +15,7 @@ from flashrt_ros.errors import FlashRTError
 
 COMMANDS = {
     'evaluate': 'replay bags into a policy and judge what it does',
+    'compare': 'say which of two evaluations, checkpoints or precisions is better',
 }
 """Subcommand -> what it does. Its module is `flashrt_ros.cli.NAME`, with '-' as '_'."""
 

@@ -16,6 +16,8 @@ from flashrt_ros.errors import FlashRTError
 COMMANDS = {
     'evaluate': 'replay bags into a policy and judge what it does',
     'compare': 'say which of two evaluations, checkpoints or precisions is better',
+    'inspect': 'say what a checkpoint expects or what a bag has, and whether they fit',
+    'record': 'record what running nodes do, to evaluate it',
 }
 """Subcommand -> what it does. Its module is `flashrt_ros.cli.NAME`, with '-' as '_'."""
 

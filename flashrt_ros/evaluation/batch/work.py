@@ -15,6 +15,7 @@ from flashrt_ros.evaluation.batch.folder import DONE, EPISODE, RESULTS, TIMING, 
 from flashrt_ros.evaluation.batch.plan import Job
 from flashrt_ros.evaluation.replay.episode import Episode, save_episode
 from flashrt_ros.evaluation.replay.feed import find_sources
+from flashrt_ros.evaluation.replay.from_topics import TopicReader
 from flashrt_ros.evaluation.replay.play import Player, Timings
 from flashrt_ros.evaluation.replay.results_bag import ResultsBag
 from flashrt_ros.loading import load_for
@@ -64,6 +65,12 @@ class Worker:
         if not bag.topics or bag.end_ns <= bag.start_ns:
             raise BagError('it is empty', str(bag.path), 'record it again')
         config, choices = job.variant.config, job.choices
+        if choices.topics_only:
+            reader = TopicReader(bag, config, choices.reference)
+            episode, stages, inference = reader.read(job.name)
+            _require_chunks(episode, bag)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            return episode, Timings(stages, inference)
         sources = find_sources(bag, config, choices.renamed, choices.reference)
         policy = self._policy_for(config)
         policy.reseed(choices.seed)

@@ -67,7 +67,9 @@ def values_of(episode: Episode) -> Values:
     times, jerk = motion.jerk(episode.commands_ns, episode.commands)
     _by_joint(found, 'jerk', jerk, times, episode.joints)
     for column, name in enumerate(('position_clamp', 'step_clamp')):
-        found[name, 'all'] = ((episode.clamps[:, column] > 0).astype(np.float64), episode.commands_ns)
+        # A bag of topics does not tell them command by command.
+        told = episode.clamps[:, column]
+        found[name, 'all'] = ((told > 0).astype(np.float64), episode.commands_ns[: len(told)])
     joint = gripper.gripper_joint(episode.joints)
     if joint is not None:
         events = gripper.gripper_events(episode, joint)
@@ -76,7 +78,8 @@ def values_of(episode: Episode) -> Values:
     blocked = (episode.blocked[ready] >= 0).astype(np.float64)
     found['blocked', 'all'] = (blocked, episode.ticks_ns[ready])
     for column, name in enumerate(episode.inputs):
-        found['age', name] = (episode.ages[:, column], episode.looked_ns)
+        told_age = np.isfinite(episode.ages[:, column])
+        found['age', name] = (episode.ages[told_age, column], episode.looked_ns[told_age])
     found['skew', 'all'] = (episode.skew, episode.looked_ns)
     found['staleness', 'all'] = ((episode.ready_ns - episode.observed_ns) / 1e9, episode.looked_ns)
     return found

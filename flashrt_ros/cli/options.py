@@ -82,13 +82,13 @@ def variants_of(arguments: argparse.Namespace) -> list[Variant]:
     return make_variants(configs, settings, arguments.latency)
 
 
-def choices_of(arguments: argparse.Namespace) -> Choices:
+def choices_of(arguments: argparse.Namespace, images: bool = True) -> Choices:
     return Choices(
         seed=arguments.seed,
         renamed=renamed_of(arguments.rename),
         reference=arguments.reference,
         topics_only=getattr(arguments, 'from_topics', False),
-        images=not getattr(arguments, 'no_images', False),
+        images=images and not getattr(arguments, 'no_images', False),
     )
 
 

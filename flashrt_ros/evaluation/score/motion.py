@@ -31,6 +31,19 @@ def jerk(times_ns: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.nd
     return times_ns[3:][inside], third[inside]
 
 
+def silence(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [K], times [K]): at every control period from the first command to the end of the bag, 0 where
+    a command was sent and 1 where none was."""
+    times = episode.commands_ns
+    if len(times) < 2:
+        return np.ones(1), np.array([episode.begin_ns])
+    period = _period(times)
+    grid = np.arange(times[0], episode.end_ns, period).astype(np.int64)
+    nearest = np.searchsorted(times, grid - period / 2)
+    found = np.minimum(nearest, len(times) - 1)
+    return (np.abs(times[found] - grid) > 0.75 * period).astype(np.float64), grid
+
+
 def _period(times_ns: np.ndarray) -> float:
     """The usual time between neighbours [ns]."""
     steps = np.diff(times_ns)

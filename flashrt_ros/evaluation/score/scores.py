@@ -48,6 +48,7 @@ GROUPS = {
     'blocked': Group('Ticks without a chunk', SHARE, ('mean',)),
     'age': Group('Age of an input when the inference began', SECONDS, ('p50', 'p99')),
     'skew': Group('Spread of the stamps of one observation', SECONDS, ('p50', 'p99')),
+    'silent': Group('Time without a command, after the first', SHARE, ('mean',)),
     'staleness': Group('Observation to chunk at the executor', SECONDS, ('p50', 'p99')),
 }
 
@@ -70,6 +71,7 @@ def values_of(episode: Episode) -> Values:
         # A bag of topics does not tell them command by command.
         told = episode.clamps[:, column]
         found[name, 'all'] = ((told > 0).astype(np.float64), episode.commands_ns[: len(told)])
+    found['silent', 'all'] = motion.silence(episode)
     joint = gripper.gripper_joint(episode.joints)
     if joint is not None:
         events = gripper.gripper_events(episode, joint)

@@ -17,6 +17,7 @@ COMMANDS = {
     'evaluate': 'replay bags into a policy and judge what it does',
     'compare': 'say which of two evaluations, checkpoints or precisions is better',
     'inspect': 'say what a checkpoint expects or what a bag has, and whether they fit',
+    'calibrate': 'measure the activation scales of fp8 on bags',
     'tune': 'find the rates and strategy that suit bags and this machine',
     'record': 'record what running nodes do, to evaluate it',
 }

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flashrt_ros.engine.calibration import Prepared, Scales, calibrate, store
+from flashrt_ros.engine.calibration import Prepared, Scales, observe, store
 from flashrt_ros.engine.device import find_gpu
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.engine.weights import OnDevice, fingerprint, pack
 from flashrt_ros.errors import FlashRTError, ObservationError
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
@@ -32,6 +33,17 @@ def calibrate_checkpoint(
     path: Path, observations: Iterable[Observation], options: PolicyOptions | None = None
 ) -> Scales:
     """Run the observations through the engine in bf16 and write the scales beside the checkpoint."""
+    observations = list(observations)
+    ranges, key = measure_checkpoint(path, observations, options)
+    scales = ranges.scales()
+    store(path, key, scales, len(observations))
+    return scales
+
+
+def measure_checkpoint(
+    path: Path, observations: Iterable[Observation], options: PolicyOptions | None = None
+) -> tuple[Ranges, str]:
+    """Ranges of what enters every product on these observations, and the fingerprint of the weights."""
     checkpoint, library = open_checkpoint(path, options), KernelLibrary(find_gpu())
     spec, device = checkpoint.spec, library.gpu.device
     packed = pack(OnDevice(checkpoint.tensors, device), spec, 'bf16')
@@ -39,9 +51,7 @@ def calibrate_checkpoint(
     prepared = list(_prepare(checkpoint, observations))
     if not prepared:
         raise ObservationError('there are no observations', str(path), 'give at least one')
-    scales = calibrate(engine, prepared)
-    store(path, fingerprint(path / 'model.safetensors'), scales, len(prepared))
-    return scales
+    return observe(engine, prepared), fingerprint(path / 'model.safetensors')
 
 
 def read_observations(path: Path) -> list[Observation]:

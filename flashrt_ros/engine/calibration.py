@@ -8,19 +8,16 @@ too large costs little, and one that is too small saturates: hence the headroom.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.packing import E4M3_MAX
+from flashrt_ros.engine.ranges import HEADROOM, Ranges
 from flashrt_ros.errors import BackendError, CheckpointError
-
-HEADROOM = 2.0
-"""Room above the largest value seen, for observations that were not. It costs no precision: E4M3 has 15
-octaves of normal values."""
 
 FILE = 'flashrt_calibration.json'
 
@@ -31,10 +28,15 @@ Scales = dict[str, float]
 
 
 def calibrate(engine: Engine, observations: Iterable[Prepared]) -> Scales:
-    """Product name -> scale of its input. `engine` runs in bf16; it need not have captured anything."""
-    largest: dict[str, float] = {}
+    """Product name -> scale of its input, from the largest magnitudes."""
+    return observe(engine, observations).scales()
+
+
+def observe(engine: Engine, observations: Iterable[Prepared]) -> Ranges:
+    """Ranges of what enters every product. `engine` runs in bf16; it need not have captured anything."""
+    ranges = Ranges()
     for product in engine.products():
-        product.observer = largest
+        product.observer = ranges
     for images, tokens, state, noise in observations:
         engine.write(images, tokens, state, noise)
         with torch.cuda.stream(engine.stream):
@@ -43,13 +45,21 @@ def calibrate(engine: Engine, observations: Iterable[Prepared]) -> Scales:
         engine.read()
     for product in engine.products():
         product.observer = None
-    return {name: max(amax, 1e-6) * HEADROOM / E4M3_MAX for name, amax in largest.items()}
+    return ranges
 
 
-def store(directory: Path, key: str, scales: Scales, observations: int) -> Path:
-    """Write the scales beside the checkpoint whose fingerprint is `key`."""
+def store(
+    directory: Path, key: str, scales: Scales, observations: int, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the scales beside the checkpoint whose fingerprint is `key`. about: how they were found."""
     path = directory / FILE
-    content = {'checkpoint': key, 'observations': observations, 'headroom': HEADROOM, 'scales': scales}
+    content = {
+        'checkpoint': key,
+        'observations': observations,
+        'headroom': HEADROOM,
+        'scales': scales,
+        **(about or {}),
+    }
     try:
         path.write_text(json.dumps(content, indent=1) + '\n')
     except OSError as error:
@@ -64,7 +74,7 @@ def store(directory: Path, key: str, scales: Scales, observations: int) -> Path:
 def stored(directory: Path, key: str) -> Scales:
     """Read them again. Raises CheckpointError when there are none, or they belong to other weights."""
     path = directory / FILE
-    fix = f'run: python -m flashrt_ros.engine.calibrate {directory} OBSERVATIONS.npz'
+    fix = f'run: flashrt calibrate BAG --config robot.yaml --checkpoint {directory}'
     if not path.exists():
         raise CheckpointError("precision 'fp8' needs activation scales, and there are none", str(path), fix)
     try:

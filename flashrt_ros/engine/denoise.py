@@ -49,11 +49,16 @@ class PlainDenoise:
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
+        observer = self.layers[0]['qkv'].observer
         for step in range(self.spec.steps):
+            if observer is not None:
+                observer.step = step
             self._residual[: self.rows].copy_(self.heads.embed(self.actions, self.state, step))
             self._run_tower(step)
             normed = self._final[self.rows - self.spec.horizon : self.rows]
             self.actions.sub_(self.heads.velocity(normed), alpha=1 / self.spec.steps)
+        if observer is not None:
+            observer.step = None
 
     def _allocate(self) -> None:
         spec = self.spec.expert
@@ -114,8 +119,7 @@ class PlainDenoise:
         if observer is not None:
             scale = modulation.scale if modulation is not None else None
             scale = self._norm_weights(name) if scale is None else scale
-            largest = (self._residual[: self.rows] * (1 + scale)).abs().max().item()
-            observer[f'expert.{name}'] = max(largest, observer.get(f'expert.{name}', 0.0))
+            observer.note(f'expert.{name}', self._residual[: self.rows] * (1 + scale))
 
     def _norm_weights(self, name: str) -> Tensor:
         """pi0's constant norm weights, which the packed products have folded in."""

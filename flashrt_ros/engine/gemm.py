@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.ranges import Ranges
+
 ROWS_MULTIPLE = 16
 """cuBLASLt takes E4M3 operands only with row counts that are multiples of 16."""
 
@@ -56,7 +58,7 @@ class Product:
         self.channel_scale = packed[f'{name}.channel_scale'].to(device) * scale if self.fp8 else None
         self.inverse_scale = 1.0 / scale if self.fp8 else 1.0
         self._one = torch.ones((), device=device)
-        self.observer: dict[str, float] | None = None
+        self.observer: Ranges | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,8 +68,7 @@ class Product:
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """x [rows, in] -> out bf16 [rows, out], launched on the current stream."""
         if self.observer is not None:
-            amax = x.float().abs().max().item()
-            self.observer[self.name] = max(amax, self.observer.get(self.name, 0.0))
+            self.observer.note(self.name, x)
         if self.fp8:
             torch._scaled_mm(
                 x,

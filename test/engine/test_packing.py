@@ -122,9 +122,7 @@ def test_scales_are_read_back(tmp_path):
 
 
 def test_missing_scales_are_asked_for(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r'needs activation scales.*python -m flashrt_ros\.engine\.calibrate'
-    ):
+    with pytest.raises(CheckpointError, match=r'needs activation scales.*flashrt calibrate BAG'):
         stored(tmp_path, 'key')
 
 

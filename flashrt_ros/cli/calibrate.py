@@ -106,9 +106,8 @@ def _text(found: dict[str, Any], accuracy: dict[str, Distance], joints: tuple[st
     lines = [f'{len(found["amax"])} scales by {found["method"]}, from {found["moments"]} moments of the bags']
     spread = [max(steps) / max(min(steps), 1e-9) for steps in found['amax_by_flow_step'].values()]
     if spread:
-        lines.append(
-            f'over the flow steps a range changes {np.median(spread):.2f}-fold (median), {max(spread):.1f} at most'
-        )
+        usual, most = np.median(spread), max(spread)
+        lines.append(f'over the flow steps a range changes {usual:.2f}-fold (median), {most:.1f} at most')
     columns = (*joints, 'all')
     for name, one in accuracy.items():
         lines += ['', f'{name}, held out [mrad or mm]; worst cosine {one.cosine:.6f}']

@@ -13,6 +13,9 @@ STAMPS  := $(VENV)/.stamps
 IN_ENV  := ROS=$(ROS) tools/in_env
 CHECKED := flashrt_ros launch tools test $(wildcard benchmarks demo setup.py)
 
+# With an NVIDIA GPU the demo runs on it, and what the CUDA engine needs is installed with the rest.
+GPU := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda)
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -32,8 +35,8 @@ endif
 endif
 
 ##@ Use
-demo: $(STAMPS)/build ## Replay the recorded episode into the policy over real DDS; table, plot and report in demo/out
-	$(IN_ENV) python -m demo
+demo: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Replay the recorded episode into the policy over real DDS (on the GPU where there is one); results in demo/out
+	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
 	$(IN_ENV) python -m pytest -m "not slow and not gpu" $(ARGS)

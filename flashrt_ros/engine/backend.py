@@ -51,7 +51,10 @@ def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     library = KernelLibrary(gpu)
     library.compile(policy_builds(gpu, checkpoint.spec, options.precision))
     packed = load_packed(key, checkpoint.spec, options.precision, gpu, lambda: checkpoint.tensors)
-    engine = Engine(library, checkpoint.spec, packed, len(checkpoint.processing.views), scales)
+    processing = checkpoint.processing
+    engine = Engine(
+        library, checkpoint.spec, packed, len(processing.views), scales, processing.resizes_to_bytes
+    )
     engine.capture()
     return CudaPolicy(checkpoint, engine, options)
 
@@ -91,7 +94,7 @@ class CudaPolicy:
         began = perf_counter()
         engine = self._require_engine()
         start = self._start(noise)
-        prepared = self.processing.prepare(observation)
+        prepared = self.processing.prepare(observation, self.processing.resizes_to_bytes)
         inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
         actions = self._run(engine, inputs)
         finished = perf_counter()
@@ -138,7 +141,7 @@ class CudaPolicy:
         """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
         kept = self._staging.get(name)
         if kept is None or kept.numel() < tensor.numel():
-            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
+            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 

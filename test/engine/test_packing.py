@@ -2,7 +2,7 @@
 refused."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,12 +155,10 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
         store(tmp_path / 'absent', 'key', {}, 1)
 
 
-@dataclass
 class CpuAsGpu:
     """What `load_packed` asks of a GPU, on a machine without one."""
 
-    device: torch.device = torch.device('cpu')
-    capability: tuple[int, int] = (8, 9)
+    device, capability = torch.device('cpu'), (8, 9)
 
 
 class TestPackedCache:

@@ -6,6 +6,7 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.calibration import stored
-from flashrt_ros.engine.device import FP8_CAPABILITY, Gpu, find_gpu, require_capability, require_memory
+from flashrt_ros.engine.device import (
+    FP8_CAPABILITY,
+    Gpu,
+    find_gpu,
+    gpu_failures,
+    require_capability,
+    require_memory,
+)
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
@@ -44,19 +52,24 @@ def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     _check_precision(gpu, options.precision)
     checkpoint = open_checkpoint(path, options)
     check_sizes(checkpoint.spec, options.precision)
-    key = fingerprint(path / 'model.safetensors')
-    scales = stored(path, key) if options.precision == 'fp8' else {}
-    size = parameter_count(checkpoint.spec) * BYTES[options.precision] + WORKSPACE
-    require_memory(gpu, int(size), f'{checkpoint.spec.family} in {options.precision}')
-    library = KernelLibrary(gpu)
-    library.compile(policy_builds(gpu, checkpoint.spec, options.precision))
-    packed = load_packed(key, checkpoint.spec, options.precision, gpu, lambda: checkpoint.tensors)
-    processing = checkpoint.processing
-    engine = Engine(
-        library, checkpoint.spec, packed, len(processing.views), scales, processing.resizes_to_bytes
-    )
-    engine.capture()
+    with gpu_failures(str(path)):
+        engine = _build_engine(path, checkpoint, gpu, options.precision)
     return CudaPolicy(checkpoint, engine, options)
+
+
+def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) -> Engine:
+    """Kernels, packed weights and graphs. What an error leaves behind is garbage and goes with it."""
+    spec, processing = checkpoint.spec, checkpoint.processing
+    key = fingerprint(path / 'model.safetensors')
+    scales = stored(path, key) if precision == 'fp8' else {}
+    size = parameter_count(spec) * BYTES[precision] + WORKSPACE
+    require_memory(gpu, int(size), f'{spec.family} in {precision}')
+    library = KernelLibrary(gpu)
+    library.compile(policy_builds(gpu, spec, precision))
+    packed = load_packed(key, spec, precision, gpu, lambda: checkpoint.tensors)
+    engine = Engine(library, spec, packed, len(processing.views), scales, processing.resizes_to_bytes)
+    engine.capture()
+    return engine
 
 
 def check_sizes(spec: PolicySpec, precision: str) -> None:
@@ -110,20 +123,15 @@ class CudaPolicy:
         """Give back the GPU memory; the object is of no use afterwards."""
         self._engine = None
         self._staging.clear()
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a lost context: its memory has gone already
+            torch.cuda.empty_cache()
 
     def _run(self, engine: Engine, inputs: tuple[Tensor, ...]) -> np.ndarray:
         """Stage images, tokens, state and noise, replay, and wait for the actions."""
-        try:
+        with gpu_failures(self.info.name):
             engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
             engine.replay()
             return engine.read().numpy().copy()
-        except RuntimeError as error:  # torch.AcceleratorError: the context is lost with everything in it
-            raise BackendError(
-                f'the GPU failed: {error}',
-                self.info.name,
-                'restart the process, and see the kernel log (dmesg)',
-            ) from error
 
     def _require_engine(self) -> Engine:
         if self._engine is None:

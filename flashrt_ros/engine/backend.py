@@ -6,7 +6,6 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +23,7 @@ from flashrt_ros.engine.device import (
     require_capability,
     require_memory,
 )
+from flashrt_ros.engine.driver import keep_forever
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
@@ -101,6 +101,7 @@ class CudaPolicy:
         else:
             self._generator.manual_seed(options.seed)
         self._staging: dict[str, Tensor] = {}
+        self._lost = False
 
     def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
@@ -123,15 +124,21 @@ class CudaPolicy:
         """Give back the GPU memory; the object is of no use afterwards."""
         self._engine = None
         self._staging.clear()
-        with suppress(RuntimeError):  # of a lost context: its memory has gone already
+        if not self._lost:
             torch.cuda.empty_cache()
 
     def _run(self, engine: Engine, inputs: tuple[Tensor, ...]) -> np.ndarray:
         """Stage images, tokens, state and noise, replay, and wait for the actions."""
-        with gpu_failures(self.info.name):
+        with gpu_failures(self.info.name, self._abandon):
             engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
             engine.replay()
             return engine.read().numpy().copy()
+
+    def _abandon(self) -> None:
+        """Whatever lies in the context has gone with it."""
+        if not self._lost:
+            keep_forever((self._engine, dict(self._staging)))
+        self._lost = True
 
     def _require_engine(self) -> Engine:
         if self._engine is None:

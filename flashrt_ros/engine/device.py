@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,11 +87,11 @@ def require_memory(gpu: Gpu, size: int, purpose: str) -> None:
 
 
 @contextmanager
-def gpu_failures(where: str) -> Iterator[None]:
+def gpu_failures(where: str, lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Errors of torch's CUDA runtime leave as BackendError that names `where`.
 
-    After an error on the device itself (illegal address, GPU gone from the bus) its context is lost with
-    everything in it, and no call of this process reaches the GPU again.
+    lost: called after an error on the device itself (illegal address, GPU gone from the bus): its context is
+    lost with everything in it, and no call of this process reaches the GPU again.
     """
     try:
         yield
@@ -102,6 +102,7 @@ def gpu_failures(where: str) -> Iterator[None]:
             "end other programs on this GPU, choose precision 'fp8', or a larger GPU",
         ) from error
     except RuntimeError as error:  # torch.AcceleratorError is one; older releases raise RuntimeError itself
+        lost()
         raise BackendError(
             f'the GPU failed: {_first_line(error)}',
             where,

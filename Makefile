@@ -3,7 +3,7 @@
 
 ROS    ?= kilted
 PYTHON ?= python3
-# Passed on to pytest, for example: make test ARGS="test/nodes -k stale"
+# Passed on to pytest, demo or benchmarks, for example: make test ARGS="test/nodes -k stale"
 ARGS   ?=
 
 VENV    := $(if $(filter kilted,$(ROS)),.venv,.venv-$(ROS))
@@ -13,11 +13,14 @@ STAMPS  := $(VENV)/.stamps
 IN_ENV  := ROS=$(ROS) tools/in_env
 CHECKED := flashrt_ros launch tools test $(wildcard benchmarks demo setup.py)
 
+# With an NVIDIA GPU the demo runs on it, and what the CUDA engine needs is installed with the rest.
+GPU := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda)
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu bench lint types format install cuda build clean clean-all
+.PHONY: help demo test test-slow test-gpu test-sanitizer bench lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -32,8 +35,8 @@ endif
 endif
 
 ##@ Use
-demo: $(STAMPS)/build ## Replay the recorded episode into the policy over real DDS; table, plot and report in demo/out
-	$(IN_ENV) python -m demo
+demo: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Replay the recorded episode into the policy over real DDS, on the GPU if there is one; results in demo/out
+	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
 	$(IN_ENV) python -m pytest -m "not slow and not gpu" $(ARGS)
@@ -43,6 +46,12 @@ test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the 
 
 test-gpu: $(STAMPS)/build $(STAMPS)/cuda ## Tests of the CUDA engine (needs an NVIDIA GPU)
 	$(IN_ENV) python -m pytest -m gpu $(ARGS)
+
+# Without torch's caching allocator every tensor is an allocation of its own, whose ends the sanitizer knows.
+SANITIZED := -m "gpu and not slow" test/engine/test_operators.py test/engine/test_expert_kernels.py
+test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit's compute-sanitizer: memory, then races
+	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_ENV) compute-sanitizer --tool $$tool \
+		--error-exitcode 9 --print-limit 5 python -m pytest -q $(SANITIZED) $(ARGS); done
 
 bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 	$(IN_ENV) python -m benchmarks $(ARGS)
@@ -75,7 +84,7 @@ help: ## This text
 	@echo 'make TARGET [ROS=kilted|jazzy] [PYTHON=python3.12] [ARGS="pytest arguments"]'
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'demo and test install and build what is missing. ROS chooses the wheels and, with them, the environment'
 	@echo '(.venv, .venv-jazzy); PYTHON is the interpreter that a new environment is made with (3.10 to 3.13).'

@@ -1,7 +1,11 @@
-"""Latency of the whole graph and of its stages, beside what a user would run without the engine.
+"""Latency of the whole graph and of its stages, beside the roofline and what a user would run without the
+engine.
 
-usage: python -m benchmarks.bench_policy [--family pi05 pi0] [--precision bf16 fp8] [--views 2] [--horizon 50]
-       [--tokens 50] [--replays 200] [--baselines] [--compile] [--output benchmarks/results/NAME.json]
+usage: python -m benchmarks [--family pi05 pi0] [--precision fp8 bf16] [--views 1 2 3] [--horizon 10 50]
+       [--tokens 50 200] [--replays 200] [--no-baselines] [--no-compile]
+       [--output benchmarks/results/NAME.json]
+
+Without options it measures all of that, which takes about ten minutes, half of them torch.compile's.
 """
 
 from __future__ import annotations
@@ -10,12 +14,14 @@ import argparse
 import gc
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from benchmarks.machine import ceilings, describe, median_ms
 from benchmarks.policies import SPECS, PolicyFactory, observations
+from benchmarks.roofline import floors
 from flashrt_ros.engine.device import find_gpu
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
@@ -51,33 +57,29 @@ def time_replays(engine: Engine, replays: int) -> tuple[list[float], dict[str, f
 
 
 def measure(
-    factory: PolicyFactory,
-    family: str,
-    precision: str,
-    views: int,
-    horizon: int,
-    tokens: int,
-    replays: int,
-    timed: bool,
+    engine: Engine, precision: str, tokens: int, replays: int, ceilings: Mapping[str, float]
 ) -> Record:
-    engine = factory.engine(precision, views, horizon, timed)
-    spec = engine.spec
+    """One record of an engine at a prompt length, with all its views present."""
+    spec, views = engine.spec, engine.views
     engine.write(*observations(spec, views, tokens, 1)[0])
     times, stages = time_replays(engine, replays)
     if not torch.isfinite(engine.read()).all():
-        raise SystemExit(f'{family} {precision}: the actions are not finite')
+        raise SystemExit(f'{spec.family} {precision}: the actions are not finite')
+    roofline = sum(floors(spec, precision, views, spec.horizon, tokens, ceilings).values())
     return {
-        'model': family,
+        'model': spec.family,
         'implementation': 'engine',
         'precision': precision,
         'views': views,
-        'horizon': horizon,
+        'horizon': spec.horizon,
         'tokens': tokens,
         'replays': replays,
         'p50_ms': percentile(times, 0.5),
         'p90_ms': percentile(times, 0.9),
         'p99_ms': percentile(times, 0.99),
         **stages,
+        'roofline_ms': roofline,
+        'times_roofline': percentile(times, 0.5) / roofline,
     }
 
 
@@ -93,19 +95,18 @@ def baselines(factory: PolicyFactory, family: str, views: int, tokens: int, comp
         return denoise(noise[None], prefill(see(images), words[None], state[None]), table)
 
     common = {'model': family, 'precision': 'bf16', 'views': views, 'horizon': spec.horizon, 'tokens': tokens}
-    records = [{**common, 'implementation': 'plain eager', 'p50_ms': median_ms(run, 10)}]
+    times = {'plain eager': median_ms(run, 10)}
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    records.append(
-        {**common, 'implementation': 'plain in a CUDA graph', 'p50_ms': median_ms(graph.replay, 20)}
-    )
-    if compiled:
-        parts = [torch.compile(part) for part in (model.see, model.prefill, model.denoise)]
-        records.append(
-            {**common, 'implementation': 'torch.compile', 'p50_ms': median_ms(lambda: run(*parts), 10)}
-        )
-    return records
+    times['plain in a CUDA graph'] = median_ms(graph.replay, 20)
+    if (
+        compiled
+    ):  # the loop over the steps stays in Python: compiled as a whole it takes minutes, and is no faster
+        model.velocity = torch.compile(model.velocity)
+        parts = [torch.compile(part) for part in (model.see, model.prefill)]
+        times['torch.compile'] = median_ms(lambda: run(*parts), 10)
+    return [{**common, 'implementation': name, 'p50_ms': time} for name, time in times.items()]
 
 
 def show(record: Record) -> None:
@@ -117,34 +118,40 @@ def show(record: Record) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--family', nargs='+', default=list(SPECS), choices=SPECS)
-    parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
-    for name, default in (('views', [2]), ('horizon', [50]), ('tokens', [50])):
+    parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'], choices=['fp8', 'bf16'])
+    for name, default in (('views', [1, 2, 3]), ('horizon', [10, 50]), ('tokens', [50, 200])):
         parser.add_argument(f'--{name}', nargs='+', type=int, default=default)
     parser.add_argument('--replays', type=int, default=200)
-    parser.add_argument('--baselines', action='store_true', help='also the plain model, eager and in a graph')
-    parser.add_argument('--compile', action='store_true', help='also torch.compile (minutes)')
+    parser.add_argument('--no-baselines', action='store_true', help='not the plain model')
+    parser.add_argument('--no-compile', action='store_true', help='not torch.compile, which takes minutes')
     parser.add_argument('--untimed', action='store_true', help='without events between the stages')
     parser.add_argument('--output', type=Path)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
     report = {'machine': describe(), 'ceilings': ceilings(), 'records': []}
     print(json.dumps(report['machine']), json.dumps(report['ceilings']))
+
+    def keep(record: Record) -> None:
+        report['records'].append(record)
+        show(record)
+
     for family in arguments.family:
         factory = PolicyFactory(KernelLibrary(find_gpu()), family)
-        grid = itertools.product(arguments.precision, arguments.views, arguments.horizon, arguments.tokens)
-        for precision, views, horizon, tokens in grid:
-            record = measure(
-                factory, family, precision, views, horizon, tokens, arguments.replays, not arguments.untimed
-            )
-            report['records'].append(record)
-            show(record)
+        for setting in itertools.product(arguments.precision, arguments.views, arguments.horizon):
+            engine = factory.engine(*setting, timed=not arguments.untimed)
+            for tokens in arguments.tokens:
+                keep(measure(engine, setting[0], tokens, arguments.replays, report['ceilings']))
+            del engine
             gc.collect()
-        if arguments.baselines or arguments.compile:
-            for record in baselines(factory, family, 2, 50, arguments.compile):
-                report['records'].append(record)
-                show(record)
+        if not arguments.no_baselines:
+            for record in baselines(factory, family, 2, 50, not arguments.no_compile):
+                keep(record)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(report, indent=1) + '\n')

@@ -45,11 +45,15 @@ class PolicyFactory:
 
     def engine(self, precision: str, views: int, horizon: int = 50, timed: bool = True) -> Engine:
         """Captured and ready."""
-        spec = replace(self.spec, horizon=horizon)
-        scales = self.scales() if precision == 'fp8' else {}
-        engine = Engine(self.library, spec, self.packed(precision), views, scales)
+        engine = self.build(precision, views, horizon)
         engine.capture(timed)
         return engine
+
+    def build(self, precision: str, views: int, horizon: int = 50) -> Engine:
+        """Not captured yet."""
+        scales = self.scales() if precision == 'fp8' else {}
+        spec = replace(self.spec, horizon=horizon)
+        return Engine(self.library, spec, self.packed(precision), views, scales)
 
 
 def observations(spec: PolicySpec, views: int, tokens: int, count: int, seed: int = 0) -> list[Observed]:

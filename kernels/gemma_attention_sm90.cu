@@ -3,133 +3,375 @@
 //
 // queries bf16 [rows, HEADS * 256] (after RoPE, unscaled); keys, values bf16 [capacity, 256]; out as queries, in bf16 or
 // with FP8 e4m3(value * inverse_scale). Every query sees the keys 0 .. *length + appended - 1; query row 0 sees only
-// *length + first_sees when first_sees is not negative. Keys beyond are never used but must be finite; capacity is a
-// multiple of 64. Logits and softmax in fp32, probabilities rounded to bf16 for the product with the values.
+// *length + first_sees when first_sees is not negative. Keys beyond are never used but must be finite. *length is read
+// early: the kernel just before must not write it. Logits and softmax in fp32, probabilities rounded to bf16 for the
+// product with the values. With several blocks along the keys, what each found is normalised and exchanged in fp16:
+// values are below 65504, and get an error of at most 2^-12 or 3e-8.
 //
-// One block takes 64 of the rows * HEADS queries and has two warpgroups of 128 threads. They take alternating tiles of
-// 64 keys, each with tiles of its own: two for keys, one for values. So one warpgroup's softmax runs under the other's
-// products. Results are merged at the end.
+// All heads see the same keys, so the rows * HEADS queries are one list. A block takes 128 of them, 64 for each of its two
+// warpgroups, and a share of the keys: grid (queries / 128, blocks along the keys), the latter at most 8 and one cluster,
+// 256 threads. Everything comes through the copy engine, queries once for the whole cluster.
 //
-// Shared tiles are [4][64 rows][128 bytes], a quarter of the 256 columns each, in the 128-byte swizzle of wgmma.
+// A block takes KEYS keys at once (192, or 160 to make room for MORE passes), a quarter of their columns after the other.
+// All logits are known before the first exponential; the first half of the result's columns is computed under the
+// exponentials, then each part is sent to the block that finishes it under the products of the next. A block finishes
+// whole groups of 16 rows, those of one warp in all blocks.
+//
+// Maps: queries in boxes of 128 rows, keys and values of KEYS, by 64 columns, 128-byte swizzle. Shared memory: 225 KB.
+// Roofline at 576 rows and 562 keys: 2.7 GFLOP, 3.5 us; 23 MB from the second-level cache, 5 MB between blocks.
 #ifndef HEADS
 #define HEADS 8
 #endif
 #ifndef FP8
 #define FP8 0
 #endif
-#include "attention.cuh"
-#include "wgmma.cuh"
+#ifndef KEYS
+#define KEYS 192
+#endif
+#ifndef MORE
+#define MORE 0
+#endif
+#include "attention_sm90.cuh"
+#include <cuda_fp16.h>
 
-constexpr int DIM = 256;
-constexpr int KEYS = 64;
-constexpr int QUERIES = 64;
-constexpr int TILE = KEYS * DIM;        // elements
-constexpr int QUARTER = KEYS * 64;      // elements of a tile's quarter
-constexpr int KEY_TILES = KEYS / 8;
-constexpr int DIM_TILES = DIM / 8;
+constexpr int DIM = 256, QUARTERS = 4, QUERIES = 128, WARPS = 8, MOST_BLOCKS = 8;
+constexpr int KEY_TILES = KEYS / 8, STEPS = KEYS / 16, BATCHES = KEYS == 192 ? 3 : 2, BATCH = STEPS / BATCHES;
+constexpr int QUERY_BYTES = QUERIES * 128, KEY_BYTES = KEYS * 128;  // of a quarter of the columns
+constexpr int KEY_PLACE = QUARTERS * QUERY_BYTES, VALUE_PLACE = KEY_PLACE + QUARTERS * KEY_BYTES;
+constexpr int SOFTMAX_BYTES = WARPS * MOST_BLOCKS * 16 * sizeof(float2);
+constexpr int LIMIT = 224 << 10;
+constexpr bool REUSE = VALUE_PLACE + QUARTERS * KEY_BYTES > LIMIT;  // the last two quarters of values lie over used keys
+constexpr int PARTS = 3, PARTIAL_BYTES = 16 * DIM * sizeof(half);   // a half, two quarters; 16 rows from one block
+constexpr int RECEIVED_BYTES = 2 * 7 * PARTIAL_BYTES;               // the most: two groups of rows from seven blocks
+constexpr int SOFTMAX_PLACE = REUSE ? LIMIT - SOFTMAX_BYTES : RECEIVED_BYTES;
 
-// Start copying 64 rows into a swizzled tile; rows from `valid` on become zero.
-__device__ __forceinline__ void copy_tile(bf16* tile, const bf16* source, int valid, int thread, int threads) {
-  for (int i = thread; i < 64 * DIM / 8; i += threads) {
-    int row = i / (DIM / 8), group = i % (DIM / 8);
-    bf16* target = tile + group / 8 * QUARTER + row * 64 + ((group % 8) ^ (row % 8)) * 8;
-    if (row < valid)
-      copy_async(target, source + (size_t)row * DIM + group * 8);
-    else
-      *reinterpret_cast<uint4*>(target) = make_uint4(0, 0, 0, 0);
+static_assert(!(REUSE && MORE), "keys of the next pass need a place of their own");
+static_assert(RECEIVED_BYTES <= VALUE_PLACE - (REUSE ? 2 * KEY_BYTES : SOFTMAX_BYTES), "partials lie over queries and keys");
+
+struct Barriers {
+  uint64_t keys[QUARTERS];          // a quarter of the keys, and in the first pass of the queries, is there
+  uint64_t values[QUARTERS];        // a quarter of the values is there
+  uint64_t keys_used, values_used;  // by all warps
+  uint64_t partials[PARTS];         // that part of what other blocks send is there
+};
+
+// Which part of the work is this block's.
+struct Place {
+  int rank, split;         // along the keys
+  int total, begin, end;   // keys: all, and this block's
+
+  __device__ Place(int total) : rank(blockIdx.y), split(gridDim.y), total(total) {
+    int each = min((total + split - 1) / split + 15 & ~15, total);
+    begin = min(rank * each, total), end = min(begin + each, total);
   }
+  __device__ int passes() const { return MORE ? max(1, (end - begin + KEYS - 1) / KEYS) : 1; }
+  // Rows 16 * group .. of the block's queries are finished by this one of the blocks along the keys.
+  __device__ int owner(int group) const { return group * split / WARPS; }
+  __device__ int first_group(int rank) const { return (rank * WARPS + split - 1) / split; }
+  __device__ int groups() const { return first_group(rank + 1) - first_group(rank); }
+};
+
+struct Maps {
+  const TensorMap &queries, &keys, &values;
+};
+
+__device__ __forceinline__ uint8_t* value_quarter(uint8_t* memory, int quarter) {
+  return memory + VALUE_PLACE + (REUSE && quarter >= 2 ? quarter - 4 : quarter) * KEY_BYTES;
 }
 
-// All copies but the last `PENDING` groups have arrived and the tensor cores may read them.
-template <int PENDING>
-__device__ __forceinline__ void publish_copies(int group) {
-  wait_copies<PENDING>();
-  fence_shared_for_tensor_cores();
-  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+__device__ __forceinline__ void fetch_keys(uint8_t* memory, Barriers& barriers, const Maps& maps, const Place& place,
+                                           int row, int quarter, bool first) {
+  uint64_t* barrier = barriers.keys + quarter;
+  barrier_expect(barrier, KEY_BYTES + (first ? QUERY_BYTES : 0));
+  if (first && quarter % place.split == place.rank)
+    copy_box_to(memory + quarter * QUERY_BYTES, maps.queries, quarter * 64, blockIdx.x * QUERIES, barrier,
+                (1 << place.split) - 1);
+  copy_box(memory + KEY_PLACE + quarter * KEY_BYTES, maps.keys, quarter * 64, row, barrier);
 }
 
-// logits [64 queries, 64 keys] = queries * keys^T
-__device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const bf16* queries, const bf16* keys) {
-  wgmma_begin();
+__device__ __forceinline__ void fetch_values(uint8_t* memory, Barriers& barriers, const Maps& maps, int row, int quarter) {
+  barrier_expect(barriers.values + quarter, KEY_BYTES);
+  copy_box(value_quarter(memory, quarter), maps.values, quarter * 64, row, barriers.values + quarter);
+}
+
+__device__ __forceinline__ void warp_done(uint64_t* barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) barrier_arrive(barrier);
+}
+
+__device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const uint8_t* memory, Barriers& barriers,
+                                              int warpgroup, int parity) {
+  const uint8_t *queries = memory + warpgroup * 64 * 128, *keys = memory + KEY_PLACE;
 #pragma unroll
-  for (int k = 0; k < DIM / 16; k++) {
-    int offset = k / 4 * QUARTER + k % 4 * 16;
-    wgmma_bf16(logits, swizzled_rows(queries + offset), swizzled_rows(keys + offset), k > 0);
+  for (int q = 0; q < QUARTERS; q++) {
+    barrier_wait(barriers.keys + q, parity);
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      multiply(logits, swizzled_rows(queries + q * QUERY_BYTES + k * 32), swizzled_rows(keys + q * KEY_BYTES + k * 32),
+               q + k > 0);
+    wgmma_commit();
   }
-  wgmma_commit();
-}
-
-// result [64 queries, 256] += probabilities [64 queries, 64 keys] * values
-__device__ __forceinline__ void multiply_values(float (&result)[DIM_TILES][4], const float (&p)[KEY_TILES][4],
-                                                const bf16* values) {
-  uint32_t a[KEY_TILES / 2][4];
-#pragma unroll
-  for (int t = 0; t < KEY_TILES; t += 2) as_operand(a[t / 2], p, t);
-  wgmma_begin();
-#pragma unroll
-  for (int k = 0; k < KEYS / 16; k++)
-    wgmma_bf16_transposed(result, a[k], swizzled_columns(values + k * 16 * 64, QUARTER * sizeof(bf16)));
-  wgmma_commit();
   wgmma_wait<0>();
 }
 
+// New largest logits in units of log2(e); `correction` is what earlier sums and results have to be multiplied with.
+__device__ __forceinline__ void update_top(float (&top)[2], float (&correction)[2], float (&logits)[KEY_TILES][4],
+                                           const int (&seen)[2], float scale, int lane) {
+  constexpr int PIECE = KEY_TILES / BATCHES;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int left = seen[h] - lane % 4 * 2;
+    float most = -INFINITY;
+#pragma unroll
+    for (int first = 0; first < KEY_TILES; first += PIECE) {
+      if (seen[h] < (first + PIECE) * 8) {
+#pragma unroll
+        for (int t = first; t < first + PIECE; t++) {
+          if (t * 8 >= left) logits[t][2 * h] = -INFINITY;
+          if (t * 8 + 1 >= left) logits[t][2 * h + 1] = -INFINITY;
+        }
+      }
+#pragma unroll
+      for (int t = first; t < first + PIECE; t++) most = fmaxf(most, fmaxf(logits[t][2 * h], logits[t][2 * h + 1]));
+    }
+    most = fmaxf(top[h], quad_max(most) * scale);
+    correction[h] = exp2f(top[h] - (most == -INFINITY ? 0.0f : most));
+    top[h] = most;
+  }
+}
+
+template <int TILES>
+__device__ __forceinline__ void multiply_rows(float (&tiles)[TILES][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int t = 0; t < TILES; t++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) tiles[t][j] *= factor[j / 2];
+  }
+}
+
+// Probabilities of 16 keys as an operand, and their share of the sums.
+__device__ __forceinline__ void exponentiate_step(uint32_t (&a)[4], float (&sum)[2], float (&logits)[KEY_TILES][4],
+                                                  const float (&reference)[2], float scale, int step) {
+#pragma unroll
+  for (int t = 2 * step; t < 2 * step + 2; t++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) sum[j / 2] += logits[t][j] = exp2f(fmaf(logits[t][j], scale, -reference[j / 2]));
+  }
+  as_operand(a, logits, 2 * step);
+}
+
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
+  __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// Normalised columns of this warp's rows to `slot` in the block that finishes them, as [pair of tiles][lane] of 16 bytes.
+template <int TILES>
+__device__ __forceinline__ void deliver(const float (&tiles)[TILES][4], const float (&factor)[2], uint8_t* slot,
+                                        uint64_t* barrier, int owner, bool own, int lane) {
+  uint8_t* place = slot + lane * 16;
+  uint32_t target = peer_address(place, owner), there = peer_address(barrier, owner);
+#pragma unroll
+  for (int t = 0; t < TILES; t += 2) {
+    uint4 v = {pack_half(tiles[t][0] * factor[0], tiles[t][1] * factor[0]),
+               pack_half(tiles[t][2] * factor[1], tiles[t][3] * factor[1]),
+               pack_half(tiles[t + 1][0] * factor[0], tiles[t + 1][1] * factor[0]),
+               pack_half(tiles[t + 1][2] * factor[1], tiles[t + 1][3] * factor[1])};
+    if (own)
+      *reinterpret_cast<uint4*>(place + t * 256) = v;
+    else
+      send(target + t * 256, there, v.x, v.y, v.z, v.w);
+  }
+  if (own) warp_done(barrier, lane);
+}
+
+// Add up what all blocks found for 16 rows and 32 columns; row sums are one.
+__device__ __forceinline__ void merge(float (&merged)[4][4], const uint8_t* partials, const float2 (*softmax)[16], int split,
+                                      int lane) {
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  for (int i = 0; i < split; i++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) top[h] = fmaxf(top[h], softmax[i][lane / 4 + h * 8].x);
+  }
+#pragma unroll 3
+  for (int i = 0; i < split; i++) {
+    float weight[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float2 found = softmax[i][lane / 4 + h * 8];
+      sum[h] += weight[h] = found.y * exp2f(found.x - top[h]);
+    }
+#pragma unroll
+    for (int t = 0; t < 4; t += 2) {
+      uint4 raw = *reinterpret_cast<const uint4*>(partials + i * PARTIAL_BYTES + t * 256 + lane * 16);
+      const __half2* pairs = reinterpret_cast<const __half2*>(&raw);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        float2 pair = __half22float2(pairs[j]);
+        merged[t + j / 2][j % 2 * 2] += pair.x * weight[j % 2];
+        merged[t + j / 2][j % 2 * 2 + 1] += pair.y * weight[j % 2];
+      }
+    }
+  }
+  float factor[2] = {1.0f / sum[0], 1.0f / sum[1]};
+  multiply_rows(merged, factor);
+}
+
+// 32 columns of this lane's two rows of a group of 16; rows beyond the last are not written.
+__device__ __forceinline__ void store_rows(Output* out, const float (*tiles)[4], int group, int column, int queries,
+                                           float inverse_scale, int lane) {
+  int query = blockIdx.x * QUERIES + group * 16 + lane / 4;
+  Output* row = out + (size_t)query * DIM + column;
+  store_four_tiles(query < queries ? row : nullptr, query + 8 < queries ? row + 8 * DIM : nullptr, tiles, inverse_scale, lane);
+}
+
+// The keys that this lane's two rows see, counted from the block's first.
+__device__ __forceinline__ void find_limits(int (&limit)[2], const Place& place, int first_row_sees, int warp, int lane) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int query = blockIdx.x * QUERIES + warp * 16 + lane / 4 + h * 8;
+    limit[h] = (query < HEADS ? min(place.end, first_row_sees) : place.end) - place.begin;
+  }
+}
+
+// By one thread, before any other block may send.
+__device__ __forceinline__ void prepare(Barriers& barriers, const Maps& maps, const Place& place) {
+  prefetch_map(maps.queries), prefetch_map(maps.keys), prefetch_map(maps.values);
+  for (int q = 0; q < QUARTERS; q++) barrier_init(barriers.keys + q, 1), barrier_init(barriers.values + q, 1);
+  barrier_init(&barriers.keys_used, WARPS), barrier_init(&barriers.values_used, WARPS);
+  for (int part = 0; part < PARTS; part++) barrier_init(barriers.partials + part, 1 + place.groups());
+  barrier_init_done();
+  int received = place.groups() * (place.split - 1);  // groups of rows from other blocks
+  for (int part = 0; part < PARTS; part++)
+    barrier_expect(barriers.partials + part, received * (part ? PARTIAL_BYTES / 4 : PARTIAL_BYTES / 2 + 16 * (int)sizeof(float2)));
+}
+
 extern "C" __global__ void __launch_bounds__(256, 1)
-    gemma_attention(const bf16* queries, const bf16* keys, const bf16* values, const int* length, int appended,
-                    int first_sees, int rows, Output* out, float inverse_scale) {
-  extern __shared__ __align__(1024) uint8_t shared[];
-  bf16* query_tile = reinterpret_cast<bf16*>(shared);
-  int group = threadIdx.x / 128, thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
-  bf16* key_tiles = query_tile + TILE * (1 + 3 * group);
-  bf16* value_tile = key_tiles + 2 * TILE;
+    gemma_attention(const __grid_constant__ TensorMap query_map, const __grid_constant__ TensorMap key_map,
+                    const __grid_constant__ TensorMap value_map, const int* length, int appended, int first_sees, int rows,
+                    Output* out, float inverse_scale) {
+  extern __shared__ uint8_t raw_memory[];
+  __shared__ Barriers barriers;
+  uint8_t* memory = raw_memory + (1024 - shared_address(raw_memory) % 1024) % 1024;
+  float2(*softmax)[MOST_BLOCKS][16] = reinterpret_cast<float2(*)[MOST_BLOCKS][16]>(memory + SOFTMAX_PLACE);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, valid = __ldcg(length);
+  const Place place(valid + appended);
+  const Maps maps = {query_map, key_map, value_map};
+  if (threadIdx.x == 0) prepare(barriers, maps, place);
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();  // nobody sends before all barriers exist
   wait_for_predecessor();
   release_successor();
-  int total = *length + appended, tiles = (total + KEYS - 1) / KEYS, first = blockIdx.x * QUERIES;
-  copy_tile(query_tile, queries + (size_t)first * DIM, rows * HEADS - first, threadIdx.x, 256);
-  if (group < tiles) copy_tile(key_tiles, keys + (size_t)group * TILE, KEYS, thread, 128);
-  commit_copies();
-  if (group < tiles) copy_tile(value_tile, values + (size_t)group * TILE, KEYS, thread, 128);
-  commit_copies();
-  wait_copies<1>();
-  fence_shared_for_tensor_cores();
-  __syncthreads();  // the queries were copied by both groups
-
+  // One thread in each warp of the second warpgroup fetches a quarter of everything.
+  const int fetched = warp - WARPS / 2;
+  const bool fetches = fetched >= 0 && lane == 0;
+  if (fetches) {
+    fetch_keys(memory, barriers, maps, place, place.begin, fetched, true);
+    if (!REUSE || fetched < 2) fetch_values(memory, barriers, maps, place.begin, fetched);
+  }
+  __syncwarp();
   int limit[2];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    int query = first + warp * 16 + lane / 4 + h * 8;
-    limit[h] = first_sees >= 0 && query < HEADS ? *length + first_sees : total;
-  }
-  float result[DIM_TILES][4] = {};
-  Softmax state;
+  find_limits(limit, place, first_sees >= 0 ? valid + first_sees : place.total, warp, lane);
+  const float scale = rsqrtf((float)DIM) * LOG2_E;
+  const int passes = place.passes();
+  float half_row[16][4], quarter_row[2][8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll 1
-  for (int tile = group, turn = 0; tile < tiles; tile += 2, turn ^= 1) {
-    publish_copies<1>(group);  // this tile's keys; its values may be under way
-    float logits[KEY_TILES][4];
-    multiply_keys(logits, query_tile, key_tiles + turn * TILE);
-    if (tile + 2 < tiles) copy_tile(key_tiles + (turn ^ 1) * TILE, keys + (size_t)(tile + 2) * TILE, KEYS, thread, 128);
-    commit_copies();
+  for (int pass = 0; pass < (MORE ? passes : 1); pass++) {
+    const int parity = MORE ? pass & 1 : 0, row = place.begin + pass * KEYS;
+    const bool last = !MORE || pass + 1 == passes;
+    float logits[KEY_TILES][4], correction[2];
+    multiply_keys(logits, memory, barriers, warp / 4, parity);
+    if (last) cluster_arrive();  // queries and keys are not needed any more
+    warp_done(&barriers.keys_used, lane);
+    if (fetches && (REUSE ? fetched >= 2 : !last)) {
+      barrier_wait(&barriers.keys_used, parity);
+      if (REUSE)
+        fetch_values(memory, barriers, maps, row, fetched);
+      else
+        fetch_keys(memory, barriers, maps, place, row + KEYS, fetched, false);
+    }
+    __syncwarp();
+    int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};
+    update_top(top, correction, logits, seen, scale, lane);
+    if (MORE && pass > 0) {
+      multiply_rows(half_row, correction);
+      multiply_rows(quarter_row[0], correction), multiply_rows(quarter_row[1], correction);
+      sum[0] *= correction[0], sum[1] *= correction[1];
+    }
+    float reference[2] = {top[0] == -INFINITY ? 0.0f : top[0], top[1] == -INFINITY ? 0.0f : top[1]};
+    uint32_t a[STEPS][4];
+#pragma unroll
+    for (int batch = 0; batch < BATCHES; batch++) {
+#pragma unroll
+      for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++) exponentiate_step(a[k], sum, logits, reference, scale, k);
+      if (batch == 0) barrier_wait(barriers.values, parity), barrier_wait(barriers.values + 1, parity);
+      wgmma_begin();
+#pragma unroll
+      for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++)
+        multiply_columns(half_row, a[k], swizzled_columns(value_quarter(memory, 0) + k * 16 * 128, KEY_BYTES), pass + k > 0);
+      wgmma_commit();
+    }
+#pragma unroll
+    for (int q = 0; q < 2; q++) {
+      barrier_wait(barriers.values + 2 + q, parity);
+      wgmma_begin();
+#pragma unroll
+      for (int k = 0; k < STEPS; k++)
+        multiply_columns(quarter_row[q], a[k], swizzled_columns(value_quarter(memory, 2 + q) + k * 16 * 128, 0), pass + k > 0);
+      wgmma_commit();
+    }
+    if (last) break;
     wgmma_wait<0>();
-    int seen[2] = {limit[0] - tile * KEYS, limit[1] - tile * KEYS};
-    exponentiate(logits, result, state, seen, rsqrtf((float)DIM) * LOG2_E, lane);
-    publish_copies<1>(group);  // this tile's values
-    multiply_values(result, logits, value_tile);
-    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-    if (tile + 2 < tiles) copy_tile(value_tile, values + (size_t)(tile + 2) * TILE, KEYS, thread, 128);
-    commit_copies();
+    warp_done(&barriers.values_used, lane);
+    if (fetches) {
+      barrier_wait(&barriers.values_used, parity);
+      fetch_values(memory, barriers, maps, row + KEYS, fetched);
+    }
+    __syncwarp();
   }
+  sum[0] = quad_sum(sum[0]), sum[1] = quad_sum(sum[1]);
+  cluster_wait();
+  float factor[2] = {sum[0] > 0 ? 1.0f / sum[0] : 0.0f, sum[1] > 0 ? 1.0f / sum[1] : 0.0f};
+  int queries = rows * HEADS;
+  if (place.split == 1) {
+    wgmma_wait<0>();
+    multiply_rows(half_row, factor), multiply_rows(quarter_row[0], factor), multiply_rows(quarter_row[1], factor);
 #pragma unroll
-  for (int h = 0; h < 2; h++) state.sum[h] = quad_sum(state.sum[h]);
-  wait_copies<0>();
-  merge_groups(result, state, reinterpret_cast<float*>(query_tile), group, thread);
-  if (group == 1) return;
+    for (int t = 0; t < 16; t += 4) {
+      store_rows(out, half_row + t, warp, t * 8, queries, inverse_scale, lane);
+      store_rows(out, quarter_row[t / 8] + t % 8, warp, 128 + t * 8, queries, inverse_scale, lane);
+    }
+    return;
+  }
+  int owner = place.owner(warp), group = warp - place.first_group(owner);
+  bool own = owner == place.rank;
+  uint8_t* slot = memory + (group * place.split + place.rank) * PARTIAL_BYTES;
+  if (lane % 4 == 0) {
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    int query = first + warp * 16 + lane / 4 + h * 8;
-    if (query >= rows * HEADS) continue;
-    float factor = 1.0f / state.sum[h];
-#pragma unroll
-    for (int t = 0; t < DIM_TILES; t++)
-      store_pair(out + (size_t)query * DIM + t * 8 + lane % 4 * 2, result[t][2 * h] * factor, result[t][2 * h + 1] * factor,
-                 inverse_scale);
+    for (int h = 0; h < 2; h++) {
+      float2* target = &softmax[group][place.rank][lane / 4 + h * 8];
+      if (own)
+        *target = make_float2(top[h], sum[h]);
+      else
+        send(peer_address(target, owner), peer_address(barriers.partials, owner), top[h], sum[h]);
+    }
+  }
+  wgmma_wait<2>();
+  deliver(half_row, factor, slot, barriers.partials, owner, own, lane);
+  wgmma_wait<1>();
+  deliver(quarter_row[0], factor, slot + PARTIAL_BYTES / 2, barriers.partials + 1, owner, own, lane);
+  wgmma_wait<0>();
+  deliver(quarter_row[1], factor, slot + PARTIAL_BYTES * 3 / 4, barriers.partials + 2, owner, own, lane);
+
+  int groups = place.groups();
+#pragma unroll 1
+  for (int unit = warp; unit < groups * 8; unit += WARPS) {
+    int columns = unit / groups, group = unit % groups;
+    wait_for_peers(barriers.partials + max(0, columns / 2 - 1), 0);
+    float merged[4][4] = {};
+    merge(merged, memory + group * place.split * PARTIAL_BYTES + columns * 1024, softmax[group], place.split, lane);
+    store_rows(out, merged, place.first_group(place.rank) + group, columns * 32, queries, inverse_scale, lane);
   }
 }

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.calibration import stored
-from flashrt_ros.engine.device import FP8_CAPABILITY, Gpu, find_gpu, require_capability, require_memory
+from flashrt_ros.engine.device import (
+    FP8_CAPABILITY,
+    Gpu,
+    find_gpu,
+    gpu_failures,
+    require_capability,
+    require_memory,
+)
+from flashrt_ros.engine.driver import keep_forever
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
@@ -44,16 +52,24 @@ def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     _check_precision(gpu, options.precision)
     checkpoint = open_checkpoint(path, options)
     check_sizes(checkpoint.spec, options.precision)
-    key = fingerprint(path / 'model.safetensors')
-    scales = stored(path, key) if options.precision == 'fp8' else {}
-    size = parameter_count(checkpoint.spec) * BYTES[options.precision] + WORKSPACE
-    require_memory(gpu, int(size), f'{checkpoint.spec.family} in {options.precision}')
-    library = KernelLibrary(gpu)
-    library.compile(policy_builds(gpu, checkpoint.spec, options.precision))
-    packed = load_packed(key, checkpoint.spec, options.precision, gpu, lambda: checkpoint.tensors)
-    engine = Engine(library, checkpoint.spec, packed, len(checkpoint.processing.views), scales)
-    engine.capture()
+    with gpu_failures(str(path)):
+        engine = _build_engine(path, checkpoint, gpu, options.precision)
     return CudaPolicy(checkpoint, engine, options)
+
+
+def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) -> Engine:
+    """Kernels, packed weights and graphs. What an error leaves behind is garbage and goes with it."""
+    spec, processing = checkpoint.spec, checkpoint.processing
+    key = fingerprint(path / 'model.safetensors')
+    scales = stored(path, key) if precision == 'fp8' else {}
+    size = parameter_count(spec) * BYTES[precision] + WORKSPACE
+    require_memory(gpu, int(size), f'{spec.family} in {precision}')
+    library = KernelLibrary(gpu)
+    library.compile(policy_builds(gpu, spec, precision))
+    packed = load_packed(key, spec, precision, gpu, lambda: checkpoint.tensors)
+    engine = Engine(library, spec, packed, len(processing.views), scales, processing.resizes_to_bytes)
+    engine.capture()
+    return engine
 
 
 def check_sizes(spec: PolicySpec, precision: str) -> None:
@@ -82,13 +98,14 @@ class CudaPolicy:
         self._generator = torch.Generator()
         self.reseed(options.seed)
         self._staging: dict[str, Tensor] = {}
+        self._lost = False
 
     def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
         began = perf_counter()
         engine = self._require_engine()
         start = self._start(noise)
-        prepared = self.processing.prepare(observation)
+        prepared = self.processing.prepare(observation, self.processing.resizes_to_bytes)
         inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
         actions = self._run(engine, inputs)
         finished = perf_counter()
@@ -111,20 +128,21 @@ class CudaPolicy:
         """Give back the GPU memory; the object is of no use afterwards."""
         self._engine = None
         self._staging.clear()
-        torch.cuda.empty_cache()
+        if not self._lost:
+            torch.cuda.empty_cache()
 
     def _run(self, engine: Engine, inputs: tuple[Tensor, ...]) -> np.ndarray:
         """Stage images, tokens, state and noise, replay, and wait for the actions."""
-        try:
+        with gpu_failures(self.info.name, self._abandon):
             engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
             engine.replay()
             return engine.read().numpy().copy()
-        except RuntimeError as error:  # torch.AcceleratorError: the context is lost with everything in it
-            raise BackendError(
-                f'the GPU failed: {error}',
-                self.info.name,
-                'restart the process, and see the kernel log (dmesg)',
-            ) from error
+
+    def _abandon(self) -> None:
+        """Whatever lies in the context has gone with it."""
+        if not self._lost:
+            keep_forever((self._engine, dict(self._staging)))
+        self._lost = True
 
     def _require_engine(self) -> Engine:
         if self._engine is None:
@@ -142,7 +160,7 @@ class CudaPolicy:
         """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
         kept = self._staging.get(name)
         if kept is None or kept.numel() < tensor.numel():
-            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
+            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flashrt_ros.engine.compiler import kernel_files
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
-from flashrt_ros.engine.operators import attention_build
+from flashrt_ros.engine.operators import attention_builds, vision_attention_build
 from flashrt_ros.engine.packing import expert_precision, patch_columns
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
@@ -15,7 +15,7 @@ Builds = list[tuple[str, dict[str, int]]]
 def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     """Kernel files and constants of vision, prefill and denoise loop."""
     fp8 = int(precision == 'fp8')
-    builds = _vision(spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
+    builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
     if covers(gpu, spec):
@@ -25,12 +25,12 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 
-def _vision(spec: VisionSpec, fp8: int) -> Builds:
+def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
     return [
         ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
         ('norm', {'WIDTH': spec.width, 'LAYER_NORM': 1, 'FP8': fp8}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
-        ('vision_attention', {'TOKENS': spec.tokens, 'HEADS': spec.heads, 'DIM': spec.head_dim, 'FP8': fp8}),
+        vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, fp8),
     ]
 
 
@@ -39,5 +39,5 @@ def _gemma(gpu: Gpu, spec: GemmaSpec, fp8: int) -> Builds:
         ('norm', {'WIDTH': spec.width, 'LAYER_NORM': 0, 'FP8': fp8}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
         ('rope', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
-        attention_build(gpu, spec.heads, spec.head_dim, fp8),
+        *attention_builds(gpu, spec.heads, spec.head_dim, fp8),
     ]

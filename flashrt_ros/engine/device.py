@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +84,34 @@ def require_memory(gpu: Gpu, size: int, purpose: str) -> None:
             f'cuda:{gpu.index}',
             "end other programs on this GPU, choose precision 'fp8', or a larger GPU",
         )
+
+
+@contextmanager
+def gpu_failures(where: str, lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Errors of torch's CUDA runtime leave as BackendError that names `where`.
+
+    lost: called after an error on the device itself (illegal address, GPU gone from the bus): its context is
+    lost with everything in it, and no call of this process reaches the GPU again.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f'the GPU memory does not suffice: {_first_line(error)}',
+            where,
+            "end other programs on this GPU, choose precision 'fp8', or a larger GPU",
+        ) from error
+    except RuntimeError as error:  # torch.AcceleratorError is one; older releases raise RuntimeError itself
+        lost()
+        raise BackendError(
+            f'the GPU failed: {_first_line(error)}',
+            where,
+            'restart the process, and see the kernel log (dmesg)',
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition('\n')[0]
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -36,7 +36,7 @@ class DeviceContext:
         self._cuda = _import_pycuda()
         self._cuda.init()
         self._context = self._cuda.Device(gpu.index).retain_primary_context()
-        _keep_forever(self._context)
+        keep_forever(self._context)
         self._streams: dict[int, Any] = {0: None}
 
     @contextmanager
@@ -52,7 +52,7 @@ class DeviceContext:
         """A non-blocking stream that pycuda and torch share."""
         with self.active():
             stream = self._cuda.Stream(_NON_BLOCKING)
-        _keep_forever(stream)
+        keep_forever(stream)
         self._streams[stream.handle] = stream
         return torch.cuda.ExternalStream(stream.handle, device=self.gpu.device)
 
@@ -120,8 +120,12 @@ def check(result: tuple[Any, ...], where: str) -> Any:
     return values[0] if values else None
 
 
-def _keep_forever(handle: object) -> None:
-    """pycuda would destroy what the object stands for, while torch still frees graphs and pinned memory."""
+def keep_forever(handle: object) -> None:
+    """Never destroy the object, not even when the interpreter ends.
+
+    pycuda would destroy the context that it stands for, while torch still frees graphs and pinned memory; and
+    what lies in a lost context cannot be freed: torch aborts the process that tries.
+    """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
 
 

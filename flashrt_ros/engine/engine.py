@@ -54,6 +54,7 @@ class Engine:
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
+        torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
         with torch.cuda.stream(self.stream):
             self.inputs = Inputs.allocate(spec, views, device, byte_frames)
             self.cache = PrefixCache.allocate(spec, views, device)

@@ -52,6 +52,19 @@ class Kernel:
         else:
             self._launch_plain(grid3, block3, arguments, shared, handle)
 
+    def most_clusters(self, cluster: Dimensions, block: int, shared: int) -> int:
+        """How many clusters of that many blocks can be resident at once."""
+        from cuda.bindings import driver
+
+        function = self._attributed_function(shared)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = _three(cluster)
+        config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+        config.sharedMemBytes = shared
+        config.attrs = _attributes(cluster, dependent=False)
+        config.numAttrs = len(config.attrs)
+        return int(check(driver.cuOccupancyMaxActiveClusters(function, config), self.name))
+
     def _launch_plain(
         self,
         grid: tuple[int, ...],
@@ -83,11 +96,7 @@ class Kernel:
     ) -> None:
         from cuda.bindings import driver
 
-        function = self._module.attributed_function(self.name)
-        if shared > self._shared:
-            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            check(driver.cuFuncSetAttribute(function, limit, shared), self.name)
-            self._shared = shared
+        function = self._attributed_function(shared)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = block
@@ -98,6 +107,17 @@ class Kernel:
         values = [_c_value(a) for a in arguments]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(v) for v in values))
         check(driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0), self.name)
+
+    def _attributed_function(self, shared: int) -> Any:
+        """The CUfunction, allowed to use `shared` bytes of dynamic shared memory."""
+        from cuda.bindings import driver
+
+        function = self._module.attributed_function(self.name)
+        if shared > self._shared:
+            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute(function, limit, shared), self.name)
+            self._shared = shared
+        return function
 
 
 _BY_VALUE = (ctypes.Structure, ctypes.Array)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine import attention_sm90
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
@@ -99,7 +100,7 @@ class Operators:
         scale = preceding.channel_scale
         kernel(
             qkv.shape[0],
-            min(192, _threads(items)),
+            _threads(items),
             qkv,
             scale,
             table,
@@ -125,25 +126,22 @@ class Operators:
         """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
-        file, constants = attention_build(self.library.gpu, heads, dim, _fp8(out))
-        kernel = self.library.kernel(file, 'gemma_attention', **constants)
-        if 'STAGES' in constants:
-            shared = max((64 + constants['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512)
-        else:
-            shared = 7 * 64 * dim * 2
+        arguments = (length, appended, first_sees, rows)
+        if attention_sm90.covers_gemma(self.library.gpu, dim):
+            attention_sm90.gemma(self.library, queries, keys, values, arguments, out, following.inverse_scale)
+            return
+        constants = portable_attention(self.library.gpu, heads, dim, _fp8(out))
+        kernel = self.library.kernel('gemma_attention', 'gemma_attention', **constants)
         kernel(
             -(-rows * heads // 64),
             256,
             queries,
             keys,
             values,
-            length,
-            appended,
-            first_sees,
-            rows,
+            *arguments,
             out,
             following.inverse_scale,
-            shared=shared,
+            shared=max((64 + constants['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512),
             dependent=True,
         )
 
@@ -152,9 +150,11 @@ class Operators:
     ) -> None:
         """SigLIP attention inside each image of `tokens` rows; qkv raw [views * tokens, 3 * width]."""
         dim = out.shape[1] // heads
-        kernel = self.library.kernel(
-            'vision_attention', 'vision_attention', TOKENS=tokens, HEADS=heads, DIM=dim, FP8=_fp8(out)
-        )
+        if attention_sm90.covers_vision(self.library.gpu, tokens, dim):
+            attention_sm90.vision(self.library, qkv, preceding, heads, out, following.inverse_scale)
+            return
+        constants = {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, 'FP8': _fp8(out)}
+        kernel = self.library.kernel('vision_attention', 'vision_attention', **constants)
         stride = -(-dim // 16) * 16 + 8
         kernel(
             (tokens // 64, heads, qkv.shape[0] // tokens),
@@ -204,12 +204,25 @@ class Operators:
         )
 
 
-def attention_build(gpu: Gpu, heads: int, dim: int, fp8: int) -> tuple[str, dict[str, int]]:
-    """Kernel file and constants of the Gemma attention for a GPU."""
-    if gpu.capability == (9, 0) and dim == 256:
-        return 'gemma_attention_sm90', {'HEADS': heads, 'FP8': fp8}
-    stages = 2 if gpu.capability in ROOMY else 1
-    return 'gemma_attention', {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': stages}
+def attention_builds(gpu: Gpu, heads: int, dim: int, fp8: int) -> list[tuple[str, dict[str, int]]]:
+    """Kernel files and constants of the Gemma attention for a GPU."""
+    if attention_sm90.covers_gemma(gpu, dim):
+        return attention_sm90.gemma_builds(heads, fp8)
+    return [('gemma_attention', portable_attention(gpu, heads, dim, fp8))]
+
+
+def portable_attention(gpu: Gpu, heads: int, dim: int, fp8: int) -> dict[str, int]:
+    """Constants of gemma_attention.cu."""
+    return {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': 2 if gpu.capability in ROOMY else 1}
+
+
+def vision_attention_build(
+    gpu: Gpu, tokens: int, heads: int, dim: int, fp8: int
+) -> tuple[str, dict[str, int]]:
+    """Kernel file and constants of the vision attention for a GPU."""
+    if attention_sm90.covers_vision(gpu, tokens, dim):
+        return attention_sm90.vision_build(heads, dim, fp8)
+    return 'vision_attention', {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, 'FP8': fp8}
 
 
 def _fp8(out: Tensor) -> int:

@@ -74,7 +74,7 @@ class Prefill:
 
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
         ops, cache = self.operators, self.cache
-        keys, values = cache.keys[index], cache.values[index]
+        keys, values = cache.keys[index, :rows], cache.values[index, :rows]
         residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
         qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
         gate_up, activated = self._gate_up[:rows], self._activated[:rows]

@@ -14,9 +14,9 @@ ROW_BYTES = 128
 """Width of a box: what one row of the 128-byte swizzle holds."""
 
 
-def tensor_map(matrix: Tensor, box_rows: int) -> Any:
-    """Describe a contiguous matrix to the copy engine in boxes of 128 bytes by `box_rows`, 128-byte
-    swizzle."""
+def tensor_map(matrix: Tensor, box_rows: int, row_bytes: int = ROW_BYTES) -> Any:
+    """Describe a contiguous matrix to the copy engine in boxes of `row_bytes` (32, 64 or 128) by `box_rows`,
+    in the swizzle of that width."""
     from cuda.bindings import driver
 
     bf16 = matrix.dtype == torch.bfloat16
@@ -28,10 +28,10 @@ def tensor_map(matrix: Tensor, box_rows: int) -> Any:
             matrix.data_ptr(),
             [driver.cuuint64_t(size) for size in reversed(matrix.shape)],
             [driver.cuuint64_t(matrix.stride(0) * matrix.element_size())],
-            [driver.cuuint32_t(ROW_BYTES // matrix.element_size()), driver.cuuint32_t(box_rows)],
+            [driver.cuuint32_t(row_bytes // matrix.element_size()), driver.cuuint32_t(box_rows)],
             [driver.cuuint32_t(1)] * 2,
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            getattr(driver.CUtensorMapSwizzle, f'CU_TENSOR_MAP_SWIZZLE_{row_bytes}B'),
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         ),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,15 +77,18 @@ def load_packed(
     folder = (cache or cache_directory()) / 'weights'
     fused = covers(gpu, spec)
     path = folder / f'{key}-{precision}-{"fused" if fused else "plain"}-{spec.steps}-{FORMAT}.safetensors'
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            written = Path(temporary) / path.name
-            save_file(packed, written)
-            written.replace(path)
-        return packed
-    return load_file(path, device=str(gpu.device))
+    if path.exists():
+        try:
+            return load_file(path, device=str(gpu.device))
+        except SafetensorError:  # cut short by a full disk or a crash: it can be made again
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        written = Path(temporary) / path.name
+        save_file(packed, written)
+        written.replace(path)
+    return packed
 
 
 class OnDevice(Mapping[str, Tensor]):

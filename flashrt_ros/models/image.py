@@ -50,15 +50,20 @@ def fitted_size(image: np.ndarray, size: int) -> tuple[int, int]:
     return fitted
 
 
-def _pil(image: np.ndarray, size: int) -> Tensor:
+def square_bytes(image: np.ndarray, size: int) -> np.ndarray:
+    """The `pil` convention before normalising: uint8 [height, width, 3] -> uint8 [size, size, 3]."""
     height, width = fitted_size(image, size)
-    if image.shape[:2] != (size, size):
-        small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        square = np.zeros((size, size, 3), np.uint8)
-        top, left = (size - height) // 2, (size - width) // 2
-        square[top : top + height, left : left + width] = np.asarray(small)
-        image = square
-    return _channels_first(image) / 255 * 2 - 1
+    if image.shape[:2] == (size, size):
+        return image
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    square = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = np.asarray(small)
+    return square
+
+
+def _pil(image: np.ndarray, size: int) -> Tensor:
+    return _channels_first(square_bytes(image, size)) / 255 * 2 - 1
 
 
 def _torch(image: np.ndarray, size: int) -> Tensor:

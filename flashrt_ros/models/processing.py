@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.errors import ObservationError
-from flashrt_ros.models.image import check_image, resize_with_pad
+from flashrt_ros.models.image import check_image, resize_with_pad, square_bytes
 from flashrt_ros.models.normalize import Normalizer
 from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
 from flashrt_ros.models.tokenizer import Tokenizer
@@ -29,7 +29,8 @@ from flashrt_ros.policy import Observation
 class Prepared:
     """Inputs of the network, without padding and without absent views.
 
-    images: fp32 [V, 3, S, S] in [-1, 1]. tokens: int64 [1, N]. state: fp32 [1, padded width], normalised.
+    images: fp32 [V, 3, S, S] in [-1, 1], or uint8 [V, S, S, 3] where bytes were asked for. tokens: int64
+    [1, N]. state: fp32 [1, padded width], normalised.
     """
 
     images: Tensor
@@ -61,12 +62,22 @@ class Processing:
     tokenizer: Tokenizer
     delta: tuple[bool, ...] = ()
 
-    def prepare(self, observation: Observation) -> Prepared:
-        """Raises ObservationError for anything that the checkpoint cannot take."""
+    @property
+    def resizes_to_bytes(self) -> bool:
+        """Whether resized pictures are whole bytes, so that a backend may take those and normalise them
+        itself."""
+        return self.resize == 'pil'
+
+    def prepare(self, observation: Observation, as_bytes: bool = False) -> Prepared:
+        """Raises ObservationError for anything that the checkpoint cannot take.
+
+        as_bytes: give the pictures before they are normalised; only where `resizes_to_bytes`.
+        """
         self.check(observation)
         state = self.normalized_state(observation.state)
         tokens = self.tokens(observation.prompt, state)
-        return Prepared(self.images(observation), torch.tensor([tokens]), self.padded_state(state))
+        images = self.byte_images(observation) if as_bytes else self.images(observation)
+        return Prepared(images, torch.tensor([tokens]), self.padded_state(state))
 
     def check(self, observation: Observation) -> None:
         """Raises ObservationError for unknown views or none, bad pixels, a wrong state or no prompt."""
@@ -89,8 +100,17 @@ class Processing:
 
     def images(self, observation: Observation) -> Tensor:
         """Present views in the checkpoint's order -> fp32 [V, 3, S, S]."""
-        present = [observation.images[view] for view in self.views if view in observation.images]
-        return torch.stack([resize_with_pad(image, self.image_size, self.resize) for image in present])
+        resized = [resize_with_pad(x, self.image_size, self.resize) for x in self._present(observation)]
+        return torch.stack(resized)
+
+    def byte_images(self, observation: Observation) -> Tensor:
+        """Present views in the checkpoint's order -> uint8 [V, S, S, 3]; `images` is x / 255 * 2 - 1 of
+        it."""
+        resized = [square_bytes(image, self.image_size) for image in self._present(observation)]
+        return torch.from_numpy(np.stack(resized))
+
+    def _present(self, observation: Observation) -> list[np.ndarray]:
+        return [observation.images[view] for view in self.views if view in observation.images]
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:
         """State in robot units [D] -> normalised [D], in the precision of the statistics."""

@@ -1,5 +1,7 @@
 """The CUDA policy from a checkpoint directory, against the CPU policy of the same directory."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +84,49 @@ def test_a_bad_observation_leaves_the_policy_usable(library, checkpoint):
     with pytest.raises(ObservationError, match='not finite'):
         policy.infer(replace(good, state=np.full_like(good.state, np.nan)))
     assert np.isfinite(policy.infer(good).actions).all()
+
+
+LOSES_THE_GPU = """
+import sys
+import torch
+from pathlib import Path
+from flashrt_ros.engine.backend import load
+from flashrt_ros.engine.calibrate import random_observations
+from flashrt_ros.errors import BackendError
+from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.policy import PolicyOptions, load_policy
+
+path, options = Path(sys.argv[1]), PolicyOptions(device='cuda', precision='bf16')
+observation = random_observations(open_checkpoint(path), 1)[0]
+policy = load(path, options)
+policy.infer(observation)
+torch.zeros(4, device='cuda')[torch.tensor([1 << 40], device='cuda')]  # an assertion on the device
+for attempt in (lambda: policy.infer(observation), lambda: load(path, options)):
+    try:
+        attempt()
+    except BackendError as error:
+        print('refused:', error)
+policy.close()
+print('on the CPU:', load_policy(path).infer(observation).actions.shape)
+"""
+
+
+@gpu
+def test_a_lost_gpu_is_named_and_the_process_lives_on(library, checkpoint):
+    command = [sys.executable, '-c', LOSES_THE_GPU, str(checkpoint)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('refused: ') == 2, result.stdout
+    assert result.stdout.count('the GPU failed') == 2
+    assert 'restart the process' in result.stdout.lower()
+    assert 'on the CPU: (50, 6)' in result.stdout
+
+
+@gpu
+def test_without_enough_memory_nothing_is_loaded(library, checkpoint, monkeypatch):
+    monkeypatch.setattr('torch.cuda.mem_get_info', lambda index=0: (1 << 29, 80 << 30))
+    with pytest.raises(BackendError, match=r'needs 1\.0 GiB .* has 0\.5 GiB free of 80\.0 GiB'):
+        load(checkpoint, CUDA)
 
 
 @gpu

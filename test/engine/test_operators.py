@@ -134,18 +134,32 @@ def test_rope_writes_queries_and_cache_rows(operators, rows, heads, dim, offset)
 @pytest.mark.parametrize('out_dtype', DTYPES)
 @pytest.mark.parametrize('first_sees', [-1, 1])
 @pytest.mark.parametrize(
-    ('rows', 'length', 'appended', 'dim'),
-    [(1, 1, 1, 64), (51, 562, 51, 256), (77, 31, 40, 64), (562, 562, 0, 256)],
+    ('rows', 'length', 'appended', 'dim', 'capacity'),
+    [
+        (1, 1, 1, 64, 704),
+        (77, 31, 40, 64, 704),
+        (562, 562, 0, 64, 704),
+        (1, 1, 1, 256, 704),
+        (51, 562, 51, 256, 704),
+        (77, 31, 40, 256, 128),
+        (320, 300, 0, 256, 320),
+        (562, 562, 0, 256, 704),
+        (576, 562, 0, 256, 576),
+        (576, 5, 3, 256, 576),
+        (640, 611, 0, 256, 640),
+        (968, 968, 0, 256, 1024),
+        (2200, 777, 0, 256, 1152),
+    ],
 )
-def test_gemma_attention(operators, rows, length, appended, dim, first_sees, out_dtype):
+def test_gemma_attention(operators, rows, length, appended, dim, capacity, first_sees, out_dtype):
     if first_sees > appended:
         pytest.skip('the first row sees at most what is there')
-    heads, capacity = 8, 704
+    heads = 8
     queries, keys, values = (
         normal(n, w, dtype=BF16) for n, w in ((rows, heads * dim), (capacity, dim), (capacity, dim))
     )
     on_device, after = torch.tensor([length], dtype=torch.int32, device='cuda'), follower(out_dtype)
-    out = poisoned(rows, heads * dim, dtype=out_dtype)
+    out = poisoned(rows + 1, heads * dim, dtype=out_dtype)
     operators.attention(
         queries, keys, values, on_device, out, after, appended=appended, first_sees=first_sees
     )
@@ -157,12 +171,15 @@ def test_gemma_attention(operators, rows, length, appended, dim, first_sees, out
     logits = q @ keys[:total].float().T / math.sqrt(dim)
     weights = torch.softmax(logits.masked_fill(~mask, -math.inf), -1)
     expected = (weights @ values[:total].float()).transpose(0, 1).flatten(1)
-    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype] + 2e-3
+    assert relative_error(dequantised(out[:rows], after), expected) < TOLERANCE[out_dtype] + 2e-3
+    assert out[rows:].float().isnan().all()
 
 
 @pytest.mark.parametrize('out_dtype', DTYPES)
 @pytest.mark.parametrize('precision', ['bf16', 'fp8'])
-@pytest.mark.parametrize(('views', 'heads', 'dim'), [(1, 2, 72), (2, 16, 72), (3, 4, 64)])
+@pytest.mark.parametrize(
+    ('views', 'heads', 'dim'), [(1, 2, 72), (2, 16, 72), (3, 4, 64), (2, 3, 80), (1, 2, 96)]
+)
 def test_vision_attention_stays_inside_each_image(operators, views, heads, dim, precision, out_dtype):
     tokens, width = 256, heads * dim
     qkv, before = normal(views * tokens, 3 * width, dtype=BF16), product(3 * width, precision, 0.3)

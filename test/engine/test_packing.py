@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from flashrt_ros.engine.calibration import FILE, store, stored
 from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision, quantise_rows
-from flashrt_ros.engine.weights import fingerprint, pack
+from flashrt_ros.engine.weights import fingerprint, load_packed, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
@@ -151,3 +151,44 @@ def test_an_impossible_scale_is_refused(tmp_path, scale):
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(BackendError, match='cannot be written'):
         store(tmp_path / 'absent', 'key', {}, 1)
+
+
+class CpuAsGpu:
+    """What `load_packed` asks of a GPU, on a machine without one."""
+
+    device, capability = torch.device('cpu'), (8, 9)
+
+
+class TestPackedCache:
+    @pytest.fixture
+    def load(self, tensors, tmp_path):
+        self.packings = 0
+
+        def give():
+            self.packings += 1
+            return tensors
+
+        return lambda key='key', precision='bf16': load_packed(
+            key, SPEC, precision, CpuAsGpu(), give, tmp_path
+        )
+
+    def test_weights_are_packed_once(self, load):
+        first, second = load(), load()
+        assert self.packings == 1
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_other_weights_and_precisions_have_entries_of_their_own(self, load):
+        load(), load('other'), load(precision='fp8')
+        assert self.packings == 3
+
+    @pytest.mark.parametrize('keep', [0, 7, 1000, 100_000])
+    def test_a_cut_entry_is_made_again(self, load, tmp_path, keep):
+        whole = load()
+        (entry,) = tmp_path.glob('weights/*.safetensors')
+        entry.write_bytes(entry.read_bytes()[:keep])
+        again = load()
+        assert self.packings == 2
+        assert all(torch.equal(again[name], whole[name]) for name in whole)
+        assert load().keys() == whole.keys()
+        assert self.packings == 2

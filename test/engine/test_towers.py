@@ -7,6 +7,7 @@ import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
+from flashrt_ros.engine import attention_sm90
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.denoise import PlainDenoise
@@ -85,7 +86,7 @@ class RecordingLibrary:
     """Gives kernels that do nothing, and notes which were asked for."""
 
     def __init__(self, capability):
-        self.gpu = SimpleNamespace(device=CPU, capability=capability)
+        self.gpu = SimpleNamespace(device=CPU, capability=capability, multiprocessors=132)
         self.asked = set()
 
     def kernel(self, file, name, **constants):
@@ -95,7 +96,8 @@ class RecordingLibrary:
 
 @pytest.mark.parametrize('spec', [NANO_PI05, NANO_PI0], ids=lambda spec: spec.family)
 @pytest.mark.parametrize('capability', [(8, 0), (9, 0), (12, 0)])
-def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec):
+def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, monkeypatch):
+    monkeypatch.setattr(attention_sm90, 'tensor_map', lambda *_: None)  # a driver's work
     library = RecordingLibrary(capability)
     packed, operators = pack(random_tensors(spec, 1), spec, 'bf16'), Operators(library)
     cache = PrefixCache.allocate(spec, VIEWS, CPU)

@@ -1,0 +1,118 @@
+"""Launches of the two attention kernels for Hopper; contracts are in kernels/*_attention_sm90.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.launcher import Kernel
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.tensor_map import tensor_map
+
+HOPPER = (9, 0)
+GEMMA_DIM, VISION_TOKENS, VISION_DIMS = 256, 256, range(64, 81, 8)
+QUERIES = 128
+"""Of a block of the Gemma attention."""
+
+AT_ONCE, REPEATED = 192, 160
+"""Keys that a block of the Gemma attention takes at once: when that suffices, and when it repeats it."""
+
+MOST_BLOCKS = 8
+"""In a cluster."""
+
+GEMMA_THREADS, GEMMA_SHARED = 256, 225 << 10
+SHARERS = 2
+"""Blocks of the vision attention that send each other keys and values."""
+
+Build = tuple[str, dict[str, int]]
+
+
+def covers_gemma(gpu: Gpu, dim: int) -> bool:
+    return gpu.capability == HOPPER and dim == GEMMA_DIM
+
+
+def covers_vision(gpu: Gpu, tokens: int, dim: int) -> bool:
+    return gpu.capability == HOPPER and tokens == VISION_TOKENS and dim in VISION_DIMS
+
+
+def gemma_builds(heads: int, fp8: int) -> list[Build]:
+    return [_gemma_build(heads, keys, fp8) for keys in (AT_ONCE, REPEATED)]
+
+
+def _gemma_build(heads: int, keys: int, fp8: int) -> Build:
+    more = int(keys == REPEATED)
+    return 'gemma_attention_sm90', {'HEADS': heads, 'KEYS': keys, 'MORE': more, 'FP8': fp8}
+
+
+def vision_build(heads: int, dim: int, fp8: int) -> Build:
+    return 'vision_attention_sm90', {'HEADS': heads, 'DIM': dim, 'SHARERS': SHARERS, 'FP8': fp8}
+
+
+def split_keys(tiles: int, most_clusters: Callable[[int], int]) -> int:
+    """Over how many blocks the keys of each of `tiles` tiles of queries go, so that all of them run at once.
+
+    most_clusters: how many clusters of so many blocks there can be.
+    """
+    return max((n for n in range(2, MOST_BLOCKS + 1) if tiles <= most_clusters(n)), default=1)
+
+
+def gemma(
+    library: KernelLibrary,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    arguments: tuple[Tensor, int, int, int],
+    out: Tensor,
+    inverse_scale: float,
+) -> None:
+    """arguments: length, appended, first_sees and rows of the contract."""
+    flat = queries.view(-1, GEMMA_DIM)
+    tiles, heads, fp8 = -(-len(flat) // QUERIES), queries.shape[1] // GEMMA_DIM, _fp8(out)
+
+    def kernel(keys: int) -> Kernel:
+        file, constants = _gemma_build(heads, keys, fp8)
+        return library.kernel(file, 'gemma_attention', **constants)
+
+    split = split_keys(tiles, lambda n: kernel(AT_ONCE).most_clusters((1, n), GEMMA_THREADS, GEMMA_SHARED))
+    box = AT_ONCE if -(-len(keys) // split) <= AT_ONCE else REPEATED
+    kernel(box)(
+        (tiles, split),
+        GEMMA_THREADS,
+        tensor_map(flat, QUERIES),
+        tensor_map(keys, box),
+        tensor_map(values, box),
+        *arguments,
+        out,
+        inverse_scale,
+        shared=GEMMA_SHARED,
+        cluster=(1, split),
+        dependent=True,
+    )
+
+
+def vision(
+    library: KernelLibrary, qkv: Tensor, preceding: Product, heads: int, out: Tensor, inverse_scale: float
+) -> None:
+    dim, views = out.shape[1] // heads, qkv.shape[0] // VISION_TOKENS
+    file, constants = vision_build(heads, dim, _fp8(out))
+    library.kernel(file, 'vision_attention', **constants)(
+        (4, heads, views),
+        128,
+        tensor_map(qkv, 64),
+        tensor_map(qkv, 64, 32),
+        preceding.channel_scale,
+        preceding.bias,
+        out,
+        inverse_scale,
+        shared=1152 * (80 if dim > 64 else 64) + 1024,
+        cluster=SHARERS,
+        dependent=True,
+    )
+
+
+def _fp8(out: Tensor) -> int:
+    return int(out.dtype == torch.float8_e4m3fn)

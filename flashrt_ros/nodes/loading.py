@@ -9,6 +9,7 @@ import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.configuration import RobotConfig, check_against
+from flashrt_ros.control import check_strategy
 from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 
 
@@ -24,6 +25,7 @@ def load_for(config: RobotConfig, logger: RcutilsLogger) -> Policy:
     )
     try:
         check_against(config, info)
+        check_strategy(config, info)
         begin = time.monotonic()
         _warm_up(policy, config)
         logger.info(f'warmed up ({time.monotonic() - begin:.2f} s)')
@@ -47,6 +49,7 @@ def options_of(config: RobotConfig) -> PolicyOptions:
         delta_actions=None if deltas is None else tuple(joint in deltas for joint in config.joint_names),
         asset_id=chosen.asset_id,
         tokenizer=Path(chosen.tokenizer) if chosen.tokenizer else None,
+        trained_prefix=chosen.trained_prefix,
         seed=chosen.seed,
         threads=chosen.threads,
     )

@@ -119,16 +119,25 @@ class Executor:
         self._previous, self._speed, self._target = limited.positions, limited.velocities, target
         return limited.positions
 
-    def preview(self, now_ns: int, period_ns: int, count: int) -> np.ndarray:
-        """float64 [count, D]: the commands of the next `count` periods, if no chunk came; changes nothing.
+    @property
+    def braking_s(self) -> float:
+        """How long it takes, from the stop on, to come to rest; 0 while a chunk is followed."""
+        return 0.0 if self._brake is None else self._brake.duration_s
 
-        The limits hold from row to row.
+    def preview(self, now_ns: int, first_ns: int, period_ns: int, count: int) -> np.ndarray:
+        """float64 [count, D]: the commands at first_ns and every period after it, if no chunk comes.
+
+        The limits hold from row to row, and from the last command on. Changes nothing.
         """
         ahead = copy.copy(self)
-        ahead.counts = ExecutorCounts()
-        ahead.limits = self.limits.every(period_ns * 1e-9)
-        times = (now_ns + period_ns * row for row in range(1, count + 1))
-        rows = [command for command in map(ahead.command, times) if command is not None]
+        ahead.counts, rows = ExecutorCounts(), []
+        for row in range(count):
+            interval_ns = period_ns if row else max(1, first_ns - now_ns)
+            ahead.limits = self.limits.every(interval_ns * 1e-9)
+            command = ahead.command(first_ns + row * period_ns)
+            if command is None:
+                break
+            rows.append(command)
         return np.array(rows).reshape(len(rows), -1)
 
     def _try(self, chunk: Chunk, now_ns: int, measured: np.ndarray | None) -> str:

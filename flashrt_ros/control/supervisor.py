@@ -43,7 +43,8 @@ class SafetySettings:
         safety, executor = config.safety, config.executor
         return cls(
             safe_action=executor.safe_action,
-            hold_ns=round(executor.hold_s * _SECOND),
+            # Two periods more than by ROS time, which is to stop first where both clocks run.
+            hold_ns=round((executor.hold_s + 2.0 / config.rates.control_rate_hz) * _SECOND),
             deadman=safety.deadman_topic is not None,
             deadman_ns=round(safety.deadman_timeout_s * _SECOND),
             wall_ns=None if safety.wall_s is None else round(safety.wall_s * _SECOND),

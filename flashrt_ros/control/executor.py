@@ -24,10 +24,15 @@ CLOCK_JUMP_NS = 100_000_000
 
 
 class Executor:
-    """Executes chunks for one robot within its limits."""
+    """Executes chunks for one robot within its limits.
+
+    clamps_of: joint index -> commands that a limit changed. largest_jump: at any seam, rad or m.
+    """
 
     def __init__(self, settings: ExecutorSettings, limits: Limits) -> None:
         self.counts = ExecutorCounts()
+        self.clamps_of: dict[int, int] = {}
+        self.largest_jump = 0.0
         self.limits = limits
         self._settings = settings
         self._timeline = self._new_timeline()
@@ -130,7 +135,7 @@ class Executor:
         The limits hold from row to row, and from the last command on. Changes nothing.
         """
         ahead = copy.copy(self)
-        ahead.counts, rows = ExecutorCounts(), []
+        ahead.counts, ahead.clamps_of, rows = ExecutorCounts(), {}, []
         for row in range(count):
             interval_ns = period_ns if row else max(1, first_ns - now_ns)
             ahead.limits = self.limits.every(interval_ns * 1e-9)
@@ -138,7 +143,7 @@ class Executor:
             if command is None:
                 break
             rows.append(command)
-        return np.array(rows).reshape(len(rows), -1)
+        return np.array(rows) if rows else np.zeros((0, 0))
 
     def _try(self, chunk: Chunk, now_ns: int, measured: np.ndarray | None) -> str:
         standing = self._timeline.phase(now_ns) is not Phase.RUNNING
@@ -176,7 +181,7 @@ class Executor:
                 return 'jumps by more than max_jump'
             self.counts.jumps_blended += 1
             self._blend = Fade(jump, at_ns, self._settings.blend_ns)
-        self.counts.largest_jump = max(self.counts.largest_jump, largest)
+        self.largest_jump = max(self.largest_jump, largest)
         return ''
 
     def _wanted(self, now_ns: int) -> np.ndarray | None:
@@ -239,7 +244,7 @@ class Executor:
                 name = f'{kind}_clamps'
                 setattr(counts, name, getattr(counts, name) + int(joints.size))
                 for joint in joints.tolist():
-                    counts.clamps_of[joint] = counts.clamps_of.get(joint, 0) + 1
+                    self.clamps_of[joint] = self.clamps_of.get(joint, 0) + 1
 
     def _notice_clock_jump(self, now_ns: int) -> None:
         """Time that jumped back began anew: so does the motion. A stop stays a stop."""

@@ -90,7 +90,7 @@ class Planner:
         self, policy: Policy, joints: JointMap, action_rate_hz: float, settings: PlannerSettings | None = None
     ) -> None:
         self._policy, self._joints = policy, joints
-        self._step_ns = round(1e9 / action_rate_hz)
+        self.step_ns = round(1e9 / action_rate_hz)
         self._settings = settings or PlannerSettings()
         self._kinds = self._settings.kinds or ActionKinds.positions(len(joints.names))
         self._executing: Chunk | None = None
@@ -140,7 +140,7 @@ class Planner:
         inference_s = time.perf_counter() - begin
         chunk = self._chunk(prediction.actions, anchor, taken.stamp_ns, start_ns, guidance)
         self.sequence += 1
-        self.delay.guess(round(inference_s * 1e9), self._step_ns)
+        self.delay.guess(round(inference_s * 1e9), self.step_ns)
         overlap = 0 if guidance is None else len(guidance.actions)
         return Plan(chunk, prediction.timings, inference_s, delay, overlap)
 
@@ -168,10 +168,10 @@ class Planner:
         mit-han-lab/vlash, arXiv 2512.01031) for absolute joints, and as in the data: an action is the next
         state. Without a chunk in execution it stays where it is.
         """
-        start_ns, executing = taken.stamp_ns + delay * self._step_ns, self._executing
+        start_ns, executing = taken.stamp_ns + delay * self.step_ns, self._executing
         if executing is None or delay == 0:
             return taken.stamp_ns, measured
-        left = executing.on_grid(start_ns - self._step_ns, self._step_ns)
+        left = executing.on_grid(start_ns - self.step_ns, self.step_ns)
         if len(left) == 0:
             return taken.stamp_ns, measured
         return start_ns, left[0]
@@ -182,7 +182,7 @@ class Planner:
         executing = self._executing  # the executor's word may come at any time
         left = np.zeros((0, 0))
         if executing is not None:
-            left = executing.on_grid(start_ns, self._step_ns)[: info.horizon]
+            left = executing.on_grid(start_ns, self.step_ns)[: info.horizon]
         longest = len(left)
         if settings.strategy.guidance == 'prefix':
             longest = min(longest, info.trained_prefix)
@@ -226,7 +226,7 @@ class Planner:
             actions=positions,
             observed_ns=observed_ns,
             start_ns=start_ns,
-            step_ns=self._step_ns,
+            step_ns=self.step_ns,
             epoch=self.epoch,
             sequence=self.sequence,
             prefix=len(guidance.actions) if guidance and guidance.method == 'prefix' else 0,

@@ -51,8 +51,7 @@ class ExecutorSettings:
 class ExecutorCounts:
     """Since the executor was made. underruns: times that a chunk ended before the next came.
 
-    *_clamps: joints changed by a limit, over all commands. clamps_of: joint index -> the same for one joint.
-    jumps_blended: seams beyond the bound; largest_jump: of any seam, rad or m.
+    *_clamps: joints changed by a limit, over all commands. jumps_blended: seams beyond the bound.
     """
 
     chunks_accepted: int = 0
@@ -65,7 +64,5 @@ class ExecutorCounts:
     velocity_clamps: int = 0
     acceleration_clamps: int = 0
     step_clamps: int = 0
-    clamps_of: dict[int, int] = field(default_factory=dict)
     jumps_blended: int = 0
-    largest_jump: float = 0.0
     clock_jumps: int = 0

@@ -77,13 +77,14 @@ class CommandWorker:
     def report(self) -> dict[str, Any]:
         """State, stop reason and counters since configure, for people to read."""
         with self._lock:
-            counts, supervisor = dict(vars(self._motion.executor.counts)), self._motion.supervisor
+            executor, supervisor = self._motion.executor, self._motion.supervisor
+            counts, clamped = dict(vars(executor.counts)), dict(executor.clamps_of)
             safety = {
                 'motion': supervisor.state,
                 'stop reason': supervisor.reason,
                 **_named(supervisor.stops),
             }
-        refused, clamped = counts.pop('chunks_refused'), counts.pop('clamps_of')
+        refused = counts.pop('chunks_refused')
         names = self._joints.names
         return {
             'phase': self.phase.value,
@@ -91,6 +92,7 @@ class CommandWorker:
             **counts,
             'chunks_refused': _listed(refused) or 0,
             'chunks_malformed': self.malformed,
+            'largest jump': executor.largest_jump,
             'clamps by joint': _listed({names[joint]: clamped[joint] for joint in sorted(clamped)}) or 0,
         }
 

@@ -202,7 +202,7 @@ class TestSeams:
         assert executor.accept(chunk([0.4] * 9, start=seam, sequence=1), seam, None) == ''
         assert commands(executor, seam, seam + 40 * MS) == [0.4, 0.4]
         assert executor.counts.jumps_blended == 0
-        assert executor.counts.largest_jump == pytest.approx(0.4)
+        assert executor.largest_jump == pytest.approx(0.4)
 
     def test_a_larger_jump_fades(self):
         executor, seam = self.moving(blend_ns=200 * MS)
@@ -385,4 +385,4 @@ def test_clamps_are_counted_for_each_joint():
     executor.accept(both, NOW, np.zeros(2))
     for tick in range(3):
         executor.command(NOW + tick * PERIOD)
-    assert (executor.counts.velocity_clamps, executor.counts.clamps_of) == (3, {1: 3})
+    assert (executor.counts.velocity_clamps, executor.clamps_of) == (3, {1: 3})

@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu bench lint types format install cuda build clean clean-all
+.PHONY: help demo test test-faults test-slow test-gpu bench lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -36,7 +36,10 @@ demo: $(STAMPS)/build ## Replay the recorded episode into the policy over real D
 	$(IN_ENV) python -m demo
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
-	$(IN_ENV) python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(IN_ENV) python -m pytest -m "not slow and not gpu and not faults" $(ARGS)
+
+test-faults: $(STAMPS)/build ## The fault campaign: processes killed, stopped, starved and lied to; prints its table
+	$(IN_ENV) python -m pytest -m faults -s $(ARGS)
 
 test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the independent oracle
 	$(IN_ENV) python -m pytest -m "slow and not gpu" $(ARGS)
@@ -75,7 +78,7 @@ help: ## This text
 	@echo 'make TARGET [ROS=kilted|jazzy] [PYTHON=python3.12] [ARGS="pytest arguments"]'
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'demo and test install and build what is missing. ROS chooses the wheels and, with them, the environment'
 	@echo '(.venv, .venv-jazzy); PYTHON is the interpreter that a new environment is made with (3.10 to 3.13).'

@@ -51,6 +51,10 @@ class Executor:
         """What the last command was: part of a motion, a hold, or none."""
         return self._phase
 
+    def phase_at(self, now_ns: int) -> Phase:
+        """What a command now would be."""
+        return self._timeline.phase(now_ns)
+
     @property
     def entry(self) -> Entry | None:
         """The chunk that is followed, and when its row 0 counts as due; None while none is."""

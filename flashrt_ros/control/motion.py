@@ -83,7 +83,7 @@ class Motion:
 
     def tick(self, ros_ns: int, wall_ns: int) -> Command | None:
         """What to send now; None for nothing."""
-        self.watch(wall_ns)
+        self.watch(ros_ns, wall_ns)
         self._apply(ros_ns)
         positions = self.executor.command(ros_ns)
         if positions is None:
@@ -91,9 +91,9 @@ class Motion:
         resting = bool(self.supervisor.stop) and self.executor.at_rest
         return Command(positions, resting and self.supervisor.action == 'zero_velocity')
 
-    def watch(self, wall_ns: int) -> bool:
+    def watch(self, ros_ns: int, wall_ns: int) -> bool:
         """Whether the robot must stop by now. `tick` asks by itself; who watches the ticks asks, too."""
-        phase = self.executor.phase
+        phase = self.executor.phase_at(ros_ns)
         self.supervisor.check(wall_ns, phase in (Phase.RUNNING, Phase.HOLDING), phase is Phase.STOPPED)
         return bool(self.supervisor.stop)
 

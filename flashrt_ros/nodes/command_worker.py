@@ -79,6 +79,7 @@ class CommandWorker:
         with self._lock:
             executor, supervisor = self._motion.executor, self._motion.supervisor
             counts, clamped = dict(vars(executor.counts)), dict(executor.clamps_of)
+            left = self._rows_left(self._clock.now().nanoseconds)
             safety = {
                 'motion': supervisor.state,
                 'stop reason': supervisor.reason,
@@ -89,6 +90,7 @@ class CommandWorker:
         return {
             'phase': self.phase.value,
             **safety,
+            'rows left': left,
             **counts,
             'chunks_refused': _listed(refused) or 0,
             'chunks_malformed': self.malformed,
@@ -146,9 +148,9 @@ class CommandWorker:
     def watch(self) -> None:
         """Called now and then on real time: stops the robot also when no tick comes."""
         with self._lock:
-            before = self._motion.supervisor.stop
-            if self._motion.watch(time.monotonic_ns()) and not before:
-                self.tick(self._clock.now().nanoseconds)
+            before, now_ns = self._motion.supervisor.stop, self._clock.now().nanoseconds
+            if self._motion.watch(now_ns, time.monotonic_ns()) and not before:
+                self.tick(now_ns)
 
     def act(self, what: str) -> tuple[bool, str]:
         """An operator's act: hold, resume, estop or reset. It works at once. (Done?, what it means)."""
@@ -183,6 +185,13 @@ class CommandWorker:
                     time.sleep(self._period_s)
                     now_ns += round(self._period_s * 1e9)
             self.tick(now_ns + round(self._period_s * 1e9))
+
+    def _rows_left(self, now_ns: int) -> int:
+        """Depth of the queue: rows of the chunk in execution whose time has not come."""
+        entry = self._motion.following
+        if entry is None:
+            return 0
+        return max(0, -(-(entry.end_ns - now_ns) // entry.chunk.step_ns))
 
     def _announce(self, now_ns: int) -> None:
         """Tell the policy what is followed, and everybody whether motion is stopped, when it changes."""

@@ -22,6 +22,7 @@ from flashrt_ros.control import STRATEGIES
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
+from flashrt_ros.nodes.gpu import gpu_values
 from flashrt_ros.nodes.loading import load_for
 from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
@@ -123,6 +124,7 @@ class PolicyNode(ManagedNode):
             'strategy': self.config.executor.strategy,
             **vars(self._worker.counts),
             **self._worker.report(),
+            **gpu_values(self.config.policy.device),
         }
         level = diagnostics.ERROR if trouble and self.state == 'active' else diagnostics.OK
         own = diagnostics.status(name, robot, level, trouble or self.state, values)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -22,6 +24,9 @@ from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.policy import Policy
+
+RECENT = 1000
+"""Inferences that percentiles are taken over."""
 
 
 class PolicyWorker:
@@ -47,6 +52,7 @@ class PolicyWorker:
             policy, self.ingest.joints, config.rates.action_rate_hz, PlannerSettings.of(config)
         )
         self._wanted_epoch: int | None = None
+        self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._writer = StatsWriter(
             policy.info.name, 1.0 / config.rates.chunk_rate_hz, self.ingest, self.counts
         )
@@ -74,8 +80,13 @@ class PolicyWorker:
             self.trouble.trouble('executing', f'executing_chunk: {error}')
 
     def report(self) -> dict[str, Any]:
-        """Counters of the strategy, for people to read."""
-        return {'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
+        """How long inference takes, over the last ones, and counters of the strategy; for people to read."""
+        values: dict[str, Any] = {}
+        recent = list(self._recent_s)
+        if recent:
+            p50, p99 = np.percentile(recent, (50, 99))
+            values = {'inference p50 [ms]': float(p50) * 1e3, 'inference p99 [ms]': float(p99) * 1e3}
+        return {**values, 'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
@@ -110,6 +121,7 @@ class PolicyWorker:
             return None
 
     def _publish(self, taken: Taken, plan: Plan) -> None:
+        self._recent_s.append(plan.inference_s)
         begin, now_ns = time.perf_counter(), self._clock.now().nanoseconds
         message = chunk_to_message(plan.chunk, now_ns)
         message.delay = self._planner.published(plan, now_ns)

@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu test-sanitizer bench lint types format install cuda build clean clean-all
+.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -39,7 +39,10 @@ demo: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Replay the recorded episode into t
 	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
-	$(IN_ENV) python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(IN_ENV) python -m pytest -m "not slow and not gpu and not faults" $(ARGS)
+
+test-faults: $(STAMPS)/build ## The fault campaign: processes killed, stopped, starved and lied to; prints its table
+	$(IN_ENV) python -m pytest -m faults -s $(ARGS)
 
 test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the independent oracle
 	$(IN_ENV) python -m pytest -m "slow and not gpu" $(ARGS)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flashrt_ros.configuration import RobotConfig, check_against
+from flashrt_ros.control import check_strategy
 from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 
 
@@ -30,6 +31,7 @@ def load_for(config: RobotConfig, logger: Logger) -> Policy:
     )
     try:
         check_against(config, info)
+        check_strategy(config, info)
         begin = time.monotonic()
         _warm_up(policy, config)
         # The first noise of a seed belongs to the first observation, whatever was run to warm up.
@@ -55,6 +57,7 @@ def options_of(config: RobotConfig) -> PolicyOptions:
         delta_actions=None if deltas is None else tuple(joint in deltas for joint in config.joint_names),
         asset_id=chosen.asset_id,
         tokenizer=Path(chosen.tokenizer) if chosen.tokenizer else None,
+        trained_prefix=chosen.trained_prefix,
         seed=chosen.seed,
         threads=chosen.threads,
     )

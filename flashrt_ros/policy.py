@@ -45,12 +45,41 @@ class Prediction:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+GUIDANCE = ('prefix', 'identity', 'exact')
+"""Methods by which a new chunk can be made to agree with the one in execution; see `Guidance`."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the robot does while the policy thinks, and after, so that the new chunk can go on from there.
+
+    method: 'prefix' freezes the first rows to `actions` (training-time real-time chunking, arXiv 2512.05964).
+    'exact' and 'identity' pull the predicted chunk towards `actions` at every flow step (real-time chunking,
+    arXiv 2506.07339): 'exact' with the published vector-Jacobian product, 'identity' with the Jacobian
+    taken as 1.
+    actions: float32 [R, action_dim], 1 <= R <= horizon, in the units of `Prediction.actions`; row i belongs
+    to row i of the new chunk. All of them are frozen by 'prefix'.
+    weights: float32 [R] in 0 to 1, the pull on each row; None for 'prefix'.
+    clip: largest guidance weight (beta of the paper).
+    """
+
+    method: str
+    actions: np.ndarray
+    weights: np.ndarray | None = None
+    clip: float = 5.0
+
+
+NO_GUIDANCE = dict.fromkeys(GUIDANCE, 'this backend does not take guidance')
+
+
 @dataclass(frozen=True)
 class PolicyInfo:
     """What a loaded policy expects and gives; enough to check a robot's configuration against it.
 
     views: image names in the checkpoint's order. state_dim, action_dim: the robot's widths, without padding
     (0 where the checkpoint does not say). horizon: rows of a chunk.
+    trained_prefix: most rows that may be frozen by the method 'prefix'; 0 for a checkpoint not trained so.
+    guidance_refusals: guidance method -> why this policy cannot do it; '' where it can.
     """
 
     name: str
@@ -63,6 +92,8 @@ class PolicyInfo:
     device: str
     precision: str
     parameters: int
+    trained_prefix: int = 0
+    guidance_refusals: Mapping[str, str] = field(default_factory=lambda: dict(NO_GUIDANCE))
 
 
 class Policy(Protocol):
@@ -70,11 +101,18 @@ class Policy(Protocol):
 
     info: PolicyInfo
 
-    def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
+    def infer(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        guidance: Guidance | None = None,
+    ) -> Prediction:
         """Run the whole policy once.
 
         noise: float32 [horizon, padded action width], the flow's starting point; drawn from N(0, 1) if None.
-        Raises ObservationError for an observation that the checkpoint cannot take (view, shape, NaN).
+        guidance: what the chunk should go on from, by a method that `info.guidance_refusals` does not refuse.
+        Raises ObservationError for an observation that the checkpoint cannot take (view, shape, NaN), and for
+        guidance that is misshaped, not finite or refused.
         """
         ...
 
@@ -98,6 +136,7 @@ class PolicyOptions:
     delta_actions: for each action whether the network predicts it relative to the state, for openpi
     checkpoints, whose files do not say. asset_id: which of several norm_stats.json. tokenizer: file or
     directory, if not the checkpoint's.
+    trained_prefix: rows of prefix that the checkpoint was trained with, where its files do not say.
     seed: seeds the starting noise; None draws from the system.
     threads: CPU threads of the whole process (torch's setting); None leaves torch's default, every core.
     """
@@ -112,6 +151,7 @@ class PolicyOptions:
     delta_actions: tuple[bool, ...] | None = None
     asset_id: str | None = None
     tokenizer: Path | None = None
+    trained_prefix: int | None = None
     seed: int | None = None
     threads: int | None = None
 

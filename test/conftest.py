@@ -6,6 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 DOMAINS = range(215, 233)
@@ -40,6 +41,11 @@ def ros_domain(monkeypatch):
         monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
         monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         yield domain
+
+
+# Cores that others use, too, make single examples slow; how long one takes is never the subject.
+hypothesis.settings.register_profile('busy machine', deadline=None)
+hypothesis.settings.load_profile('busy machine')
 
 
 def pytest_configure(config):

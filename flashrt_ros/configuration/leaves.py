@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -86,7 +86,8 @@ def leaf_of(key: str, field: FieldInfo, value: Any) -> Leaf:
 def without_none(annotation: Any) -> tuple[Any, bool]:
     """The type behind `X | None`, and whether None was allowed."""
     if get_origin(annotation) in (Union, UnionType):
-        return next(choice for choice in get_args(annotation) if choice is not type(None)), True
+        chosen = next(choice for choice in get_args(annotation) if choice is not type(None))
+        return get_args(chosen)[0] if get_origin(chosen) is Annotated else chosen, True
     return annotation, False
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
@@ -44,6 +45,25 @@ class Joint(Section):
         ge=MICROSECOND,
         le=1e3,
     )
+    max_velocity: float | None = setting(
+        None, description='Highest speed ever commanded', unit='rad/s or m/s', ge=MICROSECOND, le=1e3
+    )
+    max_acceleration: float | None = setting(
+        None, description='Largest change of speed commanded', unit='rad/s2 or m/s2', ge=MICROSECOND, le=1e5
+    )
+    max_jump: float | None = setting(
+        None,
+        description='A new chunk that differs by more from the one in execution is blended in or refused '
+        '(executor.seam)',
+        unit='rad or m',
+        ge=0.0,
+        le=1e3,
+    )
+    kind: Literal['position', 'delta', 'step', 'gripper'] | None = setting(
+        None,
+        description='What its action column means, where it differs from output.action_kind; gripper: the '
+        'opening as a fraction, 0 at position_min and 1 at position_max',
+    )
 
     @model_validator(mode='after')
     def _limits_make_sense(self) -> Joint:
@@ -54,12 +74,27 @@ class Joint(Section):
             raise problem(
                 'position_min', f'{low} is not below position_max {high}', 'swap or correct the two limits'
             )
+        if self.kind == 'gripper' and (low is None or high is None):
+            raise problem(
+                'kind', 'a gripper opens between two positions', 'give position_min and position_max'
+            )
         return self
 
 
 class Robot(Section):
     name: Name = setting(description='Name of the robot, shown in diagnostics')
     joints: list[Joint] = setting(description='Joints in the order of the checkpoint', min_length=1)
+    description: str | None = setting(
+        None, description='URDF file whose limits tighten those of the joints; relative like checkpoint'
+    )
+    description_topic: Topic | None = setting(
+        None, description='Topic of the URDF (robot_description), in place of a file; configure waits for it'
+    )
+
+    @field_validator('description')
+    @classmethod
+    def _relative_to_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return resolved_path(value, info)
 
     @model_validator(mode='after')
     def _joints_are_distinct(self) -> Robot:
@@ -133,6 +168,13 @@ class PolicySection(Section):
         ge=1,
         le=256,
     )
+    trained_prefix: int | None = setting(
+        None,
+        description='Rows of frozen prefix that the checkpoint was trained with (training-time real-time '
+        'chunking); unset: as the checkpoint says',
+        ge=0,
+        le=1000,
+    )
     seed: int | None = setting(
         None, description='Seed of the starting noise; unset: drawn from the system', ge=0, le=2**31 - 1
     )
@@ -196,49 +238,6 @@ class Gates(Section):
     )
 
 
-class Output(Section):
-    type: Literal['joint_trajectory', 'float64_multi_array', 'joint_state'] = setting(
-        description='Message type of the commands'
-    )
-    topic: Topic = setting(description='Topic of the commands')
-    action_kind: Literal['joint_position'] = setting(
-        'joint_position', description='What a column of the action means: an absolute joint position'
-    )
-
-
-class Executor(Section):
-    interpolation: Literal['linear', 'step'] = setting(
-        'linear', description='Between the rows of a chunk: on the line between them, or the earlier row'
-    )
-    ramp_s: float = setting(
-        1.0,
-        description='From standstill, time over which commands blend into the chunk',
-        unit='s',
-        ge=0.0,
-        le=30.0,
-        dynamic=True,
-    )
-    hold_s: float = setting(
-        0.5,
-        description='After the last row, time the last command is repeated',
-        unit='s',
-        ge=0.0,
-        le=60.0,
-        dynamic=True,
-    )
-    safe_action: Literal['stop', 'hold'] = setting(
-        'stop', description='After hold_s: stop publishing, or go on repeating the last command'
-    )
-    max_chunk_age_s: float = setting(
-        1.0,
-        description='A chunk from an older observation is refused',
-        unit='s',
-        ge=0.01,
-        le=60.0,
-        dynamic=True,
-    )
-
-
 class RobotConfig(Section):
     """The whole file."""
 
@@ -256,6 +255,7 @@ class RobotConfig(Section):
     gates: Gates = Gates()
     output: Output
     executor: Executor = Executor()
+    safety: Safety = Safety()
 
     @model_validator(mode='after')
     def _one_camera_per_topic(self) -> RobotConfig:
@@ -279,6 +279,32 @@ class RobotConfig(Section):
                     'policy.delta_joints', f"there is no joint '{joint}'; {hint}", 'use names of robot.joints'
                 )
         return self
+
+    @model_validator(mode='after')
+    def _zero_velocity_has_a_place(self) -> RobotConfig:
+        if self.executor.safe_action == 'zero_velocity' and self.output.type == 'float64_multi_array':
+            raise problem(
+                'executor.safe_action',
+                'a float64_multi_array holds positions only: zeros would be a place to drive to',
+                "choose 'hold' or 'damp', or another output.type",
+            )
+        return self
+
+    @model_validator(mode='after')
+    def _one_strategy_for_kinds(self) -> RobotConfig:
+        if self.executor.strategy == 'vlash' and self.output.action_kind is None:
+            raise problem(
+                'output.action_kind',
+                'vlash rolls the state forward, and for that has to know what the actions mean',
+                'declare it',
+            )
+        return self
+
+    @property
+    def action_kinds(self) -> tuple[str, ...]:
+        """What each column of the policy means: 'position', 'delta', 'step' or 'gripper'."""
+        general = (self.output.action_kind or 'joint_position').removeprefix('joint_')
+        return tuple(joint.kind or general for joint in self.robot.joints)
 
     @property
     def joint_names(self) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ class Chunk:
     """names: [D] joints. actions: float64 [H, D], rad or m. observed_ns: stamp of the oldest input.
 
     start_ns: when row 0 is due. step_ns: between rows. sequence: counts the chunks of one epoch.
-    epoch: grows with every reset of the policy.
+    epoch: grows with every reset of the policy. prefix: rows at the front that were frozen to the chunk
+    before.
     """
 
     policy: str
@@ -30,6 +31,7 @@ class Chunk:
     step_ns: int
     epoch: int
     sequence: int
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         where = f"chunk {self.sequence} of '{self.policy}'"
@@ -61,6 +63,25 @@ class Chunk:
     def rows_due(self, now_ns: int) -> int:
         """Rows whose time has come: the delay, counted on the grid."""
         return min(max(0, (now_ns - self.start_ns) // self.step_ns), self.horizon)
+
+    def with_actions(self, actions: np.ndarray) -> Chunk:
+        """The same chunk with other values, float64 [H, D]."""
+        return replace(self, actions=actions)
+
+    def on_grid(self, start_ns: int, step_ns: int) -> np.ndarray:
+        """float64 [R, D]: this chunk at start + i * step, along the line between its rows, while it lasts.
+
+        R is 0 where nothing of it is left. A chunk whose grid is the same by whole steps gives its own rows.
+        """
+        first, last = start_ns - self.start_ns, (self.horizon - 1) * self.step_ns
+        count = (last - first) // step_ns + 1
+        if count <= 0:
+            return np.zeros((0, len(self.names)))
+        positions = np.maximum(0, first + np.arange(count) * step_ns)
+        row, into = np.divmod(positions, self.step_ns)
+        after = np.minimum(row + 1, self.horizon - 1)
+        share = (into / self.step_ns)[:, None]
+        return self.actions[row] + share * (self.actions[after] - self.actions[row])
 
     def for_joints(self, names: Sequence[str]) -> Chunk:
         """The same chunk with its columns in another order. Raises ChunkError for other joints."""

@@ -31,12 +31,16 @@ from flashrt_ros.engine.weights import fingerprint, load_packed
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
+from flashrt_ros.models.guidance import check_guidance
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
-from flashrt_ros.policy import Observation, PolicyOptions, Prediction
+from flashrt_ros.policy import GUIDANCE, Guidance, Observation, PolicyOptions, Prediction
 
 BYTES = {'bf16': 2.0, 'fp8': 1.2}
 """Bytes of GPU memory a parameter takes; in fp8 the embedding stays bf16."""
+
+NO_SEAM = "the CUDA engine does not take guidance yet; choose policy.device 'cpu'"
+"""Why every kind of guidance is refused here. A graph that takes it has `models.guidance.Guide` as inputs."""
 
 WORKSPACE = 1 << 30
 """Buffers, graphs and the libraries' own memory."""
@@ -93,15 +97,22 @@ class CudaPolicy:
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
-        self.info = describe(checkpoint, 'cuda', options.precision)
+        self.info = describe(checkpoint, 'cuda', options.precision, dict.fromkeys(GUIDANCE, NO_SEAM))
         self._engine: Engine | None = engine
         self._generator = torch.Generator()
         self.reseed(options.seed)
         self._staging: dict[str, Tensor] = {}
         self._lost = False
 
-    def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
+    def infer(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        guidance: Guidance | None = None,
+    ) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
+        if guidance is not None:
+            check_guidance(guidance, self.info)
         began = perf_counter()
         engine = self._require_engine()
         start = self._start(noise)

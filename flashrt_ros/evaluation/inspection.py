@@ -27,6 +27,7 @@ from flashrt_ros.ingest.stream import stamp_ns
 from flashrt_ros.loading import options_of
 from flashrt_ros.models.backend import describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
+from flashrt_ros.models.guidance import guidance_refusals
 from flashrt_ros.models.normalize import MeanStd, Normalizer, Range
 from flashrt_ros.policy import PolicyOptions
 
@@ -94,7 +95,8 @@ def check_fit(config: RobotConfig, bag_path: Path | None) -> list[str]:
 
 
 def _info(checkpoint: Checkpoint) -> Any:
-    return describe(checkpoint, 'cpu', 'fp32')
+    refusals = guidance_refusals(checkpoint.spec, checkpoint.trained_prefix)
+    return describe(checkpoint, 'cpu', 'fp32', refusals)
 
 
 def _statistics(normalizer: Normalizer) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class JointMap:
         """float64 [..., D] in rad or m -> float32 [..., D] in the checkpoint's units."""
         return (positions * self._scale + self._offset).astype(np.float32)
 
+    @property
+    def scale(self) -> np.ndarray:
+        """float64 [D]: checkpoint units per rad or m."""
+        return self._scale
+
     def to_ros(self, actions: np.ndarray) -> np.ndarray:
         """float [..., D] in the checkpoint's units -> float64 [..., D] in rad or m."""
         return (np.asarray(actions, dtype=np.float64) - self._offset) / self._scale

@@ -5,6 +5,7 @@ It is the reference of every other backend, and fast enough for a nano checkpoin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -14,9 +15,10 @@ import torch
 
 from flashrt_ros.errors import BackendError, ObservationError
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
+from flashrt_ros.models.guidance import guidance_refusals, make_guide
 from flashrt_ros.models.pi import PiModel, load_model
 from flashrt_ros.models.tensors import parameter_count
-from flashrt_ros.policy import STAGES, Observation, PolicyInfo, PolicyOptions, Prediction
+from flashrt_ros.policy import STAGES, Guidance, Observation, PolicyInfo, PolicyOptions, Prediction
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -40,26 +42,37 @@ class CpuPolicy:
     def __init__(self, checkpoint: Checkpoint, model: PiModel, options: PolicyOptions) -> None:
         self.processing = checkpoint.processing
         self.spec = checkpoint.spec
-        self.info = describe(checkpoint, 'cpu', options.precision)
+        refusals = guidance_refusals(checkpoint.spec, checkpoint.trained_prefix)
+        self.info = describe(checkpoint, 'cpu', options.precision, refusals)
         self._model = model
         self._generator = torch.Generator()
         self.reseed(options.seed)
-        with torch.inference_mode():
+        # Not inference_mode, whose tensors cannot take part in the product that exact guidance needs.
+        with torch.no_grad():
             self._table = model.flow_table(checkpoint.spec.steps)
             self._warm_up()
 
-    @torch.inference_mode()
-    def infer(self, observation: Observation, noise: np.ndarray | None = None) -> Prediction:
+    @torch.no_grad()
+    def infer(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        guidance: Guidance | None = None,
+    ) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError if the network gives NaN or Inf."""
         marks = [perf_counter()]
         start = self._start(noise)
+        guide = None
+        if guidance is not None:
+            steps = len(self._table)
+            guide = make_guide(guidance, self.processing, self.info, observation.state, steps)
         prepared = self.processing.prepare(observation)
         marks.append(perf_counter())
         features = self._model.see(prepared.images)
         marks.append(perf_counter())
         prefix = self._model.prefill(features, prepared.tokens, prepared.state)
         marks.append(perf_counter())
-        actions = self._model.denoise(start, prefix, self._table)[0].numpy()
+        actions = self._model.denoise(start, prefix, self._table, guide)[0].numpy()
         marks.append(perf_counter())
         check_finite(actions, self.info)
         restored = self.processing.restore(actions, observation.state)
@@ -93,7 +106,9 @@ class CpuPolicy:
         self._model.denoise(torch.zeros(1, self.spec.horizon, self.spec.action_dim), prefix, self._table[:1])
 
 
-def describe(checkpoint: Checkpoint, device: str, precision: str) -> PolicyInfo:
+def describe(
+    checkpoint: Checkpoint, device: str, precision: str, guidance_refusals: Mapping[str, str]
+) -> PolicyInfo:
     """What a policy of this checkpoint expects and gives, whichever backend runs it."""
     spec, processing = checkpoint.spec, checkpoint.processing
     return PolicyInfo(
@@ -107,6 +122,8 @@ def describe(checkpoint: Checkpoint, device: str, precision: str) -> PolicyInfo:
         device=device,
         precision=precision,
         parameters=parameter_count(spec),
+        trained_prefix=checkpoint.trained_prefix,
+        guidance_refusals=guidance_refusals,
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from flashrt_ros.errors import CheckpointError, ConfigError
 from flashrt_ros.models import lerobot, openpi
 from flashrt_ros.models.image import RESIZES
-from flashrt_ros.models.jsonfile import read_json
+from flashrt_ros.models.jsonfile import optional, read_json
 from flashrt_ros.models.processing import Processing
 from flashrt_ros.models.prompt import FORMS
 from flashrt_ros.models.spec import PolicySpec
@@ -30,13 +30,17 @@ from flashrt_ros.policy import PolicyOptions
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """format: 'openpi' or 'lerobot'. tensors: on the CPU, dtype as stored, checked for NaN when read."""
+    """format: 'openpi' or 'lerobot'. tensors: on the CPU, dtype as stored, checked for NaN when read.
+
+    trained_prefix: rows of frozen prefix that it was trained with (training-time RTC); 0 for none.
+    """
 
     path: Path
     format: str
     spec: PolicySpec
     tensors: Mapping[str, Tensor]
     processing: Processing
+    trained_prefix: int = 0
 
 
 def open_checkpoint(path: Path | str, options: PolicyOptions | None = None) -> Checkpoint:
@@ -61,8 +65,17 @@ def open_checkpoint(path: Path | str, options: PolicyOptions | None = None) -> C
         )
     processing = reader.read_processing(directory, config, spec, options)
     check_widths(processing, directory)
+    trained_prefix = options.trained_prefix
+    if trained_prefix is None:
+        trained_prefix = optional(config, 'rtc_training_max_delay', int, directory / 'config.json', 0)
+    check_trained_prefix(trained_prefix, spec.horizon, directory)
     return Checkpoint(
-        directory, layout, replace(spec, steps=options.steps or spec.steps), tensors, processing
+        directory,
+        layout,
+        replace(spec, steps=options.steps or spec.steps),
+        tensors,
+        processing,
+        trained_prefix,
     )
 
 
@@ -75,6 +88,16 @@ def check_options(options: PolicyOptions) -> None:
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise ConfigError(
             f'{options.steps} flow steps are asked for', 'steps', 'choose 1 to 1000; 10 is usual'
+        )
+
+
+def check_trained_prefix(rows: int, horizon: int, directory: Path) -> None:
+    """Raises CheckpointError for a trained prefix that no chunk can have."""
+    if not 0 <= rows < horizon:
+        raise CheckpointError(
+            f'a frozen prefix of {rows} rows, for a chunk of {horizon}',
+            str(directory),
+            'correct rtc_training_max_delay in its config.json, or policy.trained_prefix',
         )
 
 

@@ -98,7 +98,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary, past: Cache | None = None, modulation: Tensor | None = None
     ) -> tuple[Tensor, Cache]:
-        """modulation: fp32 [2, 3, W], for the input norm and for the post-attention norm."""
+        """modulation: fp32 [2, 3, W] or [2, 3, T, W], for the input norm and the post-attention norm."""
         first, second = (None, None) if modulation is None else modulation
         y, gate = self.input_layernorm(x, first)
         y, cache = self.self_attn(y, rotary, past)
@@ -185,7 +185,7 @@ class AdaRMSNorm(nn.Module):
         self.dense = Linear(width, 3 * width)
 
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
-        """modulation: fp32 [3, W]. Returns (y [B, T, W], gate [W]), both in the dtype of x."""
+        """modulation: fp32 [3, W] or [3, T, W]. Returns (y [B, T, W], gate), both in the dtype of x."""
         scale, shift, gate = modulation
         return (over_rms(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 

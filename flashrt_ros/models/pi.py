@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashrt_ros.models.gemma import Cache, ExpertTower, LanguageTower, Rotary, rotary_table
+from flashrt_ros.models.guidance import Guide, guided_velocity
 from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.siglip import VisionTower, as_prefix
 from flashrt_ros.models.spec import PolicySpec
@@ -82,16 +84,48 @@ class PiModel(nn.Module):
         token = self.state_proj(state)[:, None].to(self.dtype)
         return self.expert(token, self._rotary(caches, 1), caches)[1]
 
-    def denoise(self, noise: Tensor, prefix: list[Cache], table: Tensor) -> Tensor:
-        """Noise fp32 [1, H, A] at t = 1 -> normalised actions fp32 [1, H, A] at t = 0."""
+    def denoise(
+        self, noise: Tensor, prefix: list[Cache], table: Tensor, guide: Guide | None = None
+    ) -> Tensor:
+        """Noise fp32 [1, H, A] at t = 1 -> normalised actions fp32 [1, H, A] at t = 0.
+
+        guide: see `guidance`; 'exact' needs prefix and table made outside of `torch.inference_mode`.
+        """
         rotary = self._rotary(prefix, noise.shape[1])
+        if guide is not None:
+            return self._denoise_guided(noise, prefix, table, rotary, guide)
         actions = noise
         for condition in table:
             actions = actions - self.velocity(actions, condition, prefix, rotary) / len(table)
         return actions
 
+    def _denoise_guided(
+        self, noise: Tensor, prefix: list[Cache], table: Tensor, rotary: Rotary, guide: Guide
+    ) -> Tensor:
+        steps, horizon = len(table), noise.shape[1]
+        actions = guide.freeze(noise)
+        for step, condition in enumerate(table):
+            if guide.method == 'prefix':
+                rows = self._clean_rows(condition, guide.rows, horizon)
+                velocity = self.velocity(actions, rows, prefix, rotary)
+            else:
+                field = partial(self.velocity, condition=condition, prefix=prefix, rotary=rotary)
+                time = 1 - step / steps
+                velocity = guided_velocity(field, actions, time, guide.gammas[step], guide)
+            actions = guide.freeze(actions - velocity / steps)
+        return actions
+
+    def _clean_rows(self, condition: Tensor, rows: int, horizon: int) -> Tensor:
+        """Modulation for each action token [2 * layers + 1, 3, H, W]: that of t = 0 for the first `rows`."""
+        clean = self.conditions(torch.zeros(1, device=condition.device))[0]
+        frozen = torch.arange(horizon, device=condition.device)[:, None] < rows
+        return torch.where(frozen, clean[:, :, None], condition[:, :, None])
+
     def velocity(self, actions: Tensor, condition: Tensor, prefix: list[Cache], rotary: Rotary) -> Tensor:
-        """The flow field at one time: [1, H, A] -> [1, H, A]. condition: one row of `flow_table`."""
+        """The flow field at one time: [1, H, A] -> [1, H, A].
+
+        condition: one row of `flow_table`; in pi0.5 also [2 * layers + 1, 3, H, W], one for each action.
+        """
         tokens = self._embed(actions, condition).to(self.dtype)
         modulation = condition if self.spec.has_ada_rms else None
         return self.action_out_proj(self.expert(tokens, rotary, prefix, modulation)[0].float())

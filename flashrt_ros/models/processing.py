@@ -24,6 +24,9 @@ from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
 from flashrt_ros.models.tokenizer import Tokenizer
 from flashrt_ros.policy import Observation
 
+CONSTANT_WIDTH = 1e-5
+"""A column that changes by less, in its own unit, between normalised 0 and 1 carries no information."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -137,6 +140,29 @@ class Processing:
             restored = restored.copy()
             restored[:, columns] += state[columns].astype(restored.dtype)
         return np.ascontiguousarray(restored, dtype=np.float32)
+
+    def encode(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The inverse of `restore`: absolute actions [R, width], state [D] -> fp32 [R, padded width].
+
+        Columns behind the robot's are 0, as they were in training. A constant column gets its constant: the
+        least deviation would be divided by a width of nearly 0.
+        """
+        width = actions.shape[1]
+        normalizer = self.actions.narrow(width)
+        relative = actions.astype(np.float64)
+        columns = [column for column, delta in enumerate(self.delta[:width]) if delta]
+        relative[:, columns] -= state[columns].astype(np.float64)
+        constant = self.constant_columns(width)
+        relative[:, constant] = normalizer.restore(np.zeros((1, width)))[:, constant]
+        encoded = np.zeros((len(actions), self.padded_dim), dtype=np.float32)
+        encoded[:, :width] = normalizer.normalize(relative)
+        return encoded
+
+    def constant_columns(self, width: int) -> np.ndarray:
+        """bool [width]: actions that never changed in the training data, by the checkpoint's statistics."""
+        normalizer = self.actions.narrow(width)
+        low, high = normalizer.restore(np.zeros((1, width))), normalizer.restore(np.ones((1, width)))
+        return np.asarray(np.abs(high - low)[0] < CONSTANT_WIDTH)
 
     def _check_state(self, state: np.ndarray) -> None:
         if (

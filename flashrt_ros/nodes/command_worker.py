@@ -1,8 +1,9 @@
-"""The work of the streamer: chunks and joint states in, a command at every tick out."""
+"""The work of the streamer: chunks and joint states in, a command at every tick out, stops at any time."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,87 +13,121 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import JointState
 
 from flashrt_ros.configuration import RobotConfig
-from flashrt_ros.control import (
-    ChunkError,
-    Executor,
-    ExecutorSettings,
-    Limits,
-    Phase,
-    chunk_from_message,
-)
+from flashrt_ros.control import ActionKinds, ChunkError, ExecutorSettings, Limits, Phase, chunk_from_message
+from flashrt_ros.control.history import StateHistory
+from flashrt_ros.control.motion import Motion
+from flashrt_ros.control.supervisor import STARVED, SafetySettings
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest import JointMap
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import Stream
 from flashrt_ros.msg import ActionChunk
-from flashrt_ros.nodes.commands import MakeCommand
 from flashrt_ros.nodes.edge_log import EdgeLog
+from flashrt_ros.nodes.feedback import executing_message
+from flashrt_ros.nodes.output import ChunkOutput, StepOutput
 
-_WITHOUT_MOTION = {
-    Phase.IDLE: 'waiting for a chunk',
-    Phase.HOLDING: 'the last chunk is over, holding the last command',
-    Phase.STOPPED: 'no chunk came in time, safe action taken',
-}
+REST_S = 2.0
+"""Longest time that the way to rest may take when the node is deactivated."""
 
 
 class CommandWorker:
-    """`tick` is called by the command thread, everything else by the node's executor."""
+    """`tick` is called by the command thread, everything else by the node's executor.
+
+    tell: publishes on executing_chunk. stopped: called with True and False when motion is stopped and
+    allowed.
+    """
 
     def __init__(
         self,
         config: RobotConfig,
+        limits: Limits,
         clock: ROSClock,
         logger: RcutilsLogger,
-        make_command: MakeCommand,
-        publish: Callable[[Any], None],
+        output: StepOutput | ChunkOutput,
+        tell: Callable[[ActionChunk], None],
+        stopped: Callable[[bool], None],
     ) -> None:
         self.state = Stream(STATE, config.joint_states.topic)
         self.refused = EdgeLog(logger, 'chunk refused')
         self.without_motion = EdgeLog(logger, 'no motion')
         self.malformed = 0
-        self._max_age_s = config.joint_states.max_age_s
-        self._joints = JointMap.of(config)
-        self._executor = Executor(ExecutorSettings.of(config), Limits.of(config))
-        self._lock = threading.Lock()
-        self._clock, self._make_command, self._publish = clock, make_command, publish
+        self._simulated = clock.ros_time_is_active
+        self._max_age_ns = round(config.joint_states.max_age_s * 1e9)
+        self._joints, self._ranges = JointMap.of(config), ActionKinds.of(config)
+        self._history = StateHistory()
+        self._period_s = 1.0 / config.rates.control_rate_hz
+        self._motion = Motion(ExecutorSettings.of(config), SafetySettings.of(config, self._simulated), limits)
+        self._lock = threading.RLock()
+        self._clock, self._output = clock, output
+        self._tell, self._tell_stopped = tell, stopped
+        self._told: object = None
+        self._told_stopped: bool | None = None
 
     @property
     def phase(self) -> Phase:
-        return self._executor.phase
+        return self._motion.phase
 
-    def counts(self) -> dict[str, Any]:
-        """Counters since configure, for people to read."""
+    @property
+    def trouble(self) -> str:
+        """Why an operator's stop stands, a chunk was refused, or nothing moves; '' without trouble."""
+        by_operator = self._motion.supervisor.stop not in ('', STARVED)
+        refused, idle = self.refused.current, self.without_motion.current
+        return (idle if by_operator else refused) or idle
+
+    def report(self) -> dict[str, Any]:
+        """State, stop reason and counters since configure, for people to read."""
         with self._lock:
-            counts = dict(vars(self._executor.counts))
+            executor, supervisor = self._motion.executor, self._motion.supervisor
+            counts, clamped = dict(vars(executor.counts)), dict(executor.clamps_of)
+            left = self._rows_left(self._clock.now().nanoseconds)
+            safety = {
+                'motion': supervisor.state,
+                'stop reason': supervisor.reason,
+                **_named(supervisor.stops),
+            }
         refused = counts.pop('chunks_refused')
-        counts['chunks_refused'] = ', '.join(f'{reason}: {count}' for reason, count in refused.items()) or 0
-        return {**counts, 'chunks_malformed': self.malformed}
+        names = self._joints.names
+        return {
+            'phase': self.phase.value,
+            **safety,
+            'rows left': left,
+            **counts,
+            'chunks_refused': _listed(refused) or 0,
+            'chunks_malformed': self.malformed,
+            'largest jump': executor.largest_jump,
+            'clamps by joint': _listed({names[joint]: clamped[joint] for joint in sorted(clamped)}) or 0,
+        }
 
     def apply(self, config: RobotConfig) -> None:
         """Use the dynamic values of a configuration from now on."""
-        self._max_age_s = config.joint_states.max_age_s
+        self._max_age_ns = round(config.joint_states.max_age_s * 1e9)
         with self._lock:
-            self._executor.configure(ExecutorSettings.of(config))
+            safety = SafetySettings.of(config, self._simulated)
+            self._motion.configure(ExecutorSettings.of(config), safety)
 
-    def reset(self) -> None:
+    def begin(self) -> None:
         """Forget all motion: the next chunk starts from standstill."""
         with self._lock:
-            self._executor.reset()
+            self._motion.begin()
+            self._announce(self._clock.now().nanoseconds)
 
     def keep_state(self, message: JointState) -> None:
         self.state.offer(message, self._clock.now().nanoseconds)
+        self._history.add(message)
 
     def take_chunk(self, message: ActionChunk) -> None:
         """Execute a chunk from now on, or say why not."""
         now_ns = self._clock.now().nanoseconds
         try:
-            chunk = chunk_from_message(message).for_joints(self._joints.names)
+            chunk = chunk_from_message(message, self._joints.names, self._ranges, self._measured_at)
         except ChunkError as error:
             self.malformed += 1
             self.refused.trouble(error.what, str(error))
             return
         with self._lock:
-            refusal = self._executor.accept(chunk, now_ns, self._measured(now_ns))
+            refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), self._measured(now_ns))
+            self._told = None  # every chunk is answered, also a refused one
+            self._announce(now_ns)
         if refusal:
             self.refused.trouble(refusal, refusal)
         else:
@@ -101,18 +136,78 @@ class CommandWorker:
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
         with self._lock:
-            positions, phase = self._executor.command(now_ns), self._executor.phase
-        if positions is not None:
-            self._publish(self._make_command(positions, now_ns))
-        if phase is Phase.RUNNING:
-            self.without_motion.clear()
+            command = self._motion.tick(now_ns, time.monotonic_ns())
+            self._output.send(command, self._motion, now_ns)
+            self._announce(now_ns)
+            trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
+        if trouble:
+            self.without_motion.trouble(kind, trouble)
         else:
-            self.without_motion.trouble(phase, _WITHOUT_MOTION[phase])
+            self.without_motion.clear()
+
+    def watch(self) -> None:
+        """Called now and then on real time: stops the robot also when no tick comes."""
+        with self._lock:
+            before, now_ns = self._motion.supervisor.stop, self._clock.now().nanoseconds
+            if self._motion.watch(now_ns, time.monotonic_ns()) and not before:
+                self.tick(now_ns)
+
+    def act(self, what: str) -> tuple[bool, str]:
+        """An operator's act: hold, resume, estop or reset. It works at once. (Done?, what it means)."""
+        now_ns = self._clock.now().nanoseconds
+        acts: dict[str, Callable[[], tuple[bool, str]]] = {
+            'hold': self._motion.hold,
+            'resume': lambda: self._motion.resume(time.monotonic_ns()),
+            'estop': self._motion.estop,
+            'reset': lambda: self._motion.reset(now_ns),
+        }
+        with self._lock:
+            answer = acts[what]()
+            self.tick(now_ns)
+        return answer
+
+    def deadman(self, pressed: bool) -> None:
+        with self._lock:
+            self._motion.deadman(pressed, time.monotonic_ns())
+            if not pressed:
+                self.tick(self._clock.now().nanoseconds)
+
+    def come_to_rest(self, reason: str) -> None:
+        """Send the way to rest and the safe action, last of all. The command thread must have ended."""
+        now_ns, until = self._clock.now().nanoseconds, time.monotonic() + REST_S
+        with self._lock:
+            self._motion.end(reason)
+            moving = True
+            while moving:
+                self.tick(now_ns)
+                moving = not self._motion.executor.at_rest and time.monotonic() < until
+                if moving:
+                    time.sleep(self._period_s)
+                    now_ns += round(self._period_s * 1e9)
+            self.tick(now_ns + round(self._period_s * 1e9))
+
+    def _rows_left(self, now_ns: int) -> int:
+        """Depth of the queue: rows of the chunk in execution whose time has not come."""
+        entry = self._motion.following
+        if entry is None:
+            return 0
+        return max(0, -(-(entry.end_ns - now_ns) // entry.chunk.step_ns))
+
+    def _announce(self, now_ns: int) -> None:
+        """Tell the policy what is followed, and everybody whether motion is stopped, when it changes."""
+        entry, stopped = self._motion.following, bool(self._motion.supervisor.stop)
+        key = (None,) if entry is None else (entry.chunk.epoch, entry.chunk.sequence, entry.begin_ns)
+        if key != self._told:
+            self._told = key
+            self._tell(executing_message(entry, now_ns))
+        if stopped != self._told_stopped:
+            self._told_stopped = stopped
+            self._tell_stopped(stopped)
 
     def _measured(self, now_ns: int) -> np.ndarray | None:
         """Where the robot is, if that is known and recent; else the executor starts no motion and says so."""
         sample = self.state.latest()
-        if sample is None or now_ns - sample.stamp_ns > self._max_age_s * 1e9:
+        if sample is None or now_ns - sample.stamp_ns > self._max_age_ns:
             return None
         try:
             positions = self._joints.positions(sample.message)
@@ -121,3 +216,21 @@ class CommandWorker:
             return None
         self.state.take(sample)
         return positions
+
+    def _measured_at(self, time_ns: int) -> np.ndarray | None:
+        """Where the robot was when something was observed."""
+        message = self._history.at(time_ns, self._max_age_ns)
+        if message is None:
+            return None
+        try:
+            return self._joints.positions(message)
+        except ObservationError:
+            return None
+
+
+def _named(stops: dict[str, int]) -> dict[str, int]:
+    return {f'stops, {kind}': count for kind, count in stops.items()}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ', '.join(f'{name}: {count}' for name, count in counts.items())

@@ -10,24 +10,44 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from flashrt_ros.control.motion import Command
+from flashrt_ros.control.trajectory import Trajectory
 from flashrt_ros.nodes.messages import to_duration, to_time
 
-MakeCommand = Callable[[np.ndarray, int], Any]
-"""(positions float64 [D] in rad or m, now [ROS time, ns]) -> message."""
+MakeCommand = Callable[[Command, int], Any]
+"""(command, now [ROS time, ns]) -> message."""
+
+MESSAGE_TYPES: dict[str, type] = {
+    'joint_trajectory': JointTrajectory,
+    'float64_multi_array': Float64MultiArray,
+    'joint_state': JointState,
+}
 
 
-def command_type(output_type: str, joints: Sequence[str], period_ns: int) -> tuple[type, MakeCommand]:
-    """The message class of an output type, and the function that fills one."""
+def command_maker(output_type: str, joints: Sequence[str], period_ns: int) -> MakeCommand:
+    """The function that fills a message of this output type, for one command."""
     names = list(joints)
-    makers: dict[str, tuple[type, MakeCommand]] = {
-        'joint_trajectory': (JointTrajectory, _trajectory_maker(names, period_ns)),
-        'float64_multi_array': (
-            Float64MultiArray,
-            lambda positions, _: Float64MultiArray(data=positions.tolist()),
-        ),
-        'joint_state': (JointState, _joint_state_maker(names)),
+    makers: dict[str, MakeCommand] = {
+        'joint_trajectory': _trajectory_maker(names, period_ns),
+        'float64_multi_array': lambda command, _: Float64MultiArray(data=command.positions.tolist()),
+        'joint_state': _joint_state_maker(names),
     }
     return makers[output_type]
+
+
+def trajectory_message(joints: Sequence[str], trajectory: Trajectory) -> JointTrajectory:
+    """All rows of a chunk that are still to come, with velocities, on the time grid."""
+    message = JointTrajectory(joint_names=list(joints))
+    message.header.stamp = to_time(trajectory.stamp_ns)
+    message.points = [
+        JointTrajectoryPoint(
+            positions=positions.tolist(), velocities=velocities.tolist(), time_from_start=to_duration(offset)
+        )
+        for positions, velocities, offset in zip(
+            trajectory.positions, trajectory.velocities, trajectory.offsets_ns, strict=True
+        )
+    ]
+    return message
 
 
 def _trajectory_maker(names: list[str], period_ns: int) -> MakeCommand:
@@ -38,16 +58,20 @@ def _trajectory_maker(names: list[str], period_ns: int) -> MakeCommand:
     """
     reach_in = to_duration(period_ns)
 
-    def make(positions: np.ndarray, _: int) -> JointTrajectory:
-        point = JointTrajectoryPoint(positions=positions.tolist(), time_from_start=reach_in)
+    def make(command: Command, _: int) -> JointTrajectory:
+        point = JointTrajectoryPoint(positions=command.positions.tolist(), time_from_start=reach_in)
+        if command.zero_velocity:
+            point.velocities = np.zeros(len(names)).tolist()
         return JointTrajectory(joint_names=names, points=[point])
 
     return make
 
 
 def _joint_state_maker(names: list[str]) -> MakeCommand:
-    def make(positions: np.ndarray, now_ns: int) -> JointState:
-        message = JointState(name=names, position=positions.tolist())
+    def make(command: Command, now_ns: int) -> JointState:
+        message = JointState(name=names, position=command.positions.tolist())
+        if command.zero_velocity:
+            message.velocity = np.zeros(len(names)).tolist()
         message.header.stamp = to_time(now_ns)
         return message
 

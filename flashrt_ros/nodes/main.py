@@ -46,7 +46,8 @@ def _spin(node: ManagedNode, stopping: _StopRequest) -> None:
     executor.add_node(node)
     while rclpy.ok() and not stopping.requested:
         executor.spin_once(timeout_sec=_WAKE_S)
-    node.get_logger().info(f'ending: {stopping.requested or "the context was shut down"}')
+    node.ending = stopping.requested or 'the context was shut down'
+    node.get_logger().info(f'ending: {node.ending}')
     executor.shutdown()
 
 

@@ -24,10 +24,14 @@ DIAGNOSTICS_PERIOD_S = 1.0
 
 
 class ManagedNode(LifecycleNode):
-    """A lifecycle node of this package. sections: top-level keys of the YAML that become its parameters."""
+    """A lifecycle node of this package. sections: top-level keys of the YAML that become its parameters.
+
+    ending: why the process is about to end, once it is.
+    """
 
     def __init__(self, name: str, sections: Sequence[str], **options: Any) -> None:
         self.state = 'unconfigured'
+        self.ending = ''
         super().__init__(name, **options)
         self._started = time.monotonic()
         try:

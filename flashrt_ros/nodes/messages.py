@@ -30,5 +30,6 @@ def chunk_to_message(chunk: Chunk, now_ns: int) -> ActionChunk:
     message.names = list(chunk.names)
     message.kinds = [ActionChunk.JOINT_POSITION] * len(chunk.names)
     message.data = chunk.actions.astype(np.float32).ravel().tolist()
+    message.prefix = chunk.prefix
     message.delay = chunk.rows_due(now_ns)
     return message

@@ -15,12 +15,15 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from flashrt_ros.configuration import RobotConfig
+from flashrt_ros.control import STRATEGIES
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
+from flashrt_ros.nodes.gpu import gpu_values
 from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
@@ -28,7 +31,18 @@ from flashrt_ros.nodes.policy_worker import PolicyWorker
 from flashrt_ros.nodes.qos import COMMAND, RECORD, subscribe_latest
 from flashrt_ros.policy import Policy
 
-_SECTIONS = ('robot', 'cameras', 'joint_states', 'prompt', 'prompt_topic', 'policy', 'rates', 'gates')
+_SECTIONS = (
+    'robot',
+    'cameras',
+    'joint_states',
+    'prompt',
+    'prompt_topic',
+    'policy',
+    'rates',
+    'gates',
+    'output',
+    'executor',
+)
 _IMAGE_TYPES = {'raw': Image, 'compressed': CompressedImage}
 
 
@@ -41,6 +55,7 @@ class PolicyNode(ManagedNode):
         self._loop: FixedRateLoop | None = None
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
+        self._reset: Any = None
         self._epoch = 0
         self._monitor: diagnostics.InputMonitor | None = None
         super().__init__('policy_node', _SECTIONS, **options)
@@ -52,7 +67,10 @@ class PolicyNode(ManagedNode):
         stats = self.create_lifecycle_publisher(InferenceStats, 'inference_stats', RECORD)
         self._outputs = [chunks, stats]
         self._worker = PolicyWorker(config, self._policy, clock, logger, chunks.publish, stats.publish)
-        self._loop = FixedRateLoop('inference', config.rates.chunk_rate_hz, self._worker.tick, logger)
+        # With sync the end of a chunk decides when to plan: look for it at every control period.
+        waits = STRATEGIES[config.executor.strategy].waits
+        rate_hz = config.rates.control_rate_hz if waits else config.rates.chunk_rate_hz
+        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger)
         self._monitor = diagnostics.InputMonitor()
         self._subscribe(config, self._worker)
 
@@ -62,6 +80,16 @@ class PolicyNode(ManagedNode):
         self._worker.begin_epoch(self._epoch)
         self._loop.start(self.get_clock())
 
+    def reset_epoch(self, request: Any, response: Any) -> Trigger.Response:
+        """The service ~/reset: the next chunk goes on from nothing, and those in flight are of the past."""
+        response.success = self.state == 'active'
+        response.message = f'the node is {self.state}'
+        if response.success:
+            self._epoch += 1
+            self._worker.begin_epoch(self._epoch)
+            response.message = f'epoch {self._epoch}: the next chunk goes on from nothing'
+        return response
+
     def deactivate(self) -> None:
         if self._loop is not None:
             self._loop.stop()
@@ -69,12 +97,14 @@ class PolicyNode(ManagedNode):
     def teardown(self) -> None:
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
+        if self._reset is not None:
+            self.destroy_service(self._reset)
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
         if self._policy is not None:
             self._policy.close()
         self._inputs, self._outputs = [], []
-        self._policy = self._worker = self._loop = None
+        self._policy = self._worker = self._loop = self._reset = None
 
     def config_changed(self, config: RobotConfig) -> None:
         if self._worker is not None:
@@ -91,7 +121,10 @@ class PolicyNode(ManagedNode):
             'prompt': ingest.prompt,
             'wanted rate [Hz]': self.config.rates.chunk_rate_hz,
             **diagnostics.pace_values('tick', self._loop),
+            'strategy': self.config.executor.strategy,
             **vars(self._worker.counts),
+            **self._worker.report(),
+            **gpu_values(self.config.policy.device),
         }
         level = diagnostics.ERROR if trouble and self.state == 'active' else diagnostics.OK
         own = diagnostics.status(name, robot, level, trouble or self.state, values)
@@ -107,7 +140,10 @@ class PolicyNode(ManagedNode):
         for name, (message_type, topic) in topics.items():
             keep = functools.partial(worker.keep, name)
             self._inputs.append(subscribe_latest(self, message_type, topic, keep))
-        self._inputs.append(self.create_subscription(String, config.prompt_topic, self._take_prompt, COMMAND))
+        executing = self.create_subscription(ActionChunk, 'executing_chunk', worker.keep_executing, COMMAND)
+        prompts = self.create_subscription(String, config.prompt_topic, self._take_prompt, COMMAND)
+        self._inputs += [executing, prompts]
+        self._reset = self.create_service(Trigger, '~/reset', self.reset_epoch)
 
     def _take_prompt(self, message: String) -> None:
         """The topic sets the parameter, so that there is one truth about the prompt."""

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.configuration import RobotConfig
-from flashrt_ros.control import Plan, Planner
+from flashrt_ros.control import Plan, Planner, PlannerSettings
+from flashrt_ros.control.chunk import ChunkError
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.gates import Limits
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes.edge_log import EdgeLog
+from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.policy import Policy
 
+RECENT = 1000
+"""Inferences that percentiles are taken over."""
+
 
 class PolicyWorker:
-    """Every tick ends in one InferenceStats, whatever happens.
+    """Every tick ends in one InferenceStats, whatever happens; but with sync a tick before the end of a chunk
+    is none.
 
     `tick` is called by one thread; `keep` and `apply` by another.
     """
@@ -40,7 +48,11 @@ class PolicyWorker:
         self.ingest, self.counts = Ingest(config), InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
         self._clock = clock
-        self._planner = Planner(policy, self.ingest.joints, config.rates.action_rate_hz)
+        self._planner = Planner(
+            policy, self.ingest.joints, config.rates.action_rate_hz, PlannerSettings.of(config)
+        )
+        self._wanted_epoch: int | None = None
+        self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._writer = StatsWriter(
             policy.info.name, 1.0 / config.rates.chunk_rate_hz, self.ingest, self.counts
         )
@@ -53,19 +65,44 @@ class PolicyWorker:
     def apply(self, config: RobotConfig) -> None:
         """Use the dynamic values of a configuration from the next tick on."""
         self.ingest.limits, self.ingest.prompt = Limits.of(config), config.prompt
+        self._planner.configure(PlannerSettings.of(config))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Chunks of earlier epochs must not be continued. Only between runs of the loop."""
-        self._planner.begin_epoch(epoch)
+        """Chunks of earlier epochs must not be continued; from the next tick on."""
+        self._wanted_epoch = epoch
+
+    def keep_executing(self, message: ActionChunk) -> None:
+        """What the streamer says that it follows."""
+        try:
+            chunk, begin_ns = executing_chunk(message)
+            self._planner.executing(chunk and chunk.for_joints(self.ingest.joints.names), begin_ns)
+        except ChunkError as error:
+            self.trouble.trouble('executing', f'executing_chunk: {error}')
+
+    def report(self) -> dict[str, Any]:
+        """How long inference takes, over the last ones, and counters of the strategy; for people to read."""
+        values: dict[str, Any] = {}
+        recent = list(self._recent_s)
+        if recent:
+            p50, p99 = np.percentile(recent, (50, 99))
+            values = {'inference p50 [ms]': float(p50) * 1e3, 'inference p99 [ms]': float(p99) * 1e3}
+        return {**values, 'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
+        if self._wanted_epoch is not None:
+            self._planner.begin_epoch(self._wanted_epoch)
+            self._wanted_epoch = None
+        if not self._planner.due(now_ns):
+            return
         outcome = self.ingest.observe(now_ns)
         if isinstance(outcome, Blocked):
             self.counts.ticks_blocked += 1
             self.trouble.trouble((outcome.refusal.input, outcome.refusal.kind), outcome.reason)
             self._publish_stats(self._writer.of_blocked(outcome, self._planner.epoch, self._planner.sequence))
             return
+        if not self._planner.due(outcome.stamp_ns):
+            return  # what the cameras saw is from before the end of the motion
         plan = self._plan(outcome)
         if plan is not None:
             self.trouble.clear()
@@ -84,8 +121,11 @@ class PolicyWorker:
             return None
 
     def _publish(self, taken: Taken, plan: Plan) -> None:
-        begin = time.perf_counter()
-        self._publish_chunk(chunk_to_message(plan.chunk, self._clock.now().nanoseconds))
+        self._recent_s.append(plan.inference_s)
+        begin, now_ns = time.perf_counter(), self._clock.now().nanoseconds
+        message = chunk_to_message(plan.chunk, now_ns)
+        message.delay = self._planner.published(plan, now_ns)
+        self._publish_chunk(message)
         publish_s = time.perf_counter() - begin
         total_s = (self._clock.now().nanoseconds - taken.stamp_ns) * 1e-9
         self._publish_stats(self._writer.of_chunk(taken, plan, publish_s, total_s))

@@ -313,3 +313,30 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(robot, tmp_path):
     after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob('robot/*/done.json')}
     assert len(after) == 8
     assert {name: after[name] for name in kept} == kept
+
+
+@pytest.mark.parametrize('strategy', ['sync', 'async', 'ensemble', 'rtc_identity', 'rtc'])
+def test_strategies_execute_the_same_policy_in_their_own_way(strategy, robot_bag, robot, tmp_path):
+    words = ['--strategy', strategy, '--latency', '100']
+    assert evaluate(robot_bag, robot, tmp_path / 'out', *words) == 0
+    episode = episode_of(tmp_path / 'out', 'robot-100ms')
+    assert len(episode.commands) > 80
+    starts = np.diff(episode.looked_ns) / 1e9
+    if strategy == 'sync':
+        # A chunk of 20 rows lasts 1 s, and only then comes the next inference.
+        assert (starts >= 1.0).all()
+    else:
+        np.testing.assert_allclose(starts, 0.2)
+
+
+def test_several_strategies_in_one_run(robot_bag, robot, tmp_path):
+    assert evaluate(robot_bag, robot, tmp_path / 'out', '--strategy', 'async,ensemble') == 0
+    found = results(tmp_path / 'out')['variants']
+    assert list(found) == ['robot-async', 'robot-ensemble']
+    jumps = [one['metrics']['seam.all.mae']['value'] for one in found.values()]
+    assert jumps[1] < jumps[0]
+
+
+def test_a_strategy_that_the_policy_cannot_do_is_told(robot_bag, robot, tmp_path, capsys):
+    assert evaluate(robot_bag, robot, tmp_path / 'out', '--strategy', 'rtc_prefix') == 2
+    assert 'cannot do rtc_prefix' in capsys.readouterr().err

@@ -42,7 +42,10 @@ def test_policy_says_what_it_is_and_infers(
         device='cpu',
         precision='fp32',
         parameters=parameter_count(open_checkpoint(directory).spec),
+        guidance_refusals=policy.info.guidance_refusals,
     )
+    assert policy.info.guidance_refusals['identity'] == policy.info.guidance_refusals['exact'] == ''
+    assert policy.info.guidance_refusals['prefix'] != ''
     prediction = policy.infer(observation)
     assert prediction.actions.shape == (12, 6)
     assert prediction.actions.dtype == np.float32

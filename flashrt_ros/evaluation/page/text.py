@@ -54,7 +54,7 @@ HEADLINES = (
     ('jump of the command at a new chunk, p90', 'seam.all.p90', 1e3, 'mrad or mm'),
     ('jerk of the commands, RMS', 'jerk.all.rmse', 1.0, 'rad/s^3 or m/s^3'),
     ('commands changed by a position limit', 'position_clamp.all.mean', 100.0, '%'),
-    ('commands changed by a step limit', 'step_clamp.all.mean', 100.0, '%'),
+    ('commands changed by a step or speed limit', 'motion_clamp.all.mean', 100.0, '%'),
     ('gripper events, commanded against recorded', 'gripper_delay.all.mae', 1e3, 'ms'),
     ('ticks without a chunk', 'blocked.all.mean', 100.0, '%'),
     ('observation to chunk, p50', 'staleness.all.p50', 1e3, 'ms'),

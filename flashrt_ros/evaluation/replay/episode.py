@@ -35,7 +35,7 @@ class Episode:
     0 is due. ready_ns: [N] when the chunk reached the executor. actions: [N, H, D], rad or m.
     ages: [N, I] and skew: [N], seconds.
     commands_ns [M], commands [M, D], clamps [M, 2]: what the executor sent, and joints changed by the
-    position and the step limits. seams: numbers of the commands that were the first after a new chunk.
+    position and the motion limits. seams: numbers of the commands that were the first after a new chunk.
     measured_ns (stamps) [S], measured [S, D]. reference_ns [R], reference [R, D]: recorded commands, or the
     joint states where there are none (`reference_topic` says which).
     received_ns, stamps_ns: input name -> of every message. counts: counter -> value. problems: see `Problem`.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control import Chunk, ChunkError, chunk_from_message
+from flashrt_ros.control import ActionKinds, Chunk, ChunkError, chunk_from_message
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.bag import Bag, BagError
 from flashrt_ros.evaluation.replay.episode import Episode
@@ -33,7 +33,7 @@ class TopicReader:
     def __init__(self, bag: Bag, config: RobotConfig, reference: str | None = None) -> None:
         self._bag, self._config = bag, config
         self._names = RunTopics()
-        self._joints = JointMap.of(config)
+        self._joints, self._kinds = JointMap.of(config), ActionKinds.of(config)
         self.problems = Problems(bag.start_ns)
         self._inputs = {absolute(topic): name for name, topic in input_topics(config).items()}
         self._commands = absolute(config.output.topic)
@@ -80,7 +80,7 @@ class TopicReader:
             self._series[kind].append((time_ns, command_of(message, self._joints.names)))
 
     def _chunk(self, message: Any) -> Chunk:
-        return chunk_from_message(message).for_joints(self._joints.names)
+        return chunk_from_message(message, self._joints.names, self._kinds)
 
     def _input(self, name: str, time_ns: int, message: Any) -> None:
         stamp = stamp_ns(message.header.stamp)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control import Plan, Planner
+from flashrt_ros.control import Plan, Planner, PlannerSettings
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.bag import Bag
 from flashrt_ros.evaluation.replay.ahead import ahead
@@ -72,8 +72,10 @@ class Player:
         self._bag, self._config, self._sources, self._listeners = bag, config, sources, listeners
         self._latency = Latency(latency_s)
         self._feed = Feed(bag, sources)
-        self._watch = Watch(self._feed, config, self._latency)
-        self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz)
+        self._watch = Watch(self._feed, config, self._latency, self._due)
+        settings = PlannerSettings.of(config)
+        self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
+        self._waits = settings.strategy.waits
         self._robot = ReplayedRobot(config, bag.start_ns)
         self.timings = Timings()
         self._looks: list[tuple[int, str]] = []
@@ -87,24 +89,36 @@ class Player:
         """progress: called with the seconds of the bag that are done."""
         with self._events() as events:
             for event in events:
-                self._robot.advance(event.time_ns)
-                self._tell_commands()
+                self._advance(event.time_ns)
                 self._take(event)
                 if isinstance(event, Looked):
                     progress((event.time_ns - self._bag.start_ns) / 1e9)
-        self._robot.advance(self._bag.end_ns + 1)
-        self._tell_commands()
+        self._advance(self._bag.end_ns + 1)
         progress(self._bag.duration_s)
         return self._episode(name)
 
     @contextmanager
     def _events(self) -> Iterator[Iterator[Event]]:
         """Where the ticks are known beforehand, reading and decoding go on while the policy computes."""
-        if self._latency.given_ns is None:
+        if self._latency.given_ns is None or self._waits:
             yield iter(self._watch)
         else:
             with ahead(self._watch, AHEAD) as events:
                 yield events
+
+    def _due(self, now_ns: int) -> bool:
+        """Asked by the watch, which runs ahead of the robot unless the strategy waits for it."""
+        if not self._waits:
+            return True
+        self._advance(now_ns)
+        return self._planner.due(now_ns)
+
+    def _advance(self, now_ns: int) -> None:
+        """Let the robot move up to now, and tell the planner what it follows, as the streamer would."""
+        self._robot.advance(now_ns)
+        entry = self._robot.entry
+        self._planner.executing(entry.chunk if entry else None, entry.begin_ns if entry else 0)
+        self._tell_commands()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Moved):
@@ -131,6 +145,7 @@ class Player:
         self._latency.measured_ns = round(plan.inference_s * 1e9)
         ready_ns = looked.time_ns + self._latency.latest_ns
         self._robot.send(plan.chunk, ready_ns)
+        self._planner.published(plan, ready_ns)
         self.timings.note(taken, plan)
         self._made.append((_without_pictures(looked), plan, ready_ns))
         self._look(looked, plan, '', ready_ns)

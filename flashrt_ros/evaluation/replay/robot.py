@@ -7,18 +7,20 @@ from collections import deque
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control import Chunk, Executor, ExecutorSettings, Limits
+from flashrt_ros.control import Chunk, Entry, Executor, ExecutorSettings, Limits
 
 
 class ReplayedRobot:
     """`advance` to a time before telling what happened at it.
 
-    commands_ns, commands: when and what was sent. clamps: [position, step] joints changed by the limits then.
+    commands_ns, commands: when and what was sent. clamps: joints changed by [position, motion] limits then;
+    motion: step, velocity and acceleration.
     seams: numbers of the commands that were the first after a new chunk. refused: reason -> chunks.
     """
 
     def __init__(self, config: RobotConfig, begin_ns: int) -> None:
         self._executor = Executor(ExecutorSettings.of(config), Limits.of(config))
+        self._names = config.joint_names
         self._period_ns = round(1e9 / config.rates.control_rate_hz)
         self._max_age_ns = round(config.joint_states.max_age_s * 1e9)
         self._next_ns = begin_ns
@@ -32,10 +34,21 @@ class ReplayedRobot:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The executor's counters; refusals by reason."""
-        counts = dict(vars(self._executor.counts))
-        refused = counts.pop('chunks_refused')
-        return counts | {f'chunks_refused: {reason}': count for reason, count in refused.items()}
+        """The executor's counters; refusals by reason, clamps by joint where it tells."""
+        found: dict[str, int] = {}
+        for name, value in vars(self._executor.counts).items():
+            if not isinstance(value, dict):
+                found[name] = value
+                continue
+            for key, count in sorted(value.items()):
+                of = self._names[key] if isinstance(key, int) else key
+                found[f'{name}: {of}'] = count
+        return found
+
+    @property
+    def entry(self) -> Entry | None:
+        """The chunk that is followed, and since when; see `Executor.entry`."""
+        return self._executor.entry
 
     def moved(self, stamp_ns: int, positions: np.ndarray) -> None:
         """positions: float64 [D], where the robot was at stamp_ns."""
@@ -51,6 +64,7 @@ class ReplayedRobot:
             self._accept(self._next_ns)
             self._command(self._next_ns)
             self._next_ns += self._period_ns
+        self._accept(until_ns - 1)
 
     def _accept(self, now_ns: int) -> None:
         while self._on_the_way and self._on_the_way[0][0] <= now_ns:
@@ -61,14 +75,21 @@ class ReplayedRobot:
             self._fresh_chunk |= not refusal
 
     def _command(self, now_ns: int) -> None:
-        before = (self._executor.counts.position_clamps, self._executor.counts.step_clamps)
+        before = self._clamped()
         positions = self._executor.command(now_ns)
         if positions is None:
             return
-        after = (self._executor.counts.position_clamps, self._executor.counts.step_clamps)
+        after = self._clamped()
         if self._fresh_chunk:
             self.seams.append(len(self.commands))
             self._fresh_chunk = False
         self.commands_ns.append(now_ns)
         self.commands.append(positions)
         self.clamps.append((after[0] - before[0], after[1] - before[1]))
+
+    def _clamped(self) -> tuple[int, int]:
+        counts = self._executor.counts
+        return (
+            counts.position_clamps,
+            counts.step_clamps + counts.velocity_clamps + counts.acceleration_clamps,
+        )

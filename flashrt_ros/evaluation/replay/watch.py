@@ -3,7 +3,7 @@ time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,13 +76,16 @@ class Watch:
     """Iterating gives the events of one bag in the order of time; ticks keep the node's deadlines.
 
     A message received at the very time of a tick is seen by it. inputs: input name -> its times so far.
+    due: whether the planner wants an inference now, see `Planner.due`; a tick at which it does not is none.
     """
 
-    def __init__(self, feed: Feed, config: RobotConfig, latency: Latency) -> None:
+    def __init__(
+        self, feed: Feed, config: RobotConfig, latency: Latency, due: Callable[[int], bool] = lambda _: True
+    ) -> None:
         self.ingest = Ingest(config)
         self.inputs = {name: InputTimes() for name in feed.sources.inputs}
         self.skipped = 0
-        self._feed, self._latency = feed, latency
+        self._feed, self._latency, self._due = feed, latency, due
         self._joints = config.joint_names
         begin_ns = feed.bag.start_ns
         self._deadlines = Deadlines(round(1e9 / config.rates.chunk_rate_hz), begin_ns)
@@ -102,7 +105,11 @@ class Watch:
         while (now_ns := max(self._deadlines.next_ns, self._free_ns)) < until_ns:
             _, skipped = self._deadlines.meet(now_ns)
             self.skipped += skipped
+            if not self._due(now_ns):
+                continue
             outcome = self.ingest.observe(now_ns)
+            if isinstance(outcome, Taken) and not self._due(outcome.stamp_ns):
+                continue  # what the cameras saw is from before the end of the motion
             frames = dict(self._frames) if isinstance(outcome, Taken) else {}
             if isinstance(outcome, Blocked) and outcome.refusal.kind not in ('missing', 'prompt'):
                 self._feed.problems.note(

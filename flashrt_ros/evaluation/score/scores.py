@@ -43,7 +43,7 @@ GROUPS = {
     'seam': Group('Jump of the command at a new chunk', POSITION, ('mae', 'p90', 'max')),
     'jerk': Group('Jerk of the commands', JERK, ('rmse', 'p99')),
     'position_clamp': Group('Commands changed by a position limit', SHARE, ('mean',)),
-    'step_clamp': Group('Commands changed by a step limit', SHARE, ('mean',)),
+    'motion_clamp': Group('Commands changed by a step, velocity or acceleration limit', SHARE, ('mean',)),
     'gripper_delay': Group('Gripper event, commanded against recorded', SECONDS, ('mae', 'max')),
     'blocked': Group('Ticks without a chunk', SHARE, ('mean',)),
     'age': Group('Age of an input when the inference began', SECONDS, ('p50', 'p99')),
@@ -67,7 +67,7 @@ def values_of(episode: Episode) -> Values:
     _by_joint(found, 'seam', jumps, episode.commands_ns[seams], episode.joints)
     times, jerk = motion.jerk(episode.commands_ns, episode.commands)
     _by_joint(found, 'jerk', jerk, times, episode.joints)
-    for column, name in enumerate(('position_clamp', 'step_clamp')):
+    for column, name in enumerate(('position_clamp', 'motion_clamp')):
         # A bag of topics does not tell them command by command.
         told = episode.clamps[:, column]
         found[name, 'all'] = ((told > 0).astype(np.float64), episode.commands_ns[: len(told)])

@@ -1,0 +1,29 @@
+"""The joint states of the last moments, to look up where the robot was when something was observed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from flashrt_ros.ingest.stream import stamp_ns
+
+
+class StateHistory:
+    """Keeps references to messages; reading them is left to whoever looks one up. length: messages kept."""
+
+    def __init__(self, length: int = 2000) -> None:
+        self._messages: deque[tuple[int, Any]] = deque(maxlen=length)
+
+    def add(self, message: Any) -> None:
+        """A message with a header; one that is older than the newest starts the history anew."""
+        stamp = stamp_ns(message.header.stamp)
+        if self._messages and stamp < self._messages[-1][0]:
+            self._messages.clear()
+        self._messages.append((stamp, message))
+
+    def at(self, time_ns: int, tolerance_ns: int) -> Any | None:
+        """The message nearest in time; None where none is within the tolerance."""
+        nearest = min(self._messages, key=lambda entry: abs(entry[0] - time_ns), default=None)
+        if nearest is None or abs(nearest[0] - time_ns) > tolerance_ns:
+            return None
+        return nearest[1]

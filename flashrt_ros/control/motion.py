@@ -1,0 +1,130 @@
+"""The executor under its supervisor: what the streamer does at every tick, chunk and operator's act.
+
+Two clocks are passed in: ros_ns, in which chunks are stamped, and wall_ns, of a clock that nobody sets. One
+caller at a time. Usable offline; for offline evaluation without operators the `Executor` alone is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashrt_ros.control.chunk import Chunk
+from flashrt_ros.control.executor import Executor
+from flashrt_ros.control.limits import Limits
+from flashrt_ros.control.settings import ExecutorSettings
+from flashrt_ros.control.supervisor import ESTOP, RESET, SafetySettings, Supervisor
+from flashrt_ros.control.timeline import Entry, Phase
+
+
+@dataclass(frozen=True)
+class Command:
+    """positions: float64 [D], rad or m. zero_velocity: say with it that the velocities are 0."""
+
+    positions: np.ndarray
+    zero_velocity: bool = False
+
+
+class Motion:
+    """Commands for one robot, as long as it may move; and the way to rest when it may not."""
+
+    def __init__(self, settings: ExecutorSettings, safety: SafetySettings, limits: Limits) -> None:
+        self.executor = Executor(settings, limits)
+        self.supervisor = Supervisor(safety)
+        self._stopped = ''
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.STOPPED if self.supervisor.stop else self.executor.phase
+
+    @property
+    def following(self) -> Entry | None:
+        """The chunk in execution; None while none is."""
+        return None if self.supervisor.stop else self.executor.entry
+
+    @property
+    def trouble(self) -> str:
+        """Why the robot does not move, in words; '' while it does."""
+        if self.supervisor.stop:
+            return f'{self.supervisor.state}: {self.supervisor.reason}'
+        return {
+            Phase.IDLE: 'waiting for a chunk',
+            Phase.HOLDING: 'the last chunk is over, holding the last command',
+        }.get(self.phase, '')
+
+    def configure(self, settings: ExecutorSettings, safety: SafetySettings) -> None:
+        """Apply other dynamic settings from now on."""
+        self.executor.configure(settings)
+        self.supervisor.settings = safety
+
+    def begin(self) -> None:
+        """Activated: forget everything but an emergency stop that nobody has resumed from."""
+        before = self.supervisor
+        self.supervisor = Supervisor(before.settings)
+        if before.stop in (ESTOP, RESET):
+            self.supervisor.stop, self.supervisor.reason = before.stop, before.reason
+        self.supervisor.stops = before.stops
+        self.executor.reset()
+        self._stopped = ''
+
+    def accept(self, chunk: Chunk, ros_ns: int, wall_ns: int, measured: np.ndarray | None) -> str:
+        """Take a new chunk; see `Executor.accept`. Returns why it was refused, or ''."""
+        if self.supervisor.chunk_arrived():
+            self._stopped = ''
+            self.executor.reset()
+        self._apply(ros_ns)
+        refusal = self.executor.accept(chunk, ros_ns, measured)
+        if not refusal:
+            entry = self.executor.entry
+            until_end = 0 if entry is None else entry.end_ns - ros_ns
+            self.supervisor.chunk_accepted(until_end, wall_ns)
+        return refusal
+
+    def tick(self, ros_ns: int, wall_ns: int) -> Command | None:
+        """What to send now; None for nothing."""
+        self.watch(ros_ns, wall_ns)
+        self._apply(ros_ns)
+        positions = self.executor.command(ros_ns)
+        if positions is None:
+            return None
+        resting = bool(self.supervisor.stop) and self.executor.at_rest
+        return Command(positions, resting and self.supervisor.action == 'zero_velocity')
+
+    def watch(self, ros_ns: int, wall_ns: int) -> bool:
+        """Whether the robot must stop by now. `tick` asks by itself; who watches the ticks asks, too."""
+        phase = self.executor.phase_at(ros_ns)
+        self.supervisor.check(wall_ns, phase in (Phase.RUNNING, Phase.HOLDING), phase is Phase.STOPPED)
+        return bool(self.supervisor.stop)
+
+    def hold(self) -> tuple[bool, str]:
+        return self.supervisor.hold()
+
+    def estop(self, reason: str = 'emergency stop, by the operator') -> tuple[bool, str]:
+        return self.supervisor.estop(reason)
+
+    def resume(self, wall_ns: int) -> tuple[bool, str]:
+        return self.supervisor.resume(wall_ns)
+
+    def reset(self, ros_ns: int) -> tuple[bool, str]:
+        """Also drops the motion and all chunks in flight, where nothing was stopped."""
+        if not self.supervisor.stop:
+            self.executor.reset(ros_ns)
+        return self.supervisor.reset()
+
+    def deadman(self, pressed: bool, wall_ns: int) -> None:
+        self.supervisor.deadman(pressed, wall_ns)
+
+    def end(self, reason: str) -> None:
+        """Deactivating: from the next tick on come to rest."""
+        self.supervisor.end(reason)
+
+    def _apply(self, ros_ns: int) -> None:
+        """Make the executor do what the supervisor has decided."""
+        stop = self.supervisor.stop
+        if stop and (not self._stopped or self.supervisor.action != self._stopped):
+            self.executor.stop(ros_ns, self.supervisor.action)
+            self._stopped = self.supervisor.action
+        elif not stop and self._stopped:
+            self.executor.reset(ros_ns)
+            self._stopped = ''

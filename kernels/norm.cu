@@ -1,14 +1,14 @@
 // Residual update and normalisation in one pass over a row; one block a row.
 // Architectures: 80 86 89 90a 100 110 120
 //
-//   r   = (start ? start[row % start_rows] : residual[row]) + (delta[row] * delta_scale + bias) * gate
+//   r   = (start ? start[row % start_rows] : residual[row]) + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
 //   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm, or with
 // LAYER_NORM a LayerNorm without affine part; eps is 1e-6 in both (Gemma, SigLIP). Affine weights that do not change
 // during a run are folded into the next product; scale and shift are adaRMS modulations, a vector for all rows.
-// delta (raw output of the preceding product), delta_scale, bias, gate, scale, shift and start may be null.
+// delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale, shift and start may be null.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
@@ -30,10 +30,16 @@ using Output = bf16;
 
 constexpr float EPSILON = 1e-6f;
 
-// x += (delta * delta_scale + bias) * gate, each vector optional.
-__device__ __forceinline__ void add_delta(Float8& x, const bf16* delta, const float* delta_scale, const float* bias,
-                                          const float* gate, int column) {
+// x += (sum of delta * delta_scale + bias) * gate, each vector optional; `stride` values lie between two parts.
+__device__ __forceinline__ void add_delta(Float8& x, const bf16* delta, int parts, size_t stride, const float* delta_scale,
+                                          const float* bias, const float* gate, int column) {
   Float8 d = load_bf16x8(delta + column);
+#pragma unroll 4
+  for (int part = 1; part < parts; part++) {
+    Float8 more = load_bf16x8(delta + part * stride + column);
+#pragma unroll
+    for (int i = 0; i < 8; i++) d.v[i] += more.v[i];
+  }
   if (delta_scale) {
     Float8 s = load_float8(delta_scale + column);
 #pragma unroll
@@ -85,8 +91,8 @@ __device__ __forceinline__ void normalise(Float8& x, bool active) {
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, const float* delta_scale,
-                  const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
+    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, int parts,
+                  const float* delta_scale, const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
                   float inverse_scale) {
   wait_for_predecessor();
   release_successor();
@@ -96,7 +102,7 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   Float8 x = {};
   if (active) {
     x = load_float8((start ? start + (row % start_rows) * WIDTH : residual + row * WIDTH) + column);
-    if (delta) add_delta(x, delta + row * WIDTH, delta_scale, bias, gate, column);
+    if (delta) add_delta(x, delta + row * WIDTH, parts, (size_t)gridDim.x * WIDTH, delta_scale, bias, gate, column);
     if (delta || start) {
       float* target = residual + row * WIDTH + column;
       *reinterpret_cast<float4*>(target) = *reinterpret_cast<float4*>(x.v);

@@ -1,15 +1,15 @@
 // Residual update and normalisation in one pass over a row; one block a row.
 // Architectures: 80 86 89 90a 100 110 120
 //
-//   r   = (start ? start[row % start_rows] : residual[row]) + (delta[row] * delta_scale + bias) * gate
+//   r   = (start ? start[row % start_rows] : residual[row]) + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
 //   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm, or with
 // LAYER_NORM a LayerNorm without affine part; eps is 1e-6 in both (Gemma, SigLIP). Affine weights that do not change
 // during a run are folded into the next product; scale and shift are adaRMS modulations, a vector for all rows.
-// delta (raw output of the preceding product), delta_scale, bias, gate, scale, shift and start may be null.
-// delta_scale and bias are read before the wait: they are weights.
+// delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale,
+// shift and start may be null. delta_scale and bias are read before the wait: they are weights.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
@@ -30,6 +30,18 @@ using Output = bf16;
 #endif
 
 constexpr float EPSILON = 1e-6f;
+
+// The sum of all parts of the preceding product; `stride` values lie between two parts.
+__device__ __forceinline__ Float8 load_parts(const bf16* delta, int parts, size_t stride) {
+  Float8 sum = load_bf16x8(delta);
+#pragma unroll 4
+  for (int part = 1; part < parts; part++) {
+    Float8 more = load_bf16x8(delta + part * stride);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
+  }
+  return sum;
+}
 
 // Vectors that belong to the product behind delta. They are weights, so they are fetched before the wait.
 struct DeltaVectors {
@@ -105,8 +117,8 @@ __device__ __forceinline__ void normalise(Float8& x, bool active) {
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, const float* delta_scale,
-                  const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
+    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, int parts,
+                  const float* delta_scale, const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
                   float inverse_scale) {
   size_t row = blockIdx.x;
   int column = threadIdx.x * 8;
@@ -118,7 +130,10 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   Float8 x = {};
   if (active) {
     x = load_float8((start ? start + (row % start_rows) * WIDTH : residual + row * WIDTH) + column);
-    if (delta) add_delta(x, load_bf16x8(delta + row * WIDTH + column), vectors, gate, column);
+    if (delta) {
+      Float8 d = load_parts(delta + row * WIDTH + column, parts, (size_t)gridDim.x * WIDTH);
+      add_delta(x, d, vectors, gate, column);
+    }
     if (delta || start) {
       float* target = residual + row * WIDTH + column;
       *reinterpret_cast<float4*>(target) = *reinterpret_cast<float4*>(x.v);

@@ -64,7 +64,7 @@ class Kernel:
         config.gridDimX, config.gridDimY, config.gridDimZ = _three(cluster)
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
-        config.attrs = _attributes(cluster, dependent=False)
+        config.attrs = _attributes(cluster, cooperative=False, dependent=False)
         config.numAttrs = len(config.attrs)
         return int(check(driver.cuOccupancyMaxActiveClusters(function, config), self.name))
 

@@ -99,8 +99,10 @@ __device__ __forceinline__ void warp_done(uint64_t* barrier, int lane) {
   if (lane == 0) barrier_arrive(barrier);
 }
 
+// `between` runs when all but the last quarter of the keys are there.
+template <class Between>
 __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const uint8_t* memory, Barriers& barriers,
-                                              int warpgroup, int parity) {
+                                              int warpgroup, int parity, Between between) {
   const uint8_t *queries = memory + warpgroup * 64 * 128, *keys = memory + KEY_PLACE;
 #pragma unroll
   for (int q = 0; q < QUARTERS; q++) {
@@ -111,33 +113,42 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], con
       multiply(logits, swizzled_rows(queries + q * QUERY_BYTES + k * 32), swizzled_rows(keys + q * KEY_BYTES + k * 32),
                q + k > 0);
     wgmma_commit();
+    if (q == QUARTERS - 2) between();
   }
   wgmma_wait<0>();
 }
 
-// New largest logits in units of log2(e); `correction` is what earlier sums and results have to be multiplied with.
-__device__ __forceinline__ void update_top(float (&top)[2], float (&correction)[2], float (&logits)[KEY_TILES][4],
-                                           const int (&seen)[2], float scale, int lane) {
+// Logits of keys that a row does not see become minus infinity.
+__device__ __forceinline__ void mask(float (&logits)[KEY_TILES][4], const int (&seen)[2], int lane) {
   constexpr int PIECE = KEY_TILES / BATCHES;
+  int left[2] = {seen[0] - lane % 4 * 2, seen[1] - lane % 4 * 2};
+#pragma unroll
+  for (int first = 0; first < KEY_TILES; first += PIECE) {
+    if (min(seen[0], seen[1]) >= (first + PIECE) * 8) continue;
+#pragma unroll
+    for (int t = first; t < first + PIECE; t++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (t * 8 + j % 2 >= left[j / 2]) logits[t][j] = -INFINITY;
+    }
+  }
+}
+
+// New largest logits in units of log2(e); `correction` is what earlier sums and results have to be multiplied with.
+__device__ __forceinline__ void update_top(float (&top)[2], float (&correction)[2], const float (&logits)[KEY_TILES][4],
+                                           float scale) {
+  float most[4];  // independent chains
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) most[j] = t ? fmaxf(most[j], logits[t][j]) : logits[t][j];
+  }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    int left = seen[h] - lane % 4 * 2;
-    float most = -INFINITY;
-#pragma unroll
-    for (int first = 0; first < KEY_TILES; first += PIECE) {
-      if (seen[h] < (first + PIECE) * 8) {
-#pragma unroll
-        for (int t = first; t < first + PIECE; t++) {
-          if (t * 8 >= left) logits[t][2 * h] = -INFINITY;
-          if (t * 8 + 1 >= left) logits[t][2 * h + 1] = -INFINITY;
-        }
-      }
-#pragma unroll
-      for (int t = first; t < first + PIECE; t++) most = fmaxf(most, fmaxf(logits[t][2 * h], logits[t][2 * h + 1]));
-    }
-    most = fmaxf(top[h], quad_max(most) * scale);
-    correction[h] = exp2f(top[h] - (most == -INFINITY ? 0.0f : most));
-    top[h] = most;
+    float found = fmaxf(most[2 * h], most[2 * h + 1]);
+    found = fmaxf(top[h], quad_max(found) * scale);
+    correction[h] = exp2f(top[h] - (found == -INFINITY ? 0.0f : found));
+    top[h] = found;
   }
 }
 
@@ -166,35 +177,74 @@ __device__ __forceinline__ uint32_t pack_half(float low, float high) {
   return *reinterpret_cast<uint32_t*>(&pair);
 }
 
-// Normalised columns of this warp's rows to `slot` in the block that finishes them, as [pair of tiles][lane] of 16 bytes.
-template <int TILES>
-__device__ __forceinline__ void deliver(const float (&tiles)[TILES][4], const float (&factor)[2], uint8_t* slot,
-                                        uint64_t* barrier, int owner, bool own, int lane) {
-  uint8_t* place = slot + lane * 16;
-  uint32_t target = peer_address(place, owner), there = peer_address(barrier, owner);
-#pragma unroll
-  for (int t = 0; t < TILES; t += 2) {
-    uint4 v = {pack_half(tiles[t][0] * factor[0], tiles[t][1] * factor[0]),
-               pack_half(tiles[t][2] * factor[1], tiles[t][3] * factor[1]),
-               pack_half(tiles[t + 1][0] * factor[0], tiles[t + 1][1] * factor[0]),
-               pack_half(tiles[t + 1][2] * factor[1], tiles[t + 1][3] * factor[1])};
-    if (own)
-      *reinterpret_cast<uint4*>(place + t * 256) = v;
-    else
-      send(target + t * 256, there, v.x, v.y, v.z, v.w);
+// This warp's rows on their way to the block that finishes them, as [pair of tiles][lane] of 16 bytes in `slot`.
+struct Delivery {
+  uint8_t* slot;
+  uint64_t* barriers;
+  int owner, group, source, lane;  // group: among those that the owner finishes
+  bool own;
+
+  __device__ Delivery(uint8_t* memory, Barriers& all, const Place& place, int warp, int lane)
+      : barriers(all.partials), owner(place.owner(warp)), source(place.rank), lane(lane) {
+    group = warp - place.first_group(owner);
+    slot = memory + (group * place.split + source) * PARTIAL_BYTES + lane * 16;
+    own = owner == source;
   }
-  if (own) warp_done(barrier, lane);
+
+  // All that is left to do are products: complete the sums, and tell the owner if there are others.
+  __device__ void begin(float (&factor)[2], bool tell, const float (&top)[2], const float (&sum)[2],
+                        float2 (*softmax)[MOST_BLOCKS][16]) const {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float all = quad_sum(sum[h]);
+      factor[h] = all > 0 ? 1.0f / all : 0.0f;
+      float2* target = &softmax[group][source][lane / 4 + h * 8];
+      if (tell && lane % 4 == 0) {
+        if (own)
+          *target = make_float2(top[h], all);
+        else
+          ::send(peer_address(target, owner), peer_address(barriers, owner), top[h], all);
+      }
+    }
+  }
+
+  template <int TILES>
+  __device__ void send(const float (&tiles)[TILES][4], const float (&factor)[2], int part) const {
+    uint8_t* place = slot + (part ? part + 1 : 0) * PARTIAL_BYTES / 4;
+    uint32_t target = peer_address(place, owner), there = peer_address(barriers + part, owner);
+#pragma unroll
+    for (int t = 0; t < TILES; t += 2) {
+      uint4 v = {pack_half(tiles[t][0] * factor[0], tiles[t][1] * factor[0]),
+                 pack_half(tiles[t][2] * factor[1], tiles[t][3] * factor[1]),
+                 pack_half(tiles[t + 1][0] * factor[0], tiles[t + 1][1] * factor[0]),
+                 pack_half(tiles[t + 1][2] * factor[1], tiles[t + 1][3] * factor[1])};
+      if (own)
+        *reinterpret_cast<uint4*>(place + t * 256) = v;
+      else
+        ::send(target + t * 256, there, v.x, v.y, v.z, v.w);
+    }
+    if (own) warp_done(barriers + part, lane);
+  }
+};
+
+// 32 columns of this lane's two rows of a group of 16; rows beyond the last are not written.
+__device__ __forceinline__ void store_rows(Output* out, const float (*tiles)[4], int group, int column, int queries,
+                                           float inverse_scale, int lane) {
+  int query = blockIdx.x * QUERIES + group * 16 + lane / 4;
+  Output* row = out + (size_t)query * DIM + column;
+  store_four_tiles(query < queries ? row : nullptr, query + 8 < queries ? row + 8 * DIM : nullptr, tiles, inverse_scale, lane);
 }
 
-// Add up what all blocks found for 16 rows and 32 columns; row sums are one.
+// Add up what `split` blocks found for 16 rows and 32 columns, weighted so that row sums are one.
 __device__ __forceinline__ void merge(float (&merged)[4][4], const uint8_t* partials, const float2 (*softmax)[16], int split,
                                       int lane) {
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
   for (int i = 0; i < split; i++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) top[h] = fmaxf(top[h], softmax[i][lane / 4 + h * 8].x);
   }
-#pragma unroll 3
+#pragma unroll
   for (int i = 0; i < split; i++) {
     float weight[2];
 #pragma unroll
@@ -218,12 +268,20 @@ __device__ __forceinline__ void merge(float (&merged)[4][4], const uint8_t* part
   multiply_rows(merged, factor);
 }
 
-// 32 columns of this lane's two rows of a group of 16; rows beyond the last are not written.
-__device__ __forceinline__ void store_rows(Output* out, const float (*tiles)[4], int group, int column, int queries,
-                                           float inverse_scale, int lane) {
-  int query = blockIdx.x * QUERIES + group * 16 + lane / 4;
-  Output* row = out + (size_t)query * DIM + column;
-  store_four_tiles(query < queries ? row : nullptr, query + 8 < queries ? row + 8 * DIM : nullptr, tiles, inverse_scale, lane);
+// What each block does at the end: a warp takes 32 columns of all rows that are finished here. SPLIT is place.split or 0.
+template <int SPLIT>
+__device__ __forceinline__ void finish(const uint8_t* memory, const float2 (*softmax)[MOST_BLOCKS][16], const Place& place,
+                                       Output* out, int queries, float inverse_scale, int warp, int lane) {
+  constexpr int MOST_GROUPS = SPLIT ? (WARPS + SPLIT - 1) / SPLIT : 2;
+  const int split = SPLIT ? SPLIT : place.split, groups = place.groups();
+#pragma unroll
+  for (int group = 0; group < MOST_GROUPS; group++) {
+    float merged[4][4] = {};
+    if (group < groups)
+      merge(merged, memory + group * split * PARTIAL_BYTES + warp * 1024, softmax[group], split, lane);
+    int rows = group < groups ? queries : 0;
+    store_rows(out, merged, place.first_group(place.rank) + group, warp * 32, rows, inverse_scale, lane);
+  }
 }
 
 // The keys that this lane's two rows see, counted from the block's first.
@@ -267,24 +325,29 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   // One thread in each warp of the second warpgroup fetches a quarter of everything.
   const int fetched = warp - WARPS / 2;
   const bool fetches = fetched >= 0 && lane == 0;
-  if (fetches) {
-    fetch_keys(memory, barriers, maps, place, place.begin, fetched, true);
-    if (!REUSE || fetched < 2) fetch_values(memory, barriers, maps, place.begin, fetched);
-  }
+  if (fetches) fetch_keys(memory, barriers, maps, place, place.begin, fetched, true);
   __syncwarp();
   int limit[2];
   find_limits(limit, place, first_sees >= 0 ? valid + first_sees : place.total, warp, lane);
   const float scale = rsqrtf((float)DIM) * LOG2_E;
   const int passes = place.passes();
   float half_row[16][4], quarter_row[2][8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  float factor[2];
+  const bool split = place.split > 1;
 #pragma unroll 1
   for (int pass = 0; pass < (MORE ? passes : 1); pass++) {
     const int parity = MORE ? pass & 1 : 0, row = place.begin + pass * KEYS;
     const bool last = !MORE || pass + 1 == passes;
     float logits[KEY_TILES][4], correction[2];
-    multiply_keys(logits, memory, barriers, warp / 4, parity);
+    multiply_keys(logits, memory, barriers, warp / 4, parity, [&] {
+      if (pass == 0 && fetches && (!REUSE || fetched < 2)) fetch_values(memory, barriers, maps, row, fetched);
+      __syncwarp();
+    });
     if (last) cluster_arrive();  // queries and keys are not needed any more
     warp_done(&barriers.keys_used, lane);
+    int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};
+    mask(logits, seen, lane);
+    update_top(top, correction, logits, scale);
     if (fetches && (REUSE ? fetched >= 2 : !last)) {
       barrier_wait(&barriers.keys_used, parity);
       if (REUSE)
@@ -293,8 +356,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         fetch_keys(memory, barriers, maps, place, row + KEYS, fetched, false);
     }
     __syncwarp();
-    int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};
-    update_top(top, correction, logits, seen, scale, lane);
     if (MORE && pass > 0) {
       multiply_rows(half_row, correction);
       multiply_rows(quarter_row[0], correction), multiply_rows(quarter_row[1], correction);
@@ -313,6 +374,10 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         multiply_columns(half_row, a[k], swizzled_columns(value_quarter(memory, 0) + k * 16 * 128, KEY_BYTES), pass + k > 0);
       wgmma_commit();
     }
+    if (last) {
+      if (split) cluster_wait();  // all blocks have used queries and keys
+      Delivery(memory, barriers, place, warp, lane).begin(factor, split, top, sum, softmax);
+    }
 #pragma unroll
     for (int q = 0; q < 2; q++) {
       barrier_wait(barriers.values + 2 + q, parity);
@@ -321,6 +386,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
       for (int k = 0; k < STEPS; k++)
         multiply_columns(quarter_row[q], a[k], swizzled_columns(value_quarter(memory, 2 + q) + k * 16 * 128, 0), pass + k > 0);
       wgmma_commit();
+      if (last && split) {
+        wgmma_wait<1>();
+        const Delivery delivery(memory, barriers, place, warp, lane);
+        q == 0 ? delivery.send(half_row, factor, 0) : delivery.send(quarter_row[0], factor, 1);
+      }
     }
     if (last) break;
     wgmma_wait<0>();
@@ -331,13 +401,12 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     }
     __syncwarp();
   }
-  sum[0] = quad_sum(sum[0]), sum[1] = quad_sum(sum[1]);
-  cluster_wait();
-  float factor[2] = {sum[0] > 0 ? 1.0f / sum[0] : 0.0f, sum[1] > 0 ? 1.0f / sum[1] : 0.0f};
-  int queries = rows * HEADS;
-  if (place.split == 1) {
+  const int queries = rows * HEADS;
+  if (!split) {
+    cluster_wait();
     wgmma_wait<0>();
-    multiply_rows(half_row, factor), multiply_rows(quarter_row[0], factor), multiply_rows(quarter_row[1], factor);
+    multiply_rows(half_row, factor);
+    multiply_rows(quarter_row[0], factor), multiply_rows(quarter_row[1], factor);
 #pragma unroll
     for (int t = 0; t < 16; t += 4) {
       store_rows(out, half_row + t, warp, t * 8, queries, inverse_scale, lane);
@@ -345,33 +414,13 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     }
     return;
   }
-  int owner = place.owner(warp), group = warp - place.first_group(owner);
-  bool own = owner == place.rank;
-  uint8_t* slot = memory + (group * place.split + place.rank) * PARTIAL_BYTES;
-  if (lane % 4 == 0) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float2* target = &softmax[group][place.rank][lane / 4 + h * 8];
-      if (own)
-        *target = make_float2(top[h], sum[h]);
-      else
-        send(peer_address(target, owner), peer_address(barriers.partials, owner), top[h], sum[h]);
-    }
-  }
-  wgmma_wait<2>();
-  deliver(half_row, factor, slot, barriers.partials, owner, own, lane);
-  wgmma_wait<1>();
-  deliver(quarter_row[0], factor, slot + PARTIAL_BYTES / 2, barriers.partials + 1, owner, own, lane);
   wgmma_wait<0>();
-  deliver(quarter_row[1], factor, slot + PARTIAL_BYTES * 3 / 4, barriers.partials + 2, owner, own, lane);
-
-  int groups = place.groups();
-#pragma unroll 1
-  for (int unit = warp; unit < groups * 8; unit += WARPS) {
-    int columns = unit / groups, group = unit % groups;
-    wait_for_peers(barriers.partials + max(0, columns / 2 - 1), 0);
-    float merged[4][4] = {};
-    merge(merged, memory + group * place.split * PARTIAL_BYTES + columns * 1024, softmax[group], place.split, lane);
-    store_rows(out, merged, place.first_group(place.rank) + group, columns * 32, queries, inverse_scale, lane);
-  }
+  Delivery(memory, barriers, place, warp, lane).send(quarter_row[1], factor, 2);
+  wait_for_peers(barriers.partials + max(0, warp / 2 - 1), 0);
+  if (place.split == 2)
+    finish<2>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
+  else if (place.split == 3)
+    finish<3>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
+  else
+    finish<0>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
 }

@@ -7,6 +7,9 @@ from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, vision_attention_build
 from flashrt_ros.engine.packing import expert_precision, patch_columns
+from flashrt_ros.engine.wide_gemm import KERNELS as WIDE_KERNELS
+from flashrt_ros.engine.wide_gemm import build as wide_build
+from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
@@ -18,6 +21,8 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
+    if covers_prefill(gpu, spec):
+        builds += [wide_build(kernel, precision == 'fp8') for kernel in WIDE_KERNELS]
     if covers(gpu, spec):
         return builds + [(file, {}) for file in kernel_files() if file.startswith('expert_')]
     final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})

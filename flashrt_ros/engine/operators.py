@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine import attention_sm90
+from flashrt_ros.engine import attention_sm90, wide_gemm
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
@@ -44,7 +44,10 @@ class Operators:
         modulation: Modulation | None = None,
         layer_norm: bool = False,
     ) -> None:
-        """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`."""
+        """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`.
+
+        delta: bf16 [rows, width] or more, or in parts of the product's K [parts, rows, width].
+        """
         rows, width = residual.shape
         kernel = self.library.kernel(
             'norm', 'residual_norm', WIDTH=width, LAYER_NORM=int(layer_norm), FP8=_fp8(out)
@@ -56,6 +59,7 @@ class Operators:
             start,
             1 if start is None else start.shape[0],
             delta,
+            delta.shape[0] if delta is not None and delta.dim() == 3 else 1,
             None if preceding is None else preceding.channel_scale,
             None if preceding is None else preceding.bias,
             gate,
@@ -65,6 +69,20 @@ class Operators:
             1.0 if following is None else following.inverse_scale,
             dependent=True,
         )
+
+    def gated_product(self, x: Tensor, product: Product, out: Tensor, following: Product) -> None:
+        """Gemma's gate and up product with its activation: x [rows, in] -> out [rows, width] for `following`.
+
+        Hopper only; the weight is in `wide_layout.gated_order`.
+        """
+        wide_gemm.gated(self.library, x, product, out, following)
+
+    def split_product(self, x: Tensor, product: Product, out: Tensor) -> None:
+        """x [rows, in] -> out bf16 [parts, rows, columns], raw, over ranges of K; `norm` adds the parts up.
+
+        Hopper only; the weight is in `wide_layout.lane_order`.
+        """
+        wide_gemm.split(self.library, x, product, out)
 
     def bias_gelu(self, x: Tensor, preceding: Product, out: Tensor, following: Product) -> None:
         """SigLIP's activation: x [rows, width] raw -> out for `following`."""

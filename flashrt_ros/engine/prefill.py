@@ -1,7 +1,8 @@
 """The language tower over images and prompt: nothing but its keys and values is kept.
 
 A layer is nine launches: norm, QKV, RoPE and cache write, attention, output, norm, gate and up, GELU gate,
-down. The last layer ends after its keys and values.
+down. With weights packed for it (`wide_layout.pack_wide_language`) gate, up and GELU are one launch, and down
+leaves parts that the norm behind it adds up. The last layer ends after its keys and values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from torch import Tensor
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
 from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
 from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.wide_gemm import MOST_PARTS, part_count
 from flashrt_ros.models.spec import PolicySpec
+
+PLAIN = {part: part for part in ('qkv', 'o', 'gate_up', 'down')}
+WIDE = {'qkv': 'qkv', 'o': 'o', 'gate_up': 'gated', 'down': 'split_down'}
+"""Products of a layer by the names of their packed weights; activation scales have the plain names."""
 
 
 class Prefill:
@@ -32,12 +38,17 @@ class Prefill:
         self.spec, self.operators, self.cache = spec.language, operators, cache
         device = operators.library.gpu.device
 
-        def product(name: str) -> Product:
-            return Product(packed, f'language.{name}', device, scales.get(f'language.{name}', 1.0))
+        def product(name: str, observed: str | None = None) -> Product:
+            return Product(
+                packed, f'language.{name}', device, scales.get(f'language.{observed or name}', 1.0)
+            )
 
         last = self.spec.layers - 1
-        parts = ('qkv', 'o', 'gate_up', 'down')
-        self.layers = [{part: product(f'{i}.{part}') for part in parts} for i in range(last)]
+        self._wide = 'language.0.gated.weight' in packed
+        names = WIDE if self._wide else PLAIN
+        self.layers = [
+            {part: product(f'{i}.{name}', f'{i}.{part}') for part, name in names.items()} for i in range(last)
+        ]
         self.last = product(f'{last}.kv')
         self.embedding = packed['language.embedding'].to(device)
         self._rotary = rotary_table(cache.capacity, self.spec.head_dim, device)
@@ -55,8 +66,9 @@ class Prefill:
         self._qkv = buffer(attended + 2 * spec.head_dim)
         self._kv = buffer(2 * spec.head_dim)
         self._queries, self._attended = buffer(attended), buffer(attended, narrow)
-        self._gate_up, self._activated = buffer(2 * spec.mlp), buffer(spec.mlp, narrow)
-        self._delta = buffer(width)
+        self._activated, self._delta = buffer(spec.mlp, narrow), buffer(width)
+        self._gate_up = buffer(0 if self._wide else 2 * spec.mlp)
+        self._parts = buffer(MOST_PARTS * width if self._wide else 0).flatten()
 
     def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
         """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall
@@ -77,16 +89,31 @@ class Prefill:
         keys, values = cache.keys[index, :rows], cache.values[index, :rows]
         residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
         qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
-        gate_up, activated = self._gate_up[:rows], self._activated[:rows]
         self._multiply(layer, 'qkv', rows)
         ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
         self._multiply(layer, 'o', rows)
         ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
-        self._multiply(layer, 'gate_up', rows)
-        ops.gelu_gate(gate_up, layer['gate_up'], activated, layer['down'])
-        self._multiply(layer, 'down', rows)
+        delta = self._wide_mlp(layer, rows) if self._wide else self._mlp(layer, rows)
         ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])
+
+    def _mlp(self, layer: dict[str, Product], rows: int) -> Tensor:
+        """The raw output of down, bf16 [rows, width]."""
+        self._multiply(layer, 'gate_up', rows)
+        self.operators.gelu_gate(
+            self._gate_up[:rows], layer['gate_up'], self._activated[:rows], layer['down']
+        )
+        self._multiply(layer, 'down', rows)
+        return self._delta[:rows]
+
+    def _wide_mlp(self, layer: dict[str, Product], rows: int) -> Tensor:
+        """The same in parts of down's K, bf16 [parts, rows, width]."""
+        width, activated = self.spec.width, self._activated[:rows]
+        count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
+        parts = self._parts[: count * rows * width].view(count, rows, width)
+        self.operators.gated_product(self._normed[:rows], layer['gate_up'], activated, layer['down'])
+        self.operators.split_product(activated, layer['down'], parts)
+        return parts
 
     def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> None:
         """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""

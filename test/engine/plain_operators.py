@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LIBRARY = SimpleNamespace(gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0)))
+from flashrt_ros.engine.wide_layout import gated_order, lane_order
+
+LIBRARY = SimpleNamespace(
+    gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=132)
+)
 """Stands for a kernel library where the towers ask it for a device."""
 
 
@@ -33,7 +37,8 @@ class PlainOperators:
     ):  # fmt: skip
         x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
         if delta is not None:
-            added = real(delta[: len(residual)], preceding)
+            summed = delta.float().sum(0) if delta.dim() == 3 else delta[: len(residual)]
+            added = real(summed, preceding)
             x = x + (added if gate is None else added * gate)
         residual.copy_(x)
         width = residual.shape[1:]
@@ -48,6 +53,19 @@ class PlainOperators:
     def gelu_gate(self, x, preceding, out, following):
         gate, up = real(x, preceding).chunk(2, 1)
         out.copy_(F.gelu(gate, approximate='tanh') * up)
+
+    def gated_product(self, x, product, out, following):
+        width = out.shape[1]
+        columns = torch.empty(len(x), 2 * width)
+        columns[:, gated_order(width, product.fp8)] = real(x.float() @ product.weight.float().T, product)
+        gate, up = columns.chunk(2, 1)
+        out.copy_(F.gelu(gate, approximate='tanh') * up)
+
+    def split_product(self, x, product, out):
+        parts, _, columns = out.shape
+        ranges = zip(x.float().chunk(parts, 1), product.weight.float().chunk(parts, 1), strict=True)
+        for part, (some, weight) in zip(out, ranges, strict=True):
+            part[:, lane_order(columns)] = (some @ weight.T).to(part.dtype)
 
     def rope(self, qkv, preceding, table, offset, queries, keys, values):
         rows, dim = len(qkv), keys.shape[1]

@@ -50,3 +50,24 @@ def test_replays_are_equal_to_the_last_bit(library):
     observed = trial.observe(400)
     first = trial.found(*observed)
     assert all(torch.equal(trial.found(*observed), first) for _ in range(20))
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+def test_what_is_not_a_number_passes_through_and_is_forgotten(library, precision):
+    """Blocks wait for data that is not PENDING, a NaN itself: no other NaN may keep them waiting."""
+    trial = ExpertTrial(library, 'pi05', precision, TrialShape())
+    noise, state = trial.observe(300)
+    sound = trial.found(noise, state)
+    assert trial.found(torch.full_like(noise, float('nan')), state).isnan().all()
+    assert trial.found(torch.full_like(noise, float('inf')), state).isnan().all()
+    assert torch.equal(trial.found(noise, state), sound)
+
+
+def test_odd_numbers_of_layers_and_steps(library):
+    """Halves of the exchange buffers alternate with the layers over all steps."""
+    for layers, steps in ((1, 1), (1, 3), (3, 1), (3, 3)):
+        trial = ExpertTrial(library, 'pi05', 'bf16', TrialShape(layers=layers, steps=steps))
+        for length in (562, 100):
+            observed = trial.observe(length)
+            added = trial.found(*observed) - observed[0]
+            assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE['bf16']

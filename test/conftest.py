@@ -8,7 +8,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from hypothesis import settings
 
 DOMAINS = range(215, 233)
 """The upper of the two ranges of ROS domains whose ports Linux does not give away; people use the lower."""
@@ -47,11 +46,6 @@ def ros_domain(monkeypatch):
 # Cores that others use, too, make single examples slow; how long one takes is never the subject.
 hypothesis.settings.register_profile('busy machine', deadline=None)
 hypothesis.settings.load_profile('busy machine')
-
-
-# How long an example takes says more about the machine than about the code.
-settings.register_profile('no deadline', deadline=None)
-settings.load_profile('no deadline')
 
 
 def pytest_configure(config):

@@ -54,7 +54,7 @@ def operator_times(library: KernelLibrary, precision: str) -> dict[str, float]:
     after, length = product(16), torch.tensor([562], dtype=torch.int32, device=device)
     residual = {width: torch.randn(576, width, device=device) for width in (1152, 2048)}
     qkv, gate_up, table = bf16(576, 2560), bf16(576, 32768), rotary_table(704, 256, device)
-    keys, values, queries = bf16(704, 256), bf16(704, 256), bf16(576, 2048)
+    keys, values, queries = bf16(576, 256), bf16(576, 256), bf16(576, 2048)
     scales = {width: product(width) for width in (1152, 2048, 2560, 3456, 4304, 32768)}
     vision_qkv, up, delta = bf16(512, 3456), bf16(512, 4304), bf16(576, 2048)
     out = {width: target(576, width) for width in (1152, 2048, 4304, 16384)}

@@ -141,7 +141,10 @@ class Operators:
         appended: int = 0,
         first_sees: int = -1,
     ) -> None:
-        """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
+        """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer.
+
+        keys, values: cut to the rows that may be valid, since their number decides how they are divided.
+        """
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
         arguments = (length, appended, first_sees, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flashrt_ros.engine.compiler import kernel_files
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_build
@@ -18,10 +17,10 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     builds = _vision(spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
-    if covers(gpu, spec):
-        return builds + [(file, {}) for file in kernel_files() if file.startswith('expert_')]
-    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
+    if covers(gpu, spec):
+        return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
+    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 

@@ -119,16 +119,24 @@ struct Rows {
 // By the other two warps of a warpgroup: suffix rows of this block, from L2 to shared memory.
 __device__ __forceinline__ void collect_suffix(const Arguments& a, int number, const Keys& keys, uint32_t k) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 128 * 4 + threadIdx.x / 32 % 2 * 2;
+  const uint4 *own_k = reinterpret_cast<const uint4*>(a.keys), *own_v = reinterpret_cast<const uint4*>(a.values);
+  const size_t row = (size_t)((number & 1) * ROWS + keys.suffix_row(first)) * CHUNKS + lane;
+  uint4 k_rows[2] = {}, v_rows[2] = {};
+  const int valid = keys.suffix_end - first;  // rows; none or both are, or one
+  for (int patience = PATIENCE; valid > 0; patience--) {
+    uint32_t top = 0;
 #pragma unroll
-  for (int slot = first; slot < first + 2; slot++) {
-    const size_t row = (size_t)((number & 1) * ROWS + keys.suffix_row(slot)) * CHUNKS + lane;
-    const uint4 *own_k = reinterpret_cast<const uint4*>(a.keys) + row, *own_v = reinterpret_cast<const uint4*>(a.values) + row;
-    uint4 suffix[2] = {};
-    const bool valid = slot < keys.suffix_end;
-    if (valid) suffix[0] = look(own_k), suffix[1] = look(own_v);
-    if (valid) await(suffix, own_k, own_v - own_k);
-    store_shared(k + place_of_key(slot, lane, keys.count), suffix[0]);
-    store_shared(k + keys.bytes() + place_of_value(slot, lane), suffix[1]);
+    for (int i = 0; i < 2; i++)
+      if (i < valid) k_rows[i] = look(own_k + row + i * CHUNKS), v_rows[i] = look(own_v + row + i * CHUNKS);
+#pragma unroll
+    for (int i = 0; i < 2; i++) top = largest(largest(top, k_rows[i]), v_rows[i]);
+    if (!__any_sync(0xffffffffu, top == PENDING)) break;
+    if (patience == 0) __trap();
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    store_shared(k + place_of_key(first + i, lane, keys.count), k_rows[i]);
+    store_shared(k + keys.bytes() + place_of_value(first + i, lane), v_rows[i]);
   }
   fence_shared_for_tensor_cores();
 }
@@ -139,7 +147,7 @@ template <int T>
 __device__ __forceinline__ void soften(float (&logits)[T][4], const int (&suffix_end)[2], int prefix_end, Rows& rows,
                                        uint8_t* probabilities) {
   const int lane = threadIdx.x % 32, group = threadIdx.x / 128, first = group * T * 8 + lane % 4 * 2;
-  const int query = threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const int query = threadIdx.x / 32 % 2 * 16 + lane / 4;
   float top[2] = {NOTHING, NOTHING}, sum[2] = {};
 #pragma unroll
   for (int t = 0; t < T; t++)
@@ -204,10 +212,12 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
   const uint2* softmax = a.softmax + ((half * 16 + blockIdx.x / ATTENTION_CLUSTER) * ATTENTION_CLUSTER) * QUERIES + query;
   uint2 part[ATTENTION_CLUSTER], state[ATTENTION_CLUSTER];
-#pragma unroll
-  for (int i = 0; i < ATTENTION_CLUSTER; i++) part[i] = look_whole(sums + i * 256), state[i] = look_whole(softmax + i * QUERIES);
-  await_tagged(state, softmax, QUERIES, tag_of(number));
-  await_tagged(part, sums, 256, tag_of(number));
+  for (int patience = PATIENCE;; patience--) {
+    look_all(part, sums, 256);
+    look_all(state, softmax, QUERIES);
+    if (!__any_sync(0xffffffffu, wrong_tags(part, tag_of(number)) | wrong_tags(state, tag_of(number)))) break;
+    if (patience == 0) __trap();
+  }
   float top = NOTHING, sum = 0, out[4] = {};
 #pragma unroll
   for (int i = 0; i < ATTENTION_CLUSTER; i++) top = fmaxf(top, __uint_as_float(state[i].y));
@@ -229,12 +239,14 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
                                        uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty) {
   const int lane = threadIdx.x % 32, number = a.first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
-  // Operand A: 16 rows of queries a warp, in the first two warps of either warpgroup; what the others hold has no consequence.
-  const bool asks = threadIdx.x % 128 < 64;
+  // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
+  // other warps hold has no consequence.
+  const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
   uint4 queries[DIM / 16] = {};
   if (asks) {
     const uint4* source = reinterpret_cast<const uint4*>(a.queries) +
                           (((number & 1) * 16 + group) * 2 + threadIdx.x / 32 % 2) * (DIM / 16) * 32 + lane;
+    await_sign(source + (DIM / 16 - 1) * 32);
 #pragma unroll
     for (int i = 0; i < DIM / 16; i++) queries[i] = look(source + i * 32);
     await(queries, source, 32);
@@ -251,7 +263,7 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     int suffix_end[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      int flat = group * QUERIES + threadIdx.x % 128 / 32 * 16 + half * 8 + lane / 4;
+      int flat = group * QUERIES + threadIdx.x / 32 % 2 * 16 + half * 8 + lane / 4;
       bool alone = a.state_token && flat % a.rows == 0;
       suffix_end[half] = alone ? min(keys.suffix_end, keys.rank == 0) : keys.suffix_end;
     }

@@ -55,6 +55,12 @@ __device__ __forceinline__ void await(T (&v)[N], const T* source, int stride) {
   }
 }
 
+// Wait until one of what a warp is going to read is there.
+__device__ __forceinline__ void await_sign(const uint4* source) {
+  for (int patience = PATIENCE; __any_sync(0xffffffffu, largest(0, look(source)) == PENDING); patience--)
+    if (patience == 0) __trap();
+}
+
 __device__ __forceinline__ void put(uint4* target, uint4 v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
@@ -118,16 +124,26 @@ __device__ __forceinline__ uint2 look_whole(const uint2* source) {
   return v;
 }
 
+template <int N, class T>
+__device__ __forceinline__ uint32_t wrong_tags(const T (&v)[N], uint32_t tag) {
+  uint32_t wrong = 0;
+#pragma unroll
+  for (int i = 0; i < N; i++) wrong |= v[i].x ^ tag;
+  return wrong & 1;
+}
+
+template <class T, int N>
+__device__ __forceinline__ void look_all(T (&v)[N], const T* source, int stride) {
+#pragma unroll
+  for (int i = 0; i < N; i++) v[i] = look_whole(source + i * stride);
+}
+
 template <class T, int N>
 __device__ __forceinline__ void await_tagged(T (&v)[N], const T* source, int stride, uint32_t tag) {
   for (int patience = PATIENCE;; patience--) {
-    uint32_t wrong = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++) wrong |= v[i].x ^ tag;
-    if (!__any_sync(0xffffffffu, wrong & 1)) return;
+    look_all(v, source, stride);
+    if (!__any_sync(0xffffffffu, wrong_tags(v, tag))) return;
     if (patience == 0) __trap();
-#pragma unroll
-    for (int i = 0; i < N; i++) v[i] = look_whole(source + i * stride);
   }
 }
 

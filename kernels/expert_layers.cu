@@ -42,19 +42,30 @@ struct Plan {
   }
 };
 
+// The weights of one product of which a block takes `slots` slots.
+struct Slice {
+  const uint8_t* first;
+  int blocks, slots, phase;
+  __device__ const uint8_t* of(int layer) const { return first + ((size_t)layer * blocks + blockIdx.x) * slots * SLOT; }
+  __device__ bool used(const Arguments& a) const { return a.phases & phase && blockIdx.x < blocks; }
+};
+
 template <class P>
-__device__ __forceinline__ void feed_weights(const Arguments& a, Feeder feeder) {
-  const int block = blockIdx.x;
-  const auto feed = [&](int phase, const Product& product, int layer, int blocks, int slots) {
-    if (a.phases & phase && block < blocks)
-      feeder.feed(product.weights + ((size_t)layer * blocks + block) * slots * SLOT, slots);
+__device__ __forceinline__ void feed_weights(const Arguments& a, Feeder<Pace<P>::FLYING> feeder) {
+  const Slice mixer{a.mixer.weights, BLOCKS, 2, EMBED}, qkv{a.qkv.weights, QKV_BLOCKS, 4 * P::SIZE, QKV};
+  const Slice output{a.output.weights, BLOCKS, 2 * P::SIZE, OUTPUT}, gate_up{a.gate_up.weights, BLOCKS, 8 * P::SIZE, GATE_UP};
+  const Slice down{a.down.weights, BLOCKS, 4 * P::SIZE, DOWN};
+  const auto feed = [&](const Slice& slice, int layer, const Slice& next, int next_layer) {
+    const bool ahead = Pace<P>::AHEAD && next.used(a) && next_layer < a.layers;
+    if (slice.used(a))
+      feeder.feed(slice.of(layer), slice.slots, next.of(next_layer), ahead ? next.slots * SLOT / slice.slots : 0);
   };
-  feed(EMBED, a.mixer, 0, BLOCKS, 2);
+  feed(mixer, 0, output, 0);
   for (int layer = 0; layer < a.layers; layer++) {
-    feed(QKV, a.qkv, layer, QKV_BLOCKS, 4 * P::SIZE);
-    feed(OUTPUT, a.output, layer, BLOCKS, 2 * P::SIZE);
-    feed(GATE_UP, a.gate_up, layer, BLOCKS, 8 * P::SIZE);
-    feed(DOWN, a.down, layer, BLOCKS, 4 * P::SIZE);
+    feed(qkv, layer, output, layer);
+    feed(output, layer, gate_up, layer);
+    feed(gate_up, layer, down, layer);
+    feed(down, layer, blockIdx.x < QKV_BLOCKS ? qkv : output, layer + 1);
   }
 }
 
@@ -165,13 +176,19 @@ __device__ __forceinline__ void run(const Arguments& a) {
   }
   asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
   if (warp == THREADS / 32) {
-    if (threadIdx.x % 32 == 0 && blockIdx.x < BLOCKS) feed_weights<P>(a, Feeder(shared.stream, memory + plan.ring, plan.slots));
+    if (threadIdx.x % 32 == 0 && blockIdx.x < BLOCKS) feed_weights<P>(a, {shared.stream, memory + plan.ring, plan.slots});
   } else if (warp == THREADS / 32 + 1 && blockIdx.x / ATTENTION_CLUSTER * QUERIES < HEADS * a.rows && a.phases & ATTENTION) {
     fetch_prefixes(a, keys, shared_address(memory), &shared.prefix_full, &shared.prefix_empty);
   }
 }
 
-#define KERNEL(NAME, P) \
-  extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) NAME(const __grid_constant__ Arguments arguments) { run<P>(arguments); }
-KERNEL(expert_layers_bf16, Bf16)
-KERNEL(expert_layers_fp8, Fp8)
+// FP8: 1 for e4m3, 0 for bf16.
+#if FP8
+using Precision = Fp8;
+#else
+using Precision = Bf16;
+#endif
+
+extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) expert_layers(const __grid_constant__ Arguments arguments) {
+  run<Precision>(arguments);
+}

@@ -14,10 +14,11 @@ __device__ __forceinline__ void multiply_normed(float (&accumulator)[COLUMNS / 2
   const uint32_t* statistics =
       in.statistics + (number & 1) * STATISTICS * ROWS + threadIdx.x / ROWS * SQUARES * ROWS + threadIdx.x % ROWS;
   uint32_t parts[SQUARES];
-#pragma unroll
-  for (int i = 0; i < SQUARES; i++) parts[i] = look(statistics + i * ROWS);
   const uint4* fragments = reinterpret_cast<const uint4*>(in.fragments) + (number & 1) * (ROWS * WIDTH * P::SIZE / 16) + place;
-  multiply<P, COLUMNS, SLOTS>(accumulator, fragments, stream);
+  multiply<P, COLUMNS, SLOTS>(accumulator, fragments, stream, [&] {
+#pragma unroll
+    for (int i = 0; i < SQUARES; i++) parts[i] = look(statistics + i * ROWS);
+  });
   await(parts, statistics, ROWS);
   float sum = 0;
 #pragma unroll

@@ -57,8 +57,6 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
 __device__ __forceinline__ float4 gather_parts(const uint4* parts, int number) {
   const uint4* own = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + threadIdx.x;
   uint4 v[GROUP];
-#pragma unroll
-  for (int i = 0; i < GROUP; i++) v[i] = look_whole(own + i * 128);
   await_tagged(v, own, 128, tag_of(number));
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -81,7 +79,7 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   }
   float accumulator[RESIDUAL_COLUMNS / 2];
   const uint4* fragments = reinterpret_cast<const uint4*>(r.in) + blockIdx.x % GROUP * STEPS * STEP_FRAGMENTS + fragment;
-  multiply<In, RESIDUAL_COLUMNS, SLOTS>(accumulator, fragments, stream);
+  multiply<In, RESIDUAL_COLUMNS, SLOTS>(accumulator, fragments, stream, [] {});
   STAMP(a, layer, point);
   float sums[RESIDUAL_COLUMNS / 4];
   add_groups(sums, accumulator, exchange);

@@ -8,7 +8,22 @@
 #include "tma.cuh"
 
 constexpr int SLOT = 8192, MAX_SLOTS = 26;
-constexpr int FLYING = 2;  // slots on their way at any time: more would queue in front of what blocks tell each other
+
+// How eagerly weights are fetched, found by trial: more slots on their way at a time (FLYING) queue in front of what blocks tell
+// each other. In fp8 the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough; in bf16,
+// where memory is busy two thirds of the time, that is in the way too.
+template <class P>
+struct Pace;
+template <>
+struct Pace<Fp8> {
+  static constexpr int FLYING = 1;
+  static constexpr bool AHEAD = true;
+};
+template <>
+struct Pace<Bf16> {
+  static constexpr int FLYING = 2;
+  static constexpr bool AHEAD = false;
+};
 
 struct StreamBarriers {
   uint64_t full[MAX_SLOTS], empty[MAX_SLOTS];
@@ -24,6 +39,7 @@ struct Cursor {
 };
 
 // By one thread: sends for the weights of one product after the other, as slots become free.
+template <int FLYING>
 struct Feeder {
   StreamBarriers& barriers;
   uint32_t memory;
@@ -37,7 +53,8 @@ struct Feeder {
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   }
 
-  __device__ void feed(const uint8_t* source, int count) {
+  // later: what comes after it, to be brought into L2 meanwhile, later_bytes a slot.
+  __device__ void feed(const uint8_t* source, int count, const uint8_t* later, int later_bytes) {
     for (int i = 0; i < count; i++) {
       if (flying == FLYING) {
         barrier_wait(&barriers.full[tail.slot], tail.parity);
@@ -54,6 +71,9 @@ struct Feeder {
           : "memory");
       head.advance(1, slots);
       flying++;
+      if (later_bytes)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later + (size_t)i * later_bytes), "r"(later_bytes)
+                     : "memory");
     }
   }
 };
@@ -75,23 +95,22 @@ struct Stream {
   }
 };
 
-// accumulator = A * weights over this warpgroup's SLOTS slots. fragments: this thread's, of the block's first step.
-template <class P, int COLUMNS, int SLOTS>
-__device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream) {
+// accumulator = A * weights over this warpgroup's SLOTS slots. fragments: this thread's, of the block's first step. Until one of
+// them is there, only that one is looked at: what all blocks look at again and again is in the way of what they wait for. Then
+// the rest can be expected too, and `then` is called.
+template <class P, int COLUMNS, int SLOTS, class Then>
+__device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then) {
   constexpr int STEPS = SLOT / (COLUMNS * 32);
   uint4 a[SLOTS][STEPS];
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) accumulator[i] = 0;
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  if constexpr (SLOTS > 1) {  // wait for one of them first: what all look at again and again is in everybody's way
-    const uint4* last = fragments + (2 * SLOTS - 2) * STEPS * STEP_FRAGMENTS;
-    uint4 sign[1] = {look(last)};
-    await(sign, last, 0);
-  }
+  await_sign(fragments + ((2 * SLOTS - 2) * STEPS + STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll
     for (int i = 0; i < STEPS; i++) a[s][i] = look(fragments + (2 * s * STEPS + i) * STEP_FRAGMENTS);
+  then();
   Cursor before = stream.cursor;
 #pragma unroll
   for (int s = 0; s < SLOTS; s++) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flashrt_ros.engine.compiler import kernel_files
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, vision_attention_build
@@ -23,10 +22,10 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
     if covers_prefill(gpu, spec):
         builds += [wide_build(kernel, precision == 'fp8') for kernel in WIDE_KERNELS]
-    if covers(gpu, spec):
-        return builds + [(file, {}) for file in kernel_files() if file.startswith('expert_')]
-    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
+    if covers(gpu, spec):
+        return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
+    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 

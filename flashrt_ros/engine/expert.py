@@ -28,6 +28,8 @@ class ExpertLoop:
 
     actions: fp32 [horizon, 32], noise (t = 1) before `launch` and normalised actions (t = 0) after it.
     state_token: fp32 [1024], pi0's projected state, to be written before `launch`; None for pi0.5.
+    exchange: what blocks tell each other, uint8; made ready by every `launch`, so that it starts afresh
+        whatever an aborted one has left.
     stamps: int64 [16, 132], to be filled with the nanoseconds at which each block passes each point of the
         middle layer (benchmarks/expert_loop.py); the kernel is compiled for that.
     activation_scales: fp32 [L, 4] for fp8 (`expert_ranges.activation_scales`), None for bf16.
@@ -48,12 +50,12 @@ class ExpertLoop:
         buffers = ExpertBuffers(weights, activation_scales, shape, prefix.length.device)
         self.actions = buffers.actions
         self.state_token = buffers.base[0] if has_state else None
-        self._arena, self._initial = buffers.arena, buffers.initial
+        self.exchange, self._initial = buffers.arena, buffers.initial
         self._kept = weights, buffers, prefix  # launches know their tensors by address only
         self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, stamps).all())
 
     def launch(self) -> None:
         """Record all flow steps on the current stream."""
-        self._arena.copy_(self._initial)
+        self.exchange.copy_(self._initial)
         for i, launch in enumerate(self.launches):
             launch(dependent=i > 0)

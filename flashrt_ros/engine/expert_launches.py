@@ -127,7 +127,7 @@ def launch_layers(
 ) -> Launch:
     """The launch of expert_layers.cu, compiled with given constants, on given arguments."""
     arguments.shared_bytes = LAYERS_SHARED
-    kernel = library.kernel('expert_layers', f'expert_layers_{precision}', **constants)
+    kernel = library.kernel('expert_layers', 'expert_layers', FP8=int(precision == 'fp8'), **constants)
     return Launch(kernel, LAYERS_BLOCKS, LAYERS_THREADS, (arguments,), LAYERS_SHARED, cooperative=True)
 
 

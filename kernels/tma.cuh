@@ -49,11 +49,6 @@ __device__ __forceinline__ void copy_box_to(void* target, const TensorMap& map, 
       : "memory");
 }
 
-// Bring a box into the second-level cache.
-__device__ __forceinline__ void prefetch_box(const TensorMap& map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
-}
-
 // Copy consecutive bytes, a multiple of 16, into shared memory.
 __device__ __forceinline__ void copy_bytes(void* target, const void* source, int bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

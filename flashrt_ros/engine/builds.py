@@ -6,8 +6,7 @@ from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, vision_attention_build
 from flashrt_ros.engine.packing import expert_precision, patch_columns
-from flashrt_ros.engine.wide_gemm import KERNELS as WIDE_KERNELS
-from flashrt_ros.engine.wide_gemm import build as wide_build
+from flashrt_ros.engine.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
@@ -21,7 +20,7 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
     if covers_prefill(gpu, spec):
-        builds += [wide_build(kernel, precision == 'fp8') for kernel in WIDE_KERNELS]
+        builds += wide_builds(precision == 'fp8')
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
     if covers(gpu, spec):
         return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]

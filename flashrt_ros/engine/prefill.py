@@ -18,9 +18,10 @@ from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.wide_gemm import MOST_PARTS, part_count
 from flashrt_ros.models.spec import PolicySpec
 
-PLAIN = {part: part for part in ('qkv', 'o', 'gate_up', 'down')}
-WIDE = {'qkv': 'qkv', 'o': 'o', 'gate_up': 'gated', 'down': 'split_down'}
-"""Products of a layer by the names of their packed weights; activation scales have the plain names."""
+PARTS = 'qkv', 'o', 'gate_up', 'down'
+
+WIDE = {'gate_up': 'gated', 'down': 'split_down'}
+"""Products of a layer -> names of their weights when they are packed for kernels of ours."""
 
 
 class Prefill:
@@ -38,16 +39,15 @@ class Prefill:
         self.spec, self.operators, self.cache = spec.language, operators, cache
         device = operators.library.gpu.device
 
-        def product(name: str, observed: str | None = None) -> Product:
-            return Product(
-                packed, f'language.{name}', device, scales.get(f'language.{observed or name}', 1.0)
-            )
+        def product(name: str, packed_as: str | None = None) -> Product:
+            scale = scales.get(f'language.{name}', 1.0)
+            return Product(packed, f'language.{packed_as or name}', device, scale)
 
         last = self.spec.layers - 1
-        self._wide = 'language.0.gated.weight' in packed
-        names = WIDE if self._wide else PLAIN
+        self._wide = {part for part, name in WIDE.items() if f'language.0.{name}.weight' in packed}
+        names = {part: WIDE[part] if part in self._wide else part for part in PARTS}
         self.layers = [
-            {part: product(f'{i}.{name}', f'{i}.{part}') for part, name in names.items()} for i in range(last)
+            {part: product(f'{i}.{part}', f'{i}.{name}') for part, name in names.items()} for i in range(last)
         ]
         self.last = product(f'{last}.kv')
         self.embedding = packed['language.embedding'].to(device)
@@ -67,8 +67,8 @@ class Prefill:
         self._kv = buffer(2 * spec.head_dim)
         self._queries, self._attended = buffer(attended), buffer(attended, narrow)
         self._activated, self._delta = buffer(spec.mlp, narrow), buffer(width)
-        self._gate_up = buffer(0 if self._wide else 2 * spec.mlp)
-        self._parts = buffer(MOST_PARTS * width if self._wide else 0).flatten()
+        self._gate_up = buffer(0 if 'gate_up' in self._wide else 2 * spec.mlp)
+        self._parts = buffer(MOST_PARTS * width if 'down' in self._wide else 0).flatten()
 
     def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
         """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall
@@ -94,25 +94,29 @@ class Prefill:
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
         self._multiply(layer, 'o', rows)
         ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
-        delta = self._wide_mlp(layer, rows) if self._wide else self._mlp(layer, rows)
+        self._activate(layer, rows)
+        delta = self._project_down(layer, rows)
         ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])
 
-    def _mlp(self, layer: dict[str, Product], rows: int) -> Tensor:
-        """The raw output of down, bf16 [rows, width]."""
-        self._multiply(layer, 'gate_up', rows)
-        self.operators.gelu_gate(
-            self._gate_up[:rows], layer['gate_up'], self._activated[:rows], layer['down']
-        )
-        self._multiply(layer, 'down', rows)
-        return self._delta[:rows]
+    def _activate(self, layer: dict[str, Product], rows: int) -> None:
+        """The hidden layer of the MLP."""
+        activated = self._activated[:rows]
+        if 'gate_up' in self._wide:
+            x = self._normed[:rows]
+            self.operators.gated_product(x, layer['gate_up'], activated, layer['down'])
+        else:
+            self._multiply(layer, 'gate_up', rows)
+            self.operators.gelu_gate(self._gate_up[:rows], layer['gate_up'], activated, layer['down'])
 
-    def _wide_mlp(self, layer: dict[str, Product], rows: int) -> Tensor:
-        """The same in parts of down's K, bf16 [parts, rows, width]."""
-        width, activated = self.spec.width, self._activated[:rows]
+    def _project_down(self, layer: dict[str, Product], rows: int) -> Tensor:
+        """The raw output of down, bf16 [rows, width], or in parts of its K [parts, rows, width]."""
+        if 'down' not in self._wide:
+            self._multiply(layer, 'down', rows)
+            return self._delta[:rows]
+        width = self.spec.width
         count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
         parts = self._parts[: count * rows * width].view(count, rows, width)
-        self.operators.gated_product(self._normed[:rows], layer['gate_up'], activated, layer['down'])
-        self.operators.split_product(activated, layer['down'], parts)
+        self.operators.split_product(self._activated[:rows], layer['down'], parts)
         return parts
 
     def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> None:

@@ -2,7 +2,7 @@
 
 In the accumulators of wgmma a thread holds two neighbouring columns of every tile of eight, columns 2q and
 2q + 1 with q its place among four lanes (PTX ISA, wgmma.mma_async). Rows of a weight are columns of the
-result, so an order of rows decides what a thread finishes: here, always 16 bytes side by side.
+result, so an order of rows decides what a thread finishes: here, eight neighbours of a row.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from flashrt_ros.engine.packing import Packed, pack_language
 from flashrt_ros.models.spec import PolicySpec
 
 
-def lane_order(columns: int, group: int = 8) -> Tensor:
-    """Columns in the order of accumulator tiles, int64 [columns]: a lane holds `group` neighbouring ones.
+def lane_order(columns: int) -> Tensor:
+    """Columns in the order of accumulator tiles, int64 [columns]: a lane holds eight neighbouring ones.
 
-    columns is a multiple of 4 * group, group of 2. Column 4 * group * b + group * q + 2 * t + e is element
-    2 * q + e of tile t of block b.
+    columns is a multiple of 32. Column 32 * b + 8 * q + 2 * t + e is element 2 * q + e of tile t of block b.
     """
-    return torch.arange(columns).view(-1, 4, group // 2, 2).transpose(1, 2).flatten()
+    return torch.arange(columns).view(-1, 4, 4, 2).transpose(1, 2).flatten()
 
 
-def gated_order(width: int, fp8: bool) -> Tensor:
+def gated_order(width: int) -> Tensor:
     """Rows of stacked gate and up weights [2 * width, K] for gated_gemm_sm90.cu, int64 [2 * width].
 
-    Tiles of eight gates and of their eight ups alternate. A lane holds 16 neighbours of every 64 hidden
-    columns in E4M3, eight of every 32 in bf16. width is a multiple of these 64 or 32.
+    Tiles of eight gates and of their eight ups alternate, in `lane_order`. width is a multiple of 32.
     """
-    gates = lane_order(width, 16 if fp8 else 8).view(-1, 8)
+    gates = lane_order(width).view(-1, 8)
     return torch.stack([gates, gates + width], 1).flatten()
 
 
@@ -39,7 +37,7 @@ def pack_wide_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precisio
     """`packing.pack_language` with `gated` in place of `gate_up` and `split_down` in place of `down`."""
     packed, language = pack_language(tensors, spec, precision), spec.language
     for i in range(language.layers - 1):
-        gates, lanes = gated_order(language.mlp, precision == 'fp8'), lane_order(language.width)
+        gates, lanes = gated_order(language.mlp), lane_order(language.width)
         _reorder(packed, f'language.{i}.gate_up', f'language.{i}.gated', gates, scaled=True)
         _reorder(packed, f'language.{i}.down', f'language.{i}.split_down', lanes, scaled=False)
     return packed

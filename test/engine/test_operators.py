@@ -74,6 +74,17 @@ def test_layer_norm_from_a_start_table(operators, rows, width, out_dtype):
     )
 
 
+@pytest.mark.parametrize('parts', [1, 3, 5])
+def test_norm_adds_the_parts_of_a_product(operators, parts):
+    rows, width = 37, 256
+    delta, before = normal(parts, rows, width, dtype=BF16), product(width, 'fp8', 0.3)
+    residual, out = normal(rows, width), poisoned(rows, width)
+    expected = residual + real(delta.float().sum(0), before)
+    operators.norm(residual, out, None, delta=delta, preceding=before)
+    assert relative_error(residual, expected) < 1e-6
+    assert relative_error(out, F.rms_norm(expected, (width,), eps=1e-6)) < TOLERANCE[BF16]
+
+
 def test_norm_alone_leaves_the_residual(operators):
     residual = normal(5, 256)
     before, out = residual.clone(), poisoned(5, 256)

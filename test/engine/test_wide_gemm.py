@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.packing import pack_product
-from flashrt_ros.engine.wide_gemm import KERNELS, RING, Ring, build, gated, split
+from flashrt_ros.engine.wide_gemm import KERNELS, TILINGS, Tiling, build, gated, split
 from flashrt_ros.engine.wide_layout import gated_order, lane_order
 
 pytestmark = pytest.mark.gpu
 
-RINGS = [RING, Ring(across=1, stages=3, prefetch=0), Ring(across=1, prefetch=3)]
+VARIANTS = [*TILINGS, Tiling(2, stages=2)]
 ROWS = [1, 64, 321, 576, 577, 700]
 TOLERANCE = {'bf16': 4e-3, 'fp8': 3.5e-2}
 
@@ -21,7 +21,9 @@ TOLERANCE = {'bf16': 4e-3, 'fp8': 3.5e-2}
 def hopper(library):
     if library.gpu.capability != (9, 0):
         pytest.skip('needs a Hopper GPU')
-    library.compile(build(kernel, fp8, ring) for kernel in KERNELS for fp8 in (False, True) for ring in RINGS)
+    library.compile(
+        build(kernel, fp8, tiling) for kernel in KERNELS for fp8 in (False, True) for tiling in VARIANTS
+    )
     return library
 
 
@@ -44,20 +46,20 @@ def make(rows, order, depth, precision):
 
 
 def gated_case(rows, width, depth, precision):
-    product, x, _, real = make(rows, gated_order(width, precision == 'fp8'), depth, precision)
+    product, x, _, real = make(rows, gated_order(width), depth, precision)
     following = Product(pack_product('f', normal(16, 16), None, precision), 'f', torch.device('cuda'), 0.03)
     gate, up = real.chunk(2, 1)
     return product, x, following, F.gelu(gate, approximate='tanh') * up
 
 
 @pytest.mark.parametrize('rows', ROWS)
-@pytest.mark.parametrize('ring', RINGS, ids=str)
+@pytest.mark.parametrize('tiling', VARIANTS, ids=str)
 @pytest.mark.parametrize('precision', ['bf16', 'fp8'])
-def test_gate_up_and_gelu(hopper, rows, ring, precision):
-    for width, depth in ((256, 144), (2048, 2048), (16384, 272)):
+def test_gate_up_and_gelu(hopper, rows, tiling, precision):
+    for width, depth in ((288, 144), (2048, 2048), (4096, 272)):
         product, x, following, expected = gated_case(rows, width, depth, precision)
         out = poisoned(rows + 64, width, dtype=product.dtype)
-        gated(hopper, x, product, out[:rows], following, ring)
+        gated(hopper, x, product, out[:rows], following, tiling)
         found = out[:rows].float() / following.inverse_scale
         assert relative_error(found, expected) < TOLERANCE[precision], (width, depth)
         assert out[rows:].float().isnan().all()
@@ -67,21 +69,21 @@ def test_what_does_not_fit_into_e4m3_saturates(hopper):
     product, x, _, expected = gated_case(64, 256, 128, 'fp8')
     narrow = Product(pack_product('f', normal(16, 16), None, 'fp8'), 'f', torch.device('cuda'), 1e-4)
     out = poisoned(64, 256, dtype=product.dtype)
-    gated(hopper, x, product, out, narrow, RING)
+    gated(hopper, x, product, out, narrow)
     bounded = (expected / 1e-4).clamp(-448, 448)
     assert relative_error(out.float(), bounded) < TOLERANCE['fp8']
     assert out.float().abs().max() == 448
 
 
 @pytest.mark.parametrize('rows', ROWS)
-@pytest.mark.parametrize('ring', RINGS, ids=str)
+@pytest.mark.parametrize('tiling', VARIANTS, ids=str)
 @pytest.mark.parametrize('precision', ['bf16', 'fp8'])
-def test_parts_of_k_add_up(hopper, rows, ring, precision):
-    for columns, depth, parts in ((512, 640, 2), (2048, 4096, 5), (2048, 16384, 3), (512, 144, 1)):
+def test_parts_of_k_add_up(hopper, rows, tiling, precision):
+    for columns, depth, parts in ((480, 640, 2), (2048, 4096, 5), (2048, 16384, 3), (512, 144, 1)):
         product, x, raw, _ = make(rows, lane_order(columns), depth, precision)
         memory = poisoned(parts * rows + 64, columns)
         out = memory[: parts * rows].view(parts, rows, columns)
-        split(hopper, x, product, out, ring)
+        split(hopper, x, product, out, tiling)
         assert relative_error(out.float().sum(0), raw) < 4e-3, (columns, depth, parts)
         assert memory[parts * rows :].isnan().all()
 

@@ -16,7 +16,7 @@ Builds = list[tuple[str, dict[str, int]]]
 def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     """Kernel files and constants of vision, prefill and denoise loop."""
     fp8 = int(precision == 'fp8')
-    builds = _vision(gpu, spec.vision, precision) + _gemma(gpu, spec.language, fp8)
+    builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
     if covers(gpu, spec):
@@ -26,8 +26,9 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 
-def _vision(gpu: Gpu, spec: VisionSpec, precision: str) -> Builds:
-    fp8, tilings = int(precision == 'fp8'), vision_tilings.tower_tilings(gpu, spec, precision)
+def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
+    precision = 'fp8' if fp8 else 'bf16'
+    tilings = vision_tilings.tower_tilings(gpu, spec, precision)
     norms = [(parts, False) for parts in vision_tilings.sum_parts(tilings)] + [(1, True)]
     return [
         ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),

@@ -100,6 +100,36 @@ class Operators:
         blocks = -(-rows * width // (8 * 256))
         kernel(blocks, 256, x, *vectors, out, following.inverse_scale, rows, dependent=True)
 
+    def layer_norm(
+        self,
+        residual: Tensor,
+        out: Tensor,
+        following: Product,
+        sums: Tensor,
+        *,
+        preceding: Product | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        """Add what `preceding` left, raw bf16 [parts, rows, width], to the residual and normalise it.
+
+        start: fp32 [start rows, width] to begin with instead of the residual, repeated over the rows.
+        """
+        rows, width = residual.shape
+        constants = layer_norm_constants(width, sums.shape[0], start is not None, _fp8(out))
+        self.library.kernel('layer_norm', 'layer_norm', **constants)(
+            rows,
+            32 * constants['WARPS'],
+            residual,
+            start,
+            1 if start is None else start.shape[0],
+            sums,
+            None if preceding is None else preceding.channel_scale,
+            None if preceding is None else preceding.bias,
+            out,
+            following.inverse_scale,
+            dependent=True,
+        )
+
     def rope(
         self,
         qkv: Tensor,
@@ -235,6 +265,11 @@ def attention_builds(gpu: Gpu, heads: int, dim: int, fp8: int) -> list[tuple[str
 def portable_attention(gpu: Gpu, heads: int, dim: int, fp8: int) -> dict[str, int]:
     """Constants of gemma_attention.cu."""
     return {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': 2 if gpu.capability in ROOMY else 1}
+
+
+def layer_norm_constants(width: int, parts: int, start: bool, fp8: int) -> dict[str, int]:
+    """Of kernels/layer_norm.cu; a thread has up to twelve columns."""
+    return {'WIDTH': width, 'PARTS': parts, 'START': int(start), 'WARPS': -(-width // 384), 'FP8': fp8}
 
 
 def vision_attention_build(

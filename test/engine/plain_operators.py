@@ -47,6 +47,11 @@ class PlainOperators:
             y = y * (1 + modulation.scale) + (0 if modulation.shift is None else modulation.shift)
         out[: len(residual)] = y.to(out.dtype)
 
+    def layer_norm(self, residual, out, following, sums, *, preceding=None, start=None):
+        x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
+        residual.copy_(x + real(sums.float().sum(0), preceding))
+        out[: len(residual)] = F.layer_norm(residual, residual.shape[1:], eps=1e-6).to(out.dtype)
+
     def bias_gelu(self, x, preceding, out, following):
         out.copy_(F.gelu(real(x, preceding), approximate='tanh'))
 

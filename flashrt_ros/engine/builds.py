@@ -14,13 +14,13 @@ from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 Builds = list[tuple[str, dict[str, int]]]
 
 
-def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
+def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Builds:
     """Kernel files and constants of vision, prefill and denoise loop."""
     fp8 = int(precision == 'fp8')
     builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
-    if covers_prefill(gpu, spec):
+    if covers_prefill(gpu, spec, precision, views):
         builds += wide_builds(precision == 'fp8')
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
     if covers(gpu, spec):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from flashrt_ros.engine import vision_tilings
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
 from flashrt_ros.engine.packing import expert_precision, patch_columns
+from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
 from flashrt_ros.engine.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
@@ -31,14 +31,14 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Bui
 
 def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
     precision = 'fp8' if fp8 else 'bf16'
-    tilings = vision_tilings.tower_tilings(gpu, spec, precision)
-    norms = [(parts, False) for parts in vision_tilings.sum_parts(tilings)] + [(1, True)]
+    tilings = tower_tilings(gpu, spec, precision)
+    norms = [(parts, False) for parts in sum_parts(tilings)] + [(1, True)]
     return [
         ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
         vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, fp8),
         *(('layer_norm', layer_norm_constants(spec.width, *norm, fp8)) for norm in norms),
-        *vision_tilings.tiling_builds(tilings, precision),
+        *tiling_builds(tilings, precision),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The ROS-free part for `pip install .`: models, engine, ingest, control, evaluation, `flashrt`, and their files.
+"""The ROS-free part for `pip install .`: models, engine, ingest, control, evaluation, `flashrt`, their files.
 
 colcon builds the messages, without which the nodes do not run (CMakeLists.txt); pyproject.toml holds the
 metadata. This file only carries `kernels/`, `config/` and `msg/`, which lie beside the package, into it.
@@ -14,8 +14,8 @@ CARRIED = {
     'config': ('config', ('*.yaml', '*.xml')),
     'msg': ('interfaces', ('*.msg',)),
 }
-"""Folder beside the package -> where in the package its files go, and which. `msg` in the package would be the
-Python modules of a colcon build."""
+"""Folder beside the package -> where in the package its files go, and which. `msg` in the package would be
+the Python modules of a colcon build."""
 
 
 class BuildWithResources(build_py):

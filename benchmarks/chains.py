@@ -9,32 +9,31 @@ second-level cache; products take turns among several weights.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import torch
 
 from benchmarks.gemm_tiles import graph_time
 from flashrt_ros.engine.buffers import rotary_table
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.fused_gemm import GELU, RAW, RESIDUAL, Tiling, build
+from flashrt_ros.engine.fused_gemm import Tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.packing import pack_product, pack_vision
 from flashrt_ros.engine.vision import VisionTower
+from flashrt_ros.engine.vision_tilings import SO400M, tiling_builds
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import PI05
 
 LENGTH = 20
-VARIANTS = {
-    'library': {},
-    'up 5 stages': {'up': Tiling(2, 128, 5)},
-    'up 3 stages': {'up': Tiling(2, 128, 3)},
-    'qkv': {'qkv': Tiling(2, 128, 5)},
-    'o 64x64 deep': {'o': Tiling(1, 64, 9)},
-    'o 64x64': {'o': Tiling(1, 64, 6)},
-    'down 128x96/2': {'down': Tiling(2, 96, 6, split=2)},
-    'down 64x96 10': {'down': Tiling(1, 96, 10)},
-}
+
+
+def variants(own: Mapping[str, Tiling]) -> dict[str, dict[str, Tiling]]:
+    """Which products of the tower are ours: none, each alone, all, and all but one."""
+    alone = {f'{part} ours': {part: tiling} for part, tiling in own.items()}
+    without = {f'all but {part}': {k: t for k, t in own.items() if k != part} for part in own}
+    return {'library': {}} | alone | {'all ours': dict(own)} | without
 
 
 def operator_times(library: KernelLibrary, precision: str) -> dict[str, float]:
@@ -54,16 +53,18 @@ def operator_times(library: KernelLibrary, precision: str) -> dict[str, float]:
     after, length = product(16), torch.tensor([562], dtype=torch.int32, device=device)
     residual = {width: torch.randn(576, width, device=device) for width in (1152, 2048)}
     qkv, gate_up, table = bf16(576, 2560), bf16(576, 32768), rotary_table(704, 256, device)
-    keys, values, queries = bf16(704, 256), bf16(704, 256), bf16(576, 2048)
+    keys, values, queries = bf16(576, 256), bf16(576, 256), bf16(576, 2048)
     scales = {width: product(width) for width in (1152, 2048, 2560, 3456, 4304, 32768)}
     vision_qkv, up, delta = bf16(512, 3456), bf16(512, 4304), bf16(576, 2048)
     out = {width: target(576, width) for width in (1152, 2048, 4304, 16384)}
-    vision = residual[1152][:512]
+    vision, sums = residual[1152][:512], bf16(4, 512, 1152)
     launches = {
-        'vision norm': lambda: ops.norm(vision, out[1152][:512], after, layer_norm=True),
-        'vision norm + delta': lambda: ops.norm(
-            vision, out[1152][:512], after, delta=delta[:512], preceding=scales[1152], layer_norm=True
-        ),
+        **{
+            f'vision norm, {parts} parts': lambda parts=parts: ops.layer_norm(
+                vision, out[1152][:512], after, sums[:parts], preceding=scales[1152]
+            )
+            for parts in (1, 3, 4)
+        },
         'vision attention': lambda: ops.vision_attention(
             vision_qkv, scales[3456], 256, 16, out[1152][:512], after
         ),
@@ -99,13 +100,16 @@ def product_times(precision: str) -> dict[str, str]:
 
 
 def tower_times(library: KernelLibrary, precision: str) -> dict[str, float]:
-    """Microseconds of a layer of the vision tower, two views, with different products fused."""
+    """Microseconds of a layer of the vision tower by views and by which products are ours."""
     packed = pack_vision(random_tensors(PI05, 0, torch.float32, 'cuda'), PI05, precision)
-    frames = torch.rand(2, 3, 224, 224, device='cuda')
     result = {}
-    for name, tilings in VARIANTS.items():
-        tower = VisionTower(Operators(library), PI05.vision, packed, {}, 2, tilings)
-        result[name] = graph_time([lambda t=tower: t.run(frames)]) / PI05.vision.layers
+    for rows, own in SO400M[precision].items():
+        views = rows // PI05.vision.tokens
+        frames = torch.rand(views, 3, 224, 224, device='cuda')
+        for name, products in variants(own).items():
+            tower = VisionTower(Operators(library), PI05.vision, packed, {}, views, {rows: products})
+            time = graph_time([lambda t=tower, f=frames: t.run(f)])
+            result[f'{views} views, {name}'] = time / PI05.vision.layers
     return result
 
 
@@ -114,13 +118,8 @@ def main() -> None:
     parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
-    epilogues = {'qkv': RAW, 'o': RESIDUAL, 'up': GELU, 'down': RESIDUAL}
-    library.compile(
-        build(tiling, epilogues[name], precision == 'fp8')
-        for tilings in VARIANTS.values()
-        for name, tiling in tilings.items()
-        for precision in arguments.precision
-    )
+    for precision in arguments.precision:
+        library.compile(tiling_builds(SO400M[precision], precision))
     for precision in arguments.precision:
         for name, time in operator_times(library, precision).items():
             print(f'{precision} {name}: {time:.2f} us', flush=True)

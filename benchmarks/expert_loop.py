@@ -1,11 +1,10 @@
 """The fused denoise loop alone, at full size with random weights: latency, where it goes, and accuracy.
 
 usage: python -m benchmarks.expert_loop [--family pi05 pi0] [--precision fp8 bf16] [--horizon 50 10]
-       [--length 562] [--observations 3] [--kernels]
+       [--length 562] [--observations 3] [--timeline]
 
-Prints p50, p90 and p99 of graph replays in milliseconds. --kernels also times chains of one kernel each (180
-launches, the weights of a different layer every time): what a kernel costs behind itself, not what it adds
-to the loop.
+Prints p50, p90 and p99 of graph replays in milliseconds. --timeline also prints when the blocks of the
+layers' kernel pass the points of a layer in the middle, in microseconds since the first one entered it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.expert import ExpertLoop
-from flashrt_ros.engine.expert_launches import Launch
 from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
 from flashrt_ros.engine.library import KernelLibrary
 
@@ -51,16 +48,31 @@ def percentiles(times: Tensor) -> str:
     return ' / '.join(f'{times.quantile(q):.3f}' for q in (0.5, 0.9, 0.99))
 
 
-def single_kernels(loop: ExpertLoop) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Chains of one kernel, of every layer and step."""
-    for name in sorted({launch.kernel.name for launch in loop.launches}):
-        chosen = [launch for launch in loop.launches if launch.kernel.name == name]
+POINTS = (
+    *('layer begins', 'q k v multiplied', 'q k v sent', 'queries and keys there', 'logits', 'sums sent'),
+    *('attended sent', 'output multiplied', 'parts there', 'normed sent', 'gate up multiplied'),
+    *('hidden sent', 'down multiplied', 'parts there', 'normed sent'),
+)
+"""The points that kernels/expert_*.cuh stamp, in order."""
 
-        def run(chosen: list[Launch] = chosen) -> None:
-            for i, launch in enumerate(chosen):
-                launch(dependent=i > 0)
 
-        yield f'{name} x {len(chosen)}', run
+def timeline(trial: ExpertTrial, stamps: Tensor, repeats: int = 8) -> Iterator[str]:
+    """For each point the first, median and last block, microseconds, averaged over `repeats` loops."""
+    runs = []
+    for _ in range(repeats):
+        stamps.zero_()
+        trial.loop.launch()
+        torch.cuda.synchronize()
+        runs.append(stamps.cpu())
+    for i, name in enumerate(POINTS):
+        sorted_ = [
+            (run[i][run[i] > 0] - run[0][run[0] > 0].min()).sort().values.double() / 1e3 for run in runs
+        ]
+        first, median, last = (
+            sum(float(s[place(len(s))]) for s in sorted_) / repeats
+            for place in (lambda n: 0, lambda n: n // 2, lambda n: n - 1)
+        )
+        yield f'{name:24s} {first:6.2f} {median:6.2f} {last:6.2f}'
 
 
 def worst_of(trial: ExpertTrial, length: int, observations: int) -> tuple[float, float]:
@@ -77,7 +89,8 @@ def worst_of(trial: ExpertTrial, length: int, observations: int) -> tuple[float,
 def report(
     library: KernelLibrary, arguments: argparse.Namespace, family: str, precision: str, horizon: int
 ) -> None:
-    trial = ExpertTrial(library, family, precision, TrialShape(LAYERS, horizon, STEPS, CAPACITY))
+    shape = TrialShape(LAYERS, horizon, STEPS, CAPACITY)
+    trial = ExpertTrial(library, family, precision, shape)
     least, largest = worst_of(trial, arguments.length, arguments.observations)
     trial.stage(*trial.observe(arguments.length))
     times = percentiles(replay_times(library, trial.loop.launch))
@@ -86,9 +99,13 @@ def report(
         f'worst cosine {least:.6f}, relative error {largest:.4f}',
         flush=True,
     )
-    if arguments.kernels:
-        for name, launch in single_kernels(trial.loop):
-            print(f'    {name}: {replay_times(library, launch, 50).median():.3f} ms', flush=True)
+    if arguments.timeline:
+        stamps = torch.zeros(16, 132, dtype=torch.int64, device='cuda')
+        stamped = ExpertTrial(library, family, precision, shape, stamps=stamps)
+        stamped.stage(*stamped.observe(arguments.length))
+        print('    point, first, median and last block (us)')
+        for line in timeline(stamped, stamps):
+            print(f'    {line}', flush=True)
 
 
 def main() -> None:
@@ -98,7 +115,7 @@ def main() -> None:
     parser.add_argument('--horizon', nargs='+', type=int, default=[50])
     parser.add_argument('--length', type=int, default=562)
     parser.add_argument('--observations', type=int, default=3)
-    parser.add_argument('--kernels', action='store_true')
+    parser.add_argument('--timeline', action='store_true')
     arguments = parser.parse_args()
     gpu = find_gpu()
     print(f'{gpu.name}, torch {torch.__version__}, p50 / p90 / p99 of {REPLAYS} graph replays')

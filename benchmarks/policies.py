@@ -12,6 +12,7 @@ from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.random import RandomTensors, random_tensors
 from flashrt_ros.models.spec import PI0, PI05, PolicySpec
 
@@ -32,8 +33,8 @@ class PolicyFactory:
     def packed(self, precision: str) -> dict[str, Tensor]:
         """For the fused denoise loop where it covers this GPU."""
         if precision not in self._packed:
-            fused = covers(self.library.gpu, self.spec)
-            self._packed[precision] = pack(self.tensors, self.spec, precision, fused)
+            fused, wide = covers(self.library.gpu, self.spec), covers_prefill(self.library.gpu, self.spec)
+            self._packed[precision] = pack(self.tensors, self.spec, precision, fused, wide)
         return self._packed[precision]
 
     def scales(self) -> dict[str, float]:

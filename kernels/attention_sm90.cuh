@@ -67,6 +67,12 @@ __device__ __forceinline__ void multiply_columns(float (&d)[16][4], const uint32
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
 
+// One arrival for a whole warp, when all its lanes have come here.
+__device__ __forceinline__ void warp_done(uint64_t* barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) barrier_arrive(barrier);
+}
+
 // Order execution in a cluster, no memory: an arrival with release waits for all earlier stores of the thread.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }

@@ -10,6 +10,7 @@
 //
 // One block of 256 threads for each action row. Bytes: 2 x 128 KB of fp32 weights a block, from L2; 128 KB of shared memory.
 #include "expert_common.cuh"
+#include "tma.cuh"
 
 constexpr int ACTIONS = 32;
 
@@ -54,11 +55,24 @@ __device__ __forceinline__ float4 embed(const float* actions, const float4* in_w
 
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
+// Called by one thread; `bytes` is a multiple of 64.
+__device__ __forceinline__ void fetch_weights(void* target, const uint8_t* source, uint32_t bytes, uint64_t* barrier) {
+  barrier_init(barrier, 1);
+  barrier_init_done();
+  barrier_expect(barrier, bytes);
+  uint32_t piece = bytes / 4;
+  for (int i = 0; i < 4; i++)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(target) + i * piece),
+                 "l"(source + (size_t)i * piece), "r"(piece), "r"(shared_address(barrier))
+                 : "memory");
+}
+
 template <class P>
 __device__ __forceinline__ void flow(const float* x, const float4* final_scale, const float4* final_shift,
                                      const uint8_t* out_weight, const float* out_bias, float dt, float* actions, int first,
                                      const float4* in_weight, const float4* in_bias, float* x_next, const float4* next_scale,
-                                     const float* inverse_scale, uint8_t* next, float* statistics) {
+                                     const float* inverse_scale, uint32_t* next, float* statistics) {
   extern __shared__ __align__(128) uint8_t weights[];
   __shared__ Shared shared;
   const int thread = threadIdx.x, row = first + blockIdx.x;
@@ -75,7 +89,7 @@ __device__ __forceinline__ void flow(const float* x, const float4* final_scale, 
     shared.y[thread] = make_float4(v.x * factor * scale.x + shift.x, v.y * factor * scale.y + shift.y,
                                    v.z * factor * scale.z + shift.z, v.w * factor * scale.w + shift.w);
     __syncthreads();
-    wait_for_weights(&shared.barrier);
+    barrier_wait(&shared.barrier, 0);
     update_actions(shared, reinterpret_cast<const float4*>(weights), out_bias, dt, shared.actions);
   }
   __syncthreads();
@@ -83,15 +97,16 @@ __device__ __forceinline__ void flow(const float* x, const float4* final_scale, 
   if (!in_weight) return;
 
   float4 h = embed(shared.actions, in_weight, in_bias[thread]);
+  const auto store = [=](int i, uint32_t word) { next[i] = word; };
   if (!x_next) {
-    store_linear(Bf16(), next, row, thread * 4, make_float4(silu(h.x), silu(h.y), silu(h.z), silu(h.w)));
+    store_linear(Bf16(), row, thread * 4, make_float4(silu(h.x), silu(h.y), silu(h.z), silu(h.w)), store);
     return;
   }
   reinterpret_cast<float4*>(x_next + (size_t)row * WIDTH)[thread] = h;
   float4 scale = next_scale[thread];
   float inverse = *inverse_scale;
-  store_linear(P(), next, row, thread * 4,
-               make_float4(h.x * scale.x * inverse, h.y * scale.y * inverse, h.z * scale.z * inverse, h.w * scale.w * inverse));
+  store_linear(P(), row, thread * 4,
+               make_float4(h.x * scale.x * inverse, h.y * scale.y * inverse, h.z * scale.z * inverse, h.w * scale.w * inverse), store);
   float sum = block_sum(squared(h));
   if (thread < STATISTICS) statistics[thread * ROWS + row] = thread == 0 ? sum : 0.0f;
 }
@@ -100,7 +115,7 @@ __device__ __forceinline__ void flow(const float* x, const float4* final_scale, 
   extern "C" __global__ void __launch_bounds__(THREADS, 1) \
       NAME(const float* x, const float4* final_scale, const float4* final_shift, const uint8_t* out_weight, \
            const float* out_bias, float dt, float* actions, int first, const float4* in_weight, const float4* in_bias, \
-           float* x_next, const float4* next_scale, const float* inverse_scale, uint8_t* next, float* statistics) { \
+           float* x_next, const float4* next_scale, const float* inverse_scale, uint32_t* next, float* statistics) { \
     flow<P>(x, final_scale, final_shift, out_weight, out_bias, dt, actions, first, in_weight, in_bias, x_next, next_scale, \
             inverse_scale, next, statistics); \
   }

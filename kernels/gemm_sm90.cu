@@ -2,38 +2,31 @@
 // Architectures: 90a
 //
 // acc [rows, columns] = a [rows, K] * b [columns, K]^T with fp32 accumulation; a and b are bf16, or e4m3 with FP8. Then
-//   EPILOGUE 0 (raw):       out bf16 = acc
-//   EPILOGUE 1 (gelu):      y = gelu(acc * channel_scale + bias); out bf16 = y, or with FP8 e4m3(y * inverse_scale)
-//   EPILOGUE 2 (residual):  out fp32 += acc * channel_scale + bias
-// channel_scale and bias are [columns] and may be null. Results do not depend on the order in which blocks run.
+//   EPILOGUE 0 (raw):  out bf16 [parts, rows, columns] = acc, each part the sum over its share of K
+//   EPILOGUE 1 (gelu): y = gelu(acc * channel_scale + bias); out bf16 = y, or with FP8 e4m3(y * inverse_scale)
+// channel_scale and bias are [columns]; channel_scale may be null. GELU is computed in half precision, three bits more than
+// bf16 keeps. Results do not depend on the order in which blocks run.
 //
-// A block computes 64 * WARPGROUPS rows by TILE_N columns: one warpgroup of consumers for each 64 rows, and one warp that
-// feeds a ring of STAGES steps of 128 bytes of K through the copy engine. The weights b of the first steps are fetched
-// before the kernel waits for its predecessor. A cluster of ACROSS x DOWN blocks loads each operand once: every block
-// fetches its share and sends it to all that need it. With SPLIT > 1 further blocks of the cluster share K and each
-// finishes a part of the columns; partial sums travel through distributed shared memory.
+// A block computes 128 rows by TILE_N columns: two warpgroups of consumers, and one warp that feeds a ring of STAGES steps
+// of 128 bytes of K through the copy engine. The weights b of the first steps are fetched before the kernel waits for its
+// predecessor. DOWN blocks with the same columns are a cluster, in which each fetches a part of the weights for all. When
+// a block has asked for all of its own operands, it asks the second-level cache for its share of weights that later
+// products need (`soon` and `later`, which may be null), so that memory is busy while epilogues and other kernels run.
 //
-// grid (columns / TILE_N to a multiple of ACROSS, rows / (64 * WARPGROUPS) to a multiple of DOWN, SPLIT), rounded up;
-// cluster (ACROSS, DOWN, SPLIT); 128 * WARPGROUPS + 32 threads. steps is K over 128 bytes, rounded up. Maps have boxes of
-// 128 bytes by 64 * WARPGROUPS / ACROSS and by TILE_N / DOWN rows, 128-byte swizzle. Shared memory: STAGES *
-// (64 * WARPGROUPS + TILE_N) * 128 + 1024 bytes. columns is a multiple of 16.
+// grid (columns / TILE_N, rows / 128 to a multiple of DOWN, parts), rounded up; cluster (1, DOWN, 1); 288 threads. steps is
+// K over 128 bytes, rounded up. Maps: a in boxes of 128 bytes by 128 rows and b by TILE_N / DOWN rows, 128-byte swizzle;
+// target is out in boxes of TILE_N columns by 64 rows. Shared memory: STAGES * (128 + TILE_N) * 128 + 1024 bytes. TILE_N is
+// a multiple of 16 and of 8 * DOWN; rows of a and b are a multiple of 16 bytes.
+// Roofline: 4096 multiply-adds a clock and multiprocessor in e4m3, half of that in bf16; at 128 by 144 by 1152 that is
+// 3.0 us (6.0), about as long as the operands take through a multiprocessor's port.
 #include "tma.cuh"
-#include "wgmma.cuh"
+#include "wgmma_tiles.cuh"
 
-#ifndef WARPGROUPS
-#define WARPGROUPS 2
-#endif
 #ifndef TILE_N
 #define TILE_N 128
 #endif
 #ifndef STAGES
 #define STAGES 5
-#endif
-#ifndef SPLIT
-#define SPLIT 1
-#endif
-#ifndef ACROSS
-#define ACROSS 1
 #endif
 #ifndef DOWN
 #define DOWN 1
@@ -45,33 +38,23 @@
 #define FP8 0
 #endif
 
-constexpr int TILE_M = 64 * WARPGROUPS;
+constexpr int TILE_M = 128;
 constexpr int ROW_BYTES = 128;
 constexpr int STEP = ROW_BYTES / (FP8 ? 1 : 2);  // elements of K in a step
 constexpr int STAGE_BYTES = (TILE_M + TILE_N) * ROW_BYTES;
-constexpr int CONSUMERS = 128 * WARPGROUPS;
+constexpr int CONSUMERS = 256;
 constexpr int TILES = TILE_N / 8;
-constexpr int OWN = TILES / SPLIT;    // tiles that one block of a cluster finishes
-constexpr int SHARERS = ACROSS * DOWN;  // blocks that exchange operands
+constexpr int SHARE = TILE_N / DOWN;  // rows of b that a block fetches
 
-static_assert(TILE_M / ACROSS % 8 == 0 && TILE_N / DOWN % 8 == 0, "shares of an operand are whole swizzle blocks");
-static_assert(TILES % SPLIT == 0, "every block of a cluster finishes whole tiles");
+static_assert(TILE_N % (8 * DOWN) == 0, "a share of the weights is whole swizzle blocks");
 
-#if EPILOGUE == 2
-using Output = float;
-#elif EPILOGUE == 1 && FP8
+#if EPILOGUE == 1 && FP8
 using Output = __nv_fp8_e4m3;
+using Pair = uint16_t;  // two neighbouring outputs
 #else
 using Output = bf16;
+using Pair = uint32_t;
 #endif
-
-struct Arguments {
-  const float* channel_scale;
-  const float* bias;
-  Output* out;
-  float inverse_scale;
-  int rows, columns;
-};
 
 struct Ring {
   uint8_t* stages;
@@ -82,32 +65,36 @@ struct Ring {
   __device__ uint8_t* b(int stage) const { return a(stage) + TILE_M * ROW_BYTES; }
 };
 
-// Fetches this block's share of either operand for step i, for all blocks that need it.
+// Fetches the rows of a for this block, and this block's share of b for all of its cluster.
 struct Loader {
   const Ring& ring;
   const TensorMap& a;
   const TensorMap& b;
-  int first, x, y, group;  // x, y: place among the sharers; group: rank of the first of them
+  int first;  // step
 
   __device__ void load_a(int i, int stage) const {
-    constexpr int SHARE = TILE_M / ACROSS;
-    uint8_t* target = ring.a(stage) + x * SHARE * ROW_BYTES;
-    int row = blockIdx.y * TILE_M + x * SHARE, column = (first + i) * STEP;
-    if (ACROSS == 1)
-      copy_box(target, a, column, row, ring.full + stage);
-    else
-      copy_box_to(target, a, column, row, ring.full + stage, ((1 << ACROSS) - 1) << (group + y * ACROSS));
+    copy_box(ring.a(stage), a, (first + i) * STEP, blockIdx.y * TILE_M, ring.full + stage);
   }
 
   __device__ void load_b(int i, int stage) const {
-    constexpr int SHARE = TILE_N / DOWN;
-    uint8_t* target = ring.b(stage) + y * SHARE * ROW_BYTES;
-    int row = blockIdx.x * TILE_N + y * SHARE, column = (first + i) * STEP, blocks = 0;
-    for (int other = 0; other < DOWN; other++) blocks |= 1 << (group + other * ACROSS + x);
+    int own = blockIdx.y % DOWN * SHARE, row = blockIdx.x * TILE_N + own, column = (first + i) * STEP;
+    uint8_t* target = ring.b(stage) + own * ROW_BYTES;
     if (DOWN == 1)
       copy_box(target, b, column, row, ring.full + stage);
     else
-      copy_box_to(target, b, column, row, ring.full + stage, blocks);
+      copy_box_to(target, b, column, row, ring.full + stage, (1 << DOWN) - 1);
+  }
+};
+
+// Weights of a product to come; every block asks for its share.
+struct Ahead {
+  const uint8_t* weights;
+  int bytes;
+
+  __device__ void fetch() const {
+    constexpr int PIECE = 8192;
+    int blocks = gridDim.x * gridDim.y * gridDim.z, block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    for (int i = block * PIECE; i < bytes; i += blocks * PIECE) prefetch_bytes(weights + i, min(PIECE, bytes - i));
   }
 };
 
@@ -129,187 +116,145 @@ __device__ __forceinline__ void produce(const Ring& ring, const Loader& loader, 
   }
 }
 
-// One warpgroup multiplies its 64 rows. A stage is handed back to all sharers when the step after it is under way.
-__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, int count, int group) {
+// One warpgroup multiplies its 64 rows. A stage goes back to all of the cluster when the step after it is under way, if it
+// is filled again: nobody then signals a block that has finished.
+__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, int count) {
   int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+  int stage = 0, parity = 0, before = 0;
   for (int i = 0; i < count; i++) {
-    int stage = i % STAGES;
-    barrier_wait(ring.full + stage, (i / STAGES) & 1);
+    barrier_wait(ring.full + stage, parity);
     const uint8_t* a = ring.a(stage) + warpgroup * 64 * ROW_BYTES;
     wgmma_begin();
 #pragma unroll
-    for (int k = 0; k < ROW_BYTES; k += 32) {
-#if FP8
-      wgmma_e4m3(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), true);
-#else
-      wgmma_bf16(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k), true);
-#endif
-    }
+    for (int k = 0; k < ROW_BYTES; k += 32)
+      wgmma_step<FP8>(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k));
     wgmma_commit();
     wgmma_wait<1>();
-    if (i == 0) continue;
-    uint64_t* done = ring.empty + (i - 1) % STAGES;
-    if (SHARERS == 1 && thread == 0) barrier_arrive(done);
-    if (SHARERS > 1 && thread < SHARERS) barrier_arrive_at(done, group + thread);
+    if (i > 0 && i - 1 + STAGES < count) {
+      if (DOWN == 1 && thread == 0) barrier_arrive(ring.empty + before);
+      if (DOWN > 1 && thread < DOWN) barrier_arrive_at(ring.empty + before, thread);
+    }
+    before = stage;
+    if (++stage == STAGES) stage = 0, parity ^= 1;
   }
   wgmma_wait<0>();
 }
 
-// Blocks of a cluster give each other the tiles that they do not finish themselves, and sum in the order of rank.
-__device__ __forceinline__ void reduce_over_cluster(float (&acc)[TILES][4], float* exchange, int rank,
-                                                    int group) {
-  int place = cluster_rank() - group;
-#pragma unroll
-  for (int target = 0; target < SPLIT; target++) {
-    if (target == rank) continue;
-    float* slots = exchange + (rank < target ? rank : rank - 1) * OWN * 4 * CONSUMERS + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < OWN * 4; i++) store_remote(slots + i * CONSUMERS, target * SHARERS + place, acc[target * OWN + i / 4][i % 4]);
-  }
-  cluster_barrier();
-#pragma unroll
-  for (int own = 0; own < SPLIT; own++) {
-    if (own != rank) continue;
-#pragma unroll
-    for (int i = 0; i < OWN * 4; i++) {
-      float sum = 0;
-#pragma unroll
-      for (int from = 0; from < SPLIT; from++) {
-        int slot = from < own ? from : from - 1;
-        sum += from == own ? acc[own * OWN + i / 4][i % 4] : exchange[(slot * OWN * 4 + i) * CONSUMERS + threadIdx.x];
-      }
-      acc[own * OWN + i / 4][i % 4] = sum;
-    }
-  }
+// Orders execution only: an arrival with release would flush what was written, about a microsecond.
+__device__ __forceinline__ void meet_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Two neighbouring columns of a row in real units.
-__device__ __forceinline__ float2 scaled(const Arguments& arguments, int column, float first, float second) {
-  float2 s = make_float2(1, 1), b = make_float2(0, 0);
-  if (arguments.channel_scale) s = __ldg(reinterpret_cast<const float2*>(arguments.channel_scale + column));
-  if (arguments.bias) b = __ldg(reinterpret_cast<const float2*>(arguments.bias + column));
-  return make_float2(first * s.x + b.x, second * s.y + b.y);
-}
+__device__ __forceinline__ void consumers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-// What the residual holds where this thread will add; fetched before the product so that nobody waits for it after.
-struct Residual {
-  float2 old[EPILOGUE == 2 ? OWN : 1][2];
+// Scale and bias of this block's columns, fetched while the predecessor runs; zero beyond the last column.
+struct alignas(16) Channels {
+  float2 pairs[TILE_N];
 
-  __device__ void load(const Arguments& arguments, int rank) {
-    if (EPILOGUE != 2) return;
-    int lane = threadIdx.x % 32, row = blockIdx.y * TILE_M + threadIdx.x / 32 * 16 + lane / 4;
-    int column = blockIdx.x * TILE_N + rank * OWN * 8 + lane % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-#pragma unroll
-      for (int t = 0; t < OWN; t++) {
-        int own_row = row + half * 8, own_column = column + t * 8;
-        if (own_row < arguments.rows && own_column < arguments.columns)
-          old[t][half] = *reinterpret_cast<const float2*>(arguments.out + (size_t)own_row * arguments.columns + own_column);
-      }
+  __device__ void load(const float* channel_scale, const float* bias, int columns) {
+    for (int i = threadIdx.x; i < TILE_N; i += CONSUMERS) {
+      int column = blockIdx.x * TILE_N + i;
+      bool inside = column < columns;
+      float scale = inside && channel_scale ? channel_scale[column] : 1.0f;
+      pairs[i] = make_float2(scale, inside ? bias[column] : 0.0f);
     }
+  }
+
+  // Two neighbouring columns in real units.
+  __device__ float2 real(int column, float first, float second) const {
+    float4 own = *reinterpret_cast<const float4*>(pairs + column);
+    return make_float2(first * own.x + own.y, second * own.z + own.w);
   }
 };
 
-// Tiles FIRST .. FIRST + OWN - 1 of this warp's 16 rows.
-template <int FIRST>
-__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Residual& residual, const Arguments& arguments,
-                                       uint8_t* staging) {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int row = blockIdx.y * TILE_M + warp * 16, column = blockIdx.x * TILE_N + FIRST * 8;
-#if EPILOGUE == 2
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int own_row = row + half * 8 + lane / 4;
-#pragma unroll
-    for (int t = 0; t < OWN; t++) {
-      int own_column = column + t * 8 + lane % 4 * 2;
-      if (own_row >= arguments.rows || own_column >= arguments.columns) continue;
-      float2 y = scaled(arguments, own_column, acc[FIRST + t][2 * half], acc[FIRST + t][2 * half + 1]);
-      float2 x = residual.old[t][half];
-      *reinterpret_cast<float2*>(arguments.out + (size_t)own_row * arguments.columns + own_column) =
-          make_float2(x.x + y.x, x.y + y.y);
-    }
-  }
-#else
-  constexpr int PITCH = OWN * 8 * sizeof(Output) + 16;  // bytes of a staged row
-  uint8_t* own = staging + warp * 16 * PITCH;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-#pragma unroll
-    for (int t = 0; t < OWN; t++) {
-      int inside = t * 8 + lane % 4 * 2;
-      float2 y = make_float2(acc[FIRST + t][2 * half], acc[FIRST + t][2 * half + 1]);
-      uint8_t* place = own + (half * 8 + lane / 4) * PITCH + inside * sizeof(Output);
+// gelu(x) * factor, given factor / 2.
+__device__ __forceinline__ __half2 gelu_pair(float2 x, __half2 half_factor) {
+  constexpr float ROOT = 0.7978845608028654f;
+  __half2 h = __float22half2_rn(x);
+  __half2 inner = __hmul2(h, __hfma2(__hmul2(h, h), __float2half2_rn(0.044715f * ROOT), __float2half2_rn(ROOT)));
+  uint32_t t;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(t) : "r"(*reinterpret_cast<uint32_t*>(&inner)));
+  h = __hmul2(h, half_factor);
+  return __hfma2(h, *reinterpret_cast<__half2*>(&t), h);
+}
+
+__device__ __forceinline__ Pair output_pair(float first, float second, int column, const Channels& channels,
+                                            __half2 half_factor) {
 #if EPILOGUE == 1
-      if (column + inside < arguments.columns) y = scaled(arguments, column + inside, y.x, y.y);
-      y = make_float2(gelu_tanh(y.x), gelu_tanh(y.y));
+  __half2 y = gelu_pair(channels.real(column, first, second), half_factor);
+#if FP8
+  return __nv_cvt_halfraw2_to_fp8x2(y, __NV_SATFINITE, __NV_E4M3);
+#else
+  return pack_bf16(__low2float(y), __high2float(y));
 #endif
-      if (sizeof(Output) == 1)
-        *reinterpret_cast<uint16_t*>(place) = __nv_cvt_float2_to_fp8x2(
-            make_float2(y.x * arguments.inverse_scale, y.y * arguments.inverse_scale), __NV_SATFINITE, __NV_E4M3);
-      else
-        *reinterpret_cast<uint32_t*>(place) = pack_bf16(y.x, y.y);
-    }
-  }
-  __syncwarp();
-  constexpr int GROUPS = OWN * 8 * sizeof(Output) / 16, GROUP = 16 / sizeof(Output);  // 16-byte groups, their columns
-  for (int i = lane; i < 16 * GROUPS; i += 32) {
-    int own_row = row + i / GROUPS, own_column = column + i % GROUPS * GROUP;
-    if (own_row >= arguments.rows || own_column >= arguments.columns) continue;
-    *reinterpret_cast<uint4*>(arguments.out + (size_t)own_row * arguments.columns + own_column) =
-        *reinterpret_cast<const uint4*>(own + i / GROUPS * PITCH + i % GROUPS * 16);
-  }
+#else
+  return pack_bf16(first, second);
 #endif
 }
 
-template <int RANK>
-__device__ __forceinline__ void finish_rank(const float (&acc)[TILES][4], const Residual& residual,
-                                            const Arguments& arguments, uint8_t* staging, int rank) {
-  if (rank == RANK) return finish<RANK * OWN>(acc, residual, arguments, staging);
-  if constexpr (RANK + 1 < SPLIT) finish_rank<RANK + 1>(acc, residual, arguments, staging, rank);
+// Round, and let the copy engine write this warpgroup's 64 rows out of shared memory. All pairs are computed before the
+// first is stored, because a store might change what `channels` holds as far as the compiler knows.
+__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Channels& channels, float inverse_scale,
+                                       uint8_t* staging, const TensorMap& target) {
+  constexpr int PITCH = TILE_N * sizeof(Output);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint8_t* own = staging + warp * 16 * PITCH;
+  __half2 half_factor = __float2half2_rn(0.5f * inverse_scale);
+  Pair pairs[TILES][2];
+#pragma unroll
+  for (int t = 0; t < TILES; t++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      pairs[t][half] = output_pair(acc[t][2 * half], acc[t][2 * half + 1], t * 8 + lane % 4 * 2, channels, half_factor);
+  consumers_meet();  // the stages become scratch memory
+#pragma unroll
+  for (int t = 0; t < TILES; t++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = half * 8 + lane / 4, column = t * 8 + lane % 4 * 2;
+      *reinterpret_cast<Pair*>(own + row * PITCH + column * sizeof(Output)) = pairs[t][half];
+    }
+  fence_shared_for_tensor_cores();
+  asm volatile("bar.sync %0, 128;" ::"r"(2 + warp / 4) : "memory");
+  if (threadIdx.x % 128 != 0) return;
+  store_box(target, blockIdx.x * TILE_N, blockIdx.y * TILE_M + warp * 16, blockIdx.z, own);
+  wait_stores_read();
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + 32)
-    gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const float* channel_scale,
-         const float* bias, Output* out, float inverse_scale, int rows, int columns, int steps) {
+    gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap target,
+         const float* channel_scale, const float* bias, float inverse_scale, int columns, int steps, const uint8_t* soon,
+         int soon_bytes, const uint8_t* later, int later_bytes) {
   extern __shared__ uint8_t shared[];
   __shared__ uint64_t full[STAGES], empty[STAGES];
+  __shared__ Channels channels;
   Ring ring = {shared + (1024 - shared_address(shared) % 1024) % 1024, full, empty};
-  Arguments arguments = {channel_scale, bias, out, inverse_scale, rows, columns};
-  if (threadIdx.x == CONSUMERS) prefetch_map(a), prefetch_map(b);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, WARPGROUPS * SHARERS);
+  if (threadIdx.x == CONSUMERS) {
+    prefetch_map(a), prefetch_map(b), prefetch_map(target);
+    for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, 2 * DOWN);
     barrier_init_done();
   }
-  if (SHARERS > 1)
-    cluster_barrier();  // nobody sends before all barriers exist
+  if (DOWN > 1)
+    meet_in_cluster();  // nobody sends before all barriers exist
   else
     __syncthreads();
   release_successor();
-  int rank = blockIdx.z, group = rank * SHARERS;  // along K, and of the first sharer in the cluster
-  int first = steps * rank / SPLIT, count = steps * (rank + 1) / SPLIT - first;
-  bool consumer = threadIdx.x < CONSUMERS;
-  float acc[TILES][4] = {};
-  Residual residual;
-  if (consumer) {
-    wait_for_predecessor();
-    residual.load(arguments, rank);
-    consume(acc, ring, count, group);
-  } else {
-    Loader loader = {ring, a, b, first, (int)blockIdx.x % ACROSS, (int)blockIdx.y % DOWN, group};
-    if (threadIdx.x == CONSUMERS) produce(ring, loader, count);
+  int first = steps * blockIdx.z / gridDim.z, count = steps * (blockIdx.z + 1) / gridDim.z - first;
+  if (threadIdx.x >= CONSUMERS) {
+    if (threadIdx.x == CONSUMERS) {
+      produce(ring, Loader{ring, a, b, first}, count);
+      Ahead{soon, soon_bytes}.fetch(), Ahead{later, later_bytes}.fetch();
+    }
     __syncwarp();
     wait_for_predecessor();
+    return;
   }
-  if (SHARERS * SPLIT > 1) cluster_barrier();  // every block of the cluster has finished with its stages
-  if (SPLIT > 1) {
-    if (consumer)
-      reduce_over_cluster(acc, reinterpret_cast<float*>(ring.stages), rank, group);
-    else
-      cluster_barrier();
+  if (EPILOGUE == 1) {
+    channels.load(channel_scale, bias, columns);
+    consumers_meet();
   }
-  if (!consumer) return;
-  asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");  // the stages become scratch memory
-  finish_rank<0>(acc, residual, arguments, ring.stages, rank);
+  float acc[TILES][4] = {};
+  wait_for_predecessor();
+  consume(acc, ring, count);
+  finish(acc, channels, inverse_scale, ring.stages, target);
 }

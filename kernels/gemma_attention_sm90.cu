@@ -6,7 +6,7 @@
 // *length + first_sees when first_sees is not negative. Keys beyond are never used but must be finite. *length is read
 // early: the kernel just before must not write it. Logits and softmax in fp32, probabilities rounded to bf16 for the
 // product with the values. With several blocks along the keys, what each found is normalised and exchanged in fp16:
-// values are below 65504, and get an error of at most 2^-12 or 3e-8.
+// values are below 65504, and get an error of at most 2^-11 of themselves or 3e-8.
 //
 // All heads see the same keys, so the rows * HEADS queries are one list. A block takes 128 of them, 64 for each of its two
 // warpgroups, and a share of the keys: grid (queries / 128, blocks along the keys), the latter at most 8 and one cluster,
@@ -31,18 +31,14 @@
 #ifndef MORE
 #define MORE 0
 #endif
-#include "attention_sm90.cuh"
-#include <cuda_fp16.h>
+#include "gemma_exchange_sm90.cuh"
 
-constexpr int DIM = 256, QUARTERS = 4, QUERIES = 128, WARPS = 8, MOST_BLOCKS = 8;
+constexpr int QUARTERS = 4;  // of the columns, 128 bytes each
 constexpr int KEY_TILES = KEYS / 8, STEPS = KEYS / 16, BATCHES = KEYS == 192 ? 3 : 2, BATCH = STEPS / BATCHES;
 constexpr int QUERY_BYTES = QUERIES * 128, KEY_BYTES = KEYS * 128;  // of a quarter of the columns
 constexpr int KEY_PLACE = QUARTERS * QUERY_BYTES, VALUE_PLACE = KEY_PLACE + QUARTERS * KEY_BYTES;
-constexpr int SOFTMAX_BYTES = WARPS * MOST_BLOCKS * 16 * sizeof(float2);
 constexpr int LIMIT = 224 << 10;
 constexpr bool REUSE = VALUE_PLACE + QUARTERS * KEY_BYTES > LIMIT;  // the last two quarters of values lie over used keys
-constexpr int PARTS = 3, PARTIAL_BYTES = 16 * DIM * sizeof(half);   // a half, two quarters; 16 rows from one block
-constexpr int RECEIVED_BYTES = 2 * 7 * PARTIAL_BYTES;               // the most: two groups of rows from seven blocks
 constexpr int SOFTMAX_PLACE = REUSE ? LIMIT - SOFTMAX_BYTES : RECEIVED_BYTES;
 
 static_assert(!(REUSE && MORE), "keys of the next pass need a place of their own");
@@ -53,22 +49,6 @@ struct Barriers {
   uint64_t values[QUARTERS];        // a quarter of the values is there
   uint64_t keys_used, values_used;  // by all warps
   uint64_t partials[PARTS];         // that part of what other blocks send is there
-};
-
-// Which part of the work is this block's.
-struct Place {
-  int rank, split;         // along the keys
-  int total, begin, end;   // keys: all, and this block's
-
-  __device__ Place(int total) : rank(blockIdx.y), split(gridDim.y), total(total) {
-    int each = min((total + split - 1) / split + 15 & ~15, total);
-    begin = min(rank * each, total), end = min(begin + each, total);
-  }
-  __device__ int passes() const { return MORE ? max(1, (end - begin + KEYS - 1) / KEYS) : 1; }
-  // Rows 16 * group .. of the block's queries are finished by this one of the blocks along the keys.
-  __device__ int owner(int group) const { return group * split / WARPS; }
-  __device__ int first_group(int rank) const { return (rank * WARPS + split - 1) / split; }
-  __device__ int groups() const { return first_group(rank + 1) - first_group(rank); }
 };
 
 struct Maps {
@@ -94,13 +74,10 @@ __device__ __forceinline__ void fetch_values(uint8_t* memory, Barriers& barriers
   copy_box(value_quarter(memory, quarter), maps.values, quarter * 64, row, barriers.values + quarter);
 }
 
-__device__ __forceinline__ void warp_done(uint64_t* barrier, int lane) {
-  __syncwarp();
-  if (lane == 0) barrier_arrive(barrier);
-}
-
+// `between` runs when all but the last quarter of the keys are there.
+template <class Between>
 __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const uint8_t* memory, Barriers& barriers,
-                                              int warpgroup, int parity) {
+                                              int warpgroup, int parity, Between between) {
   const uint8_t *queries = memory + warpgroup * 64 * 128, *keys = memory + KEY_PLACE;
 #pragma unroll
   for (int q = 0; q < QUARTERS; q++) {
@@ -111,44 +88,53 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], con
       multiply(logits, swizzled_rows(queries + q * QUERY_BYTES + k * 32), swizzled_rows(keys + q * KEY_BYTES + k * 32),
                q + k > 0);
     wgmma_commit();
+    if (q == QUARTERS - 2) between();
   }
   wgmma_wait<0>();
 }
 
-// New largest logits in units of log2(e); `correction` is what earlier sums and results have to be multiplied with.
-__device__ __forceinline__ void update_top(float (&top)[2], float (&correction)[2], float (&logits)[KEY_TILES][4],
-                                           const int (&seen)[2], float scale, int lane) {
+// Logits of keys that a row does not see become minus infinity.
+__device__ __forceinline__ void mask(float (&logits)[KEY_TILES][4], const int (&seen)[2], int lane) {
   constexpr int PIECE = KEY_TILES / BATCHES;
+  int left[2] = {seen[0] - lane % 4 * 2, seen[1] - lane % 4 * 2};
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    int left = seen[h] - lane % 4 * 2;
-    float most = -INFINITY;
+  for (int first = 0; first < KEY_TILES; first += PIECE) {
+    if (min(seen[0], seen[1]) >= (first + PIECE) * 8) continue;
 #pragma unroll
-    for (int first = 0; first < KEY_TILES; first += PIECE) {
-      if (seen[h] < (first + PIECE) * 8) {
+    for (int t = first; t < first + PIECE; t++) {
 #pragma unroll
-        for (int t = first; t < first + PIECE; t++) {
-          if (t * 8 >= left) logits[t][2 * h] = -INFINITY;
-          if (t * 8 + 1 >= left) logits[t][2 * h + 1] = -INFINITY;
-        }
-      }
-#pragma unroll
-      for (int t = first; t < first + PIECE; t++) most = fmaxf(most, fmaxf(logits[t][2 * h], logits[t][2 * h + 1]));
+      for (int j = 0; j < 4; j++)
+        if (t * 8 + j % 2 >= left[j / 2]) logits[t][j] = -INFINITY;
     }
-    most = fmaxf(top[h], quad_max(most) * scale);
-    correction[h] = exp2f(top[h] - (most == -INFINITY ? 0.0f : most));
-    top[h] = most;
   }
 }
 
-template <int TILES>
-__device__ __forceinline__ void multiply_rows(float (&tiles)[TILES][4], const float (&factor)[2]) {
+// New largest logits in units of log2(e); `correction` is what earlier sums and results have to be multiplied with.
+__device__ __forceinline__ void update_top(float (&top)[2], float (&correction)[2], const float (&logits)[KEY_TILES][4],
+                                           float scale) {
+  float most[4];  // independent chains
 #pragma unroll
-  for (int t = 0; t < TILES; t++) {
+  for (int t = 0; t < KEY_TILES; t++) {
 #pragma unroll
-    for (int j = 0; j < 4; j++) tiles[t][j] *= factor[j / 2];
+    for (int j = 0; j < 4; j++) most[j] = t ? fmaxf(most[j], logits[t][j]) : logits[t][j];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float found = fmaxf(most[2 * h], most[2 * h + 1]);
+    found = fmaxf(top[h], quad_max(found) * scale);
+    correction[h] = exp2f(top[h] - (found == -INFINITY ? 0.0f : found));
+    top[h] = found;
   }
 }
+
+// 64 queries' result in the parts in which it is finished: columns 0 .. 127, 128 .. 191, 192 .. 255.
+struct Result {
+  float half[16][4], quarters[2][8][4];
+
+  __device__ void multiply(const float (&factor)[2]) {
+    multiply_rows(half, factor), multiply_rows(quarters[0], factor), multiply_rows(quarters[1], factor);
+  }
+};
 
 // Probabilities of 16 keys as an operand, and their share of the sums.
 __device__ __forceinline__ void exponentiate_step(uint32_t (&a)[4], float (&sum)[2], float (&logits)[KEY_TILES][4],
@@ -161,69 +147,31 @@ __device__ __forceinline__ void exponentiate_step(uint32_t (&a)[4], float (&sum)
   as_operand(a, logits, 2 * step);
 }
 
-__device__ __forceinline__ uint32_t pack_half(float low, float high) {
-  __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<uint32_t*>(&pair);
+// Exponentials of all keys, and under them the products with the first half of the values' columns.
+__device__ __forceinline__ void weigh_half(float (&half)[16][4], uint32_t (&a)[STEPS][4], float (&sum)[2],
+                                           float (&logits)[KEY_TILES][4], const float (&top)[2], float scale, uint8_t* memory,
+                                           Barriers& barriers, int parity, int pass) {
+  float reference[2] = {top[0] == -INFINITY ? 0.0f : top[0], top[1] == -INFINITY ? 0.0f : top[1]};
+#pragma unroll
+  for (int batch = 0; batch < BATCHES; batch++) {
+#pragma unroll
+    for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++) exponentiate_step(a[k], sum, logits, reference, scale, k);
+    if (batch == 0) barrier_wait(barriers.values, parity), barrier_wait(barriers.values + 1, parity);
+    wgmma_begin();
+#pragma unroll
+    for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++)
+      multiply_columns(half, a[k], swizzled_columns(value_quarter(memory, 0) + k * 16 * 128, KEY_BYTES), pass + k > 0);
+    wgmma_commit();
+  }
 }
 
-// Normalised columns of this warp's rows to `slot` in the block that finishes them, as [pair of tiles][lane] of 16 bytes.
-template <int TILES>
-__device__ __forceinline__ void deliver(const float (&tiles)[TILES][4], const float (&factor)[2], uint8_t* slot,
-                                        uint64_t* barrier, int owner, bool own, int lane) {
-  uint8_t* place = slot + lane * 16;
-  uint32_t target = peer_address(place, owner), there = peer_address(barrier, owner);
+__device__ __forceinline__ void weigh_quarter(float (&quarter)[8][4], const uint32_t (&a)[STEPS][4], const uint8_t* values,
+                                              int pass) {
+  wgmma_begin();
 #pragma unroll
-  for (int t = 0; t < TILES; t += 2) {
-    uint4 v = {pack_half(tiles[t][0] * factor[0], tiles[t][1] * factor[0]),
-               pack_half(tiles[t][2] * factor[1], tiles[t][3] * factor[1]),
-               pack_half(tiles[t + 1][0] * factor[0], tiles[t + 1][1] * factor[0]),
-               pack_half(tiles[t + 1][2] * factor[1], tiles[t + 1][3] * factor[1])};
-    if (own)
-      *reinterpret_cast<uint4*>(place + t * 256) = v;
-    else
-      send(target + t * 256, there, v.x, v.y, v.z, v.w);
-  }
-  if (own) warp_done(barrier, lane);
-}
-
-// Add up what all blocks found for 16 rows and 32 columns; row sums are one.
-__device__ __forceinline__ void merge(float (&merged)[4][4], const uint8_t* partials, const float2 (*softmax)[16], int split,
-                                      int lane) {
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-  for (int i = 0; i < split; i++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) top[h] = fmaxf(top[h], softmax[i][lane / 4 + h * 8].x);
-  }
-#pragma unroll 3
-  for (int i = 0; i < split; i++) {
-    float weight[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float2 found = softmax[i][lane / 4 + h * 8];
-      sum[h] += weight[h] = found.y * exp2f(found.x - top[h]);
-    }
-#pragma unroll
-    for (int t = 0; t < 4; t += 2) {
-      uint4 raw = *reinterpret_cast<const uint4*>(partials + i * PARTIAL_BYTES + t * 256 + lane * 16);
-      const __half2* pairs = reinterpret_cast<const __half2*>(&raw);
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float2 pair = __half22float2(pairs[j]);
-        merged[t + j / 2][j % 2 * 2] += pair.x * weight[j % 2];
-        merged[t + j / 2][j % 2 * 2 + 1] += pair.y * weight[j % 2];
-      }
-    }
-  }
-  float factor[2] = {1.0f / sum[0], 1.0f / sum[1]};
-  multiply_rows(merged, factor);
-}
-
-// 32 columns of this lane's two rows of a group of 16; rows beyond the last are not written.
-__device__ __forceinline__ void store_rows(Output* out, const float (*tiles)[4], int group, int column, int queries,
-                                           float inverse_scale, int lane) {
-  int query = blockIdx.x * QUERIES + group * 16 + lane / 4;
-  Output* row = out + (size_t)query * DIM + column;
-  store_four_tiles(query < queries ? row : nullptr, query + 8 < queries ? row + 8 * DIM : nullptr, tiles, inverse_scale, lane);
+  for (int k = 0; k < STEPS; k++)
+    multiply_columns(quarter, a[k], swizzled_columns(values + k * 16 * 128, 0), pass + k > 0);
+  wgmma_commit();
 }
 
 // The keys that this lane's two rows see, counted from the block's first.
@@ -267,24 +215,30 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   // One thread in each warp of the second warpgroup fetches a quarter of everything.
   const int fetched = warp - WARPS / 2;
   const bool fetches = fetched >= 0 && lane == 0;
-  if (fetches) {
-    fetch_keys(memory, barriers, maps, place, place.begin, fetched, true);
-    if (!REUSE || fetched < 2) fetch_values(memory, barriers, maps, place.begin, fetched);
-  }
+  if (fetches) fetch_keys(memory, barriers, maps, place, place.begin, fetched, true);
   __syncwarp();
   int limit[2];
   find_limits(limit, place, first_sees >= 0 ? valid + first_sees : place.total, warp, lane);
   const float scale = rsqrtf((float)DIM) * LOG2_E;
-  const int passes = place.passes();
-  float half_row[16][4], quarter_row[2][8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  const int passes = MORE ? max(1, (place.end - place.begin + KEYS - 1) / KEYS) : 1;
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  Result result;
+  float factor[2];
+  const bool split = place.split > 1;
 #pragma unroll 1
   for (int pass = 0; pass < (MORE ? passes : 1); pass++) {
     const int parity = MORE ? pass & 1 : 0, row = place.begin + pass * KEYS;
     const bool last = !MORE || pass + 1 == passes;
     float logits[KEY_TILES][4], correction[2];
-    multiply_keys(logits, memory, barriers, warp / 4, parity);
+    multiply_keys(logits, memory, barriers, warp / 4, parity, [&] {
+      if (pass == 0 && fetches && (!REUSE || fetched < 2)) fetch_values(memory, barriers, maps, row, fetched);
+      __syncwarp();
+    });
     if (last) cluster_arrive();  // queries and keys are not needed any more
     warp_done(&barriers.keys_used, lane);
+    int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};
+    mask(logits, seen, lane);
+    update_top(top, correction, logits, scale);
     if (fetches && (REUSE ? fetched >= 2 : !last)) {
       barrier_wait(&barriers.keys_used, parity);
       if (REUSE)
@@ -293,34 +247,25 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         fetch_keys(memory, barriers, maps, place, row + KEYS, fetched, false);
     }
     __syncwarp();
-    int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};
-    update_top(top, correction, logits, seen, scale, lane);
     if (MORE && pass > 0) {
-      multiply_rows(half_row, correction);
-      multiply_rows(quarter_row[0], correction), multiply_rows(quarter_row[1], correction);
+      result.multiply(correction);
       sum[0] *= correction[0], sum[1] *= correction[1];
     }
-    float reference[2] = {top[0] == -INFINITY ? 0.0f : top[0], top[1] == -INFINITY ? 0.0f : top[1]};
     uint32_t a[STEPS][4];
-#pragma unroll
-    for (int batch = 0; batch < BATCHES; batch++) {
-#pragma unroll
-      for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++) exponentiate_step(a[k], sum, logits, reference, scale, k);
-      if (batch == 0) barrier_wait(barriers.values, parity), barrier_wait(barriers.values + 1, parity);
-      wgmma_begin();
-#pragma unroll
-      for (int k = batch * BATCH; k < (batch + 1) * BATCH; k++)
-        multiply_columns(half_row, a[k], swizzled_columns(value_quarter(memory, 0) + k * 16 * 128, KEY_BYTES), pass + k > 0);
-      wgmma_commit();
+    weigh_half(result.half, a, sum, logits, top, scale, memory, barriers, parity, pass);
+    if (last) {
+      if (split) cluster_wait();  // all blocks have used queries and keys
+      Delivery(memory, barriers.partials, place, warp, lane).begin(factor, split, top, sum, softmax);
     }
 #pragma unroll
     for (int q = 0; q < 2; q++) {
       barrier_wait(barriers.values + 2 + q, parity);
-      wgmma_begin();
-#pragma unroll
-      for (int k = 0; k < STEPS; k++)
-        multiply_columns(quarter_row[q], a[k], swizzled_columns(value_quarter(memory, 2 + q) + k * 16 * 128, 0), pass + k > 0);
-      wgmma_commit();
+      weigh_quarter(result.quarters[q], a, value_quarter(memory, 2 + q), pass);
+      if (last && split) {
+        wgmma_wait<1>();
+        const Delivery delivery(memory, barriers.partials, place, warp, lane);
+        q == 0 ? delivery.send(result.half, factor, 0) : delivery.send(result.quarters[0], factor, 1);
+      }
     }
     if (last) break;
     wgmma_wait<0>();
@@ -331,47 +276,25 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     }
     __syncwarp();
   }
-  sum[0] = quad_sum(sum[0]), sum[1] = quad_sum(sum[1]);
-  cluster_wait();
-  float factor[2] = {sum[0] > 0 ? 1.0f / sum[0] : 0.0f, sum[1] > 0 ? 1.0f / sum[1] : 0.0f};
-  int queries = rows * HEADS;
-  if (place.split == 1) {
+  const int queries = rows * HEADS;
+  if (!split) {
+    cluster_wait();
     wgmma_wait<0>();
-    multiply_rows(half_row, factor), multiply_rows(quarter_row[0], factor), multiply_rows(quarter_row[1], factor);
+    result.multiply(factor);
 #pragma unroll
     for (int t = 0; t < 16; t += 4) {
-      store_rows(out, half_row + t, warp, t * 8, queries, inverse_scale, lane);
-      store_rows(out, quarter_row[t / 8] + t % 8, warp, 128 + t * 8, queries, inverse_scale, lane);
+      store_rows(out, result.half + t, warp, t * 8, queries, inverse_scale, lane);
+      store_rows(out, result.quarters[t / 8] + t % 8, warp, 128 + t * 8, queries, inverse_scale, lane);
     }
     return;
   }
-  int owner = place.owner(warp), group = warp - place.first_group(owner);
-  bool own = owner == place.rank;
-  uint8_t* slot = memory + (group * place.split + place.rank) * PARTIAL_BYTES;
-  if (lane % 4 == 0) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float2* target = &softmax[group][place.rank][lane / 4 + h * 8];
-      if (own)
-        *target = make_float2(top[h], sum[h]);
-      else
-        send(peer_address(target, owner), peer_address(barriers.partials, owner), top[h], sum[h]);
-    }
-  }
-  wgmma_wait<2>();
-  deliver(half_row, factor, slot, barriers.partials, owner, own, lane);
-  wgmma_wait<1>();
-  deliver(quarter_row[0], factor, slot + PARTIAL_BYTES / 2, barriers.partials + 1, owner, own, lane);
   wgmma_wait<0>();
-  deliver(quarter_row[1], factor, slot + PARTIAL_BYTES * 3 / 4, barriers.partials + 2, owner, own, lane);
-
-  int groups = place.groups();
-#pragma unroll 1
-  for (int unit = warp; unit < groups * 8; unit += WARPS) {
-    int columns = unit / groups, group = unit % groups;
-    wait_for_peers(barriers.partials + max(0, columns / 2 - 1), 0);
-    float merged[4][4] = {};
-    merge(merged, memory + group * place.split * PARTIAL_BYTES + columns * 1024, softmax[group], place.split, lane);
-    store_rows(out, merged, place.first_group(place.rank) + group, columns * 32, queries, inverse_scale, lane);
-  }
+  Delivery(memory, barriers.partials, place, warp, lane).send(result.quarters[1], factor, 2);
+  wait_for_peers(barriers.partials + max(0, warp / 2 - 1), 0);
+  if (place.split == 2)
+    finish<2>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
+  else if (place.split == 3)
+    finish<3>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
+  else
+    finish<0>(memory, softmax, place, out, queries, inverse_scale, warp, lane);
 }

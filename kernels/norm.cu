@@ -1,14 +1,15 @@
 // Residual update and normalisation in one pass over a row; one block a row.
 // Architectures: 80 86 89 90a 100 110 120
 //
-//   r   = (start ? start[row % start_rows] : residual[row]) + (delta[row] * delta_scale + bias) * gate
+//   r   = (start ? start[row % start_rows] : residual[row]) + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
 //   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm, or with
 // LAYER_NORM a LayerNorm without affine part; eps is 1e-6 in both (Gemma, SigLIP). Affine weights that do not change
 // during a run are folded into the next product; scale and shift are adaRMS modulations, a vector for all rows.
-// delta (raw output of the preceding product), delta_scale, bias, gate, scale, shift and start may be null.
+// delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale,
+// shift and start may be null. delta_scale and bias are read before the wait: they are weights.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
@@ -30,20 +31,34 @@ using Output = bf16;
 
 constexpr float EPSILON = 1e-6f;
 
-// x += (delta * delta_scale + bias) * gate, each vector optional.
-__device__ __forceinline__ void add_delta(Float8& x, const bf16* delta, const float* delta_scale, const float* bias,
-                                          const float* gate, int column) {
-  Float8 d = load_bf16x8(delta + column);
-  if (delta_scale) {
-    Float8 s = load_float8(delta_scale + column);
+// The sum of all parts of the preceding product; `stride` values lie between two parts.
+__device__ __forceinline__ Float8 load_parts(const bf16* delta, int parts, size_t stride) {
+  Float8 sum = load_bf16x8(delta);
+#pragma unroll 4
+  for (int part = 1; part < parts; part++) {
+    Float8 more = load_bf16x8(delta + part * stride);
 #pragma unroll
-    for (int i = 0; i < 8; i++) d.v[i] *= s.v[i];
+    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
   }
-  if (bias) {
-    Float8 b = load_float8(bias + column);
+  return sum;
+}
+
+// Vectors that belong to the product behind delta. They are weights, so they are fetched before the wait.
+struct DeltaVectors {
+  Float8 scale, bias;
+
+  __device__ void load(const float* delta_scale, const float* delta_bias, int column) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) d.v[i] += b.v[i];
+    for (int i = 0; i < 8; i++) scale.v[i] = 1, bias.v[i] = 0;
+    if (delta_scale) scale = load_float8(delta_scale + column);
+    if (delta_bias) bias = load_float8(delta_bias + column);
   }
+};
+
+// x += (delta * delta_scale + bias) * gate
+__device__ __forceinline__ void add_delta(Float8& x, Float8 d, const DeltaVectors& vectors, const float* gate, int column) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) d.v[i] = d.v[i] * vectors.scale.v[i] + vectors.bias.v[i];
   if (gate) {
     Float8 g = load_float8(gate + column);
 #pragma unroll
@@ -66,37 +81,59 @@ __device__ __forceinline__ void modulate(Float8& x, const float* scale, const fl
   }
 }
 
-// Normalise the row that the block holds, eight values a thread; inactive threads hold zeros.
+// Normalise the row that the block holds, eight values a thread; inactive threads hold zeros. Each warp finds the mean
+// and the squares around it of its own columns, so the block meets once.
 __device__ __forceinline__ void normalise(Float8& x, bool active) {
+  constexpr int WARPS = (WIDTH / 8 + 31) / 32;
+  __shared__ float2 partial[WARPS];
+  int warp = threadIdx.x / 32;
+  float center = 0, squares = 0;
   if (LAYER_NORM) {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum += x.v[i];
-    float mean = block_sum(sum) / WIDTH;
+    center = warp_sum(sum) / min(256, WIDTH - warp * 256);
 #pragma unroll
-    for (int i = 0; i < 8; i++) x.v[i] = active ? x.v[i] - mean : 0.0f;
+    for (int i = 0; i < 8; i++) x.v[i] = active ? x.v[i] - center : 0.0f;
   }
-  float squares = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) squares += x.v[i] * x.v[i];
-  float factor = rsqrtf(block_sum(squares) / WIDTH + EPSILON);
+  squares = warp_sum(squares);
+  if (threadIdx.x % 32 == 0) partial[warp] = make_float2(center, squares);
+  __syncthreads();
+  float mean = 0, total = 0;
+  if (LAYER_NORM) {
 #pragma unroll
-  for (int i = 0; i < 8; i++) x.v[i] *= factor;
+    for (int i = 0; i < WARPS; i++) mean += partial[i].x * ((float)min(256, WIDTH - i * 256) / WIDTH);
+  }
+#pragma unroll
+  for (int i = 0; i < WARPS; i++) {
+    float away = partial[i].x - mean;
+    total += partial[i].y + (LAYER_NORM ? away * away * min(256, WIDTH - i * 256) : 0.0f);
+  }
+  float factor = rsqrtf(total / WIDTH + EPSILON);
+#pragma unroll
+  for (int i = 0; i < 8; i++) x.v[i] = (x.v[i] + (center - mean)) * factor;
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, const float* delta_scale,
-                  const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
+    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, int parts,
+                  const float* delta_scale, const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
                   float inverse_scale) {
-  wait_for_predecessor();
-  release_successor();
   size_t row = blockIdx.x;
   int column = threadIdx.x * 8;
   bool active = column < WIDTH;
+  DeltaVectors vectors;
+  if (active && delta) vectors.load(delta_scale, bias, column);
+  wait_for_predecessor();
+  release_successor();
   Float8 x = {};
   if (active) {
     x = load_float8((start ? start + (row % start_rows) * WIDTH : residual + row * WIDTH) + column);
-    if (delta) add_delta(x, delta + row * WIDTH, delta_scale, bias, gate, column);
+    if (delta) {
+      Float8 d = load_parts(delta + row * WIDTH + column, parts, (size_t)gridDim.x * WIDTH);
+      add_delta(x, d, vectors, gate, column);
+    }
     if (delta || start) {
       float* target = residual + row * WIDTH + column;
       *reinterpret_cast<float4*>(target) = *reinterpret_cast<float4*>(x.v);

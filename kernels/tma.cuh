@@ -49,6 +49,14 @@ __device__ __forceinline__ void copy_box_to(void* target, const TensorMap& map, 
       : "memory");
 }
 
+// Copy consecutive bytes, a multiple of 16, into shared memory.
+__device__ __forceinline__ void copy_bytes(void* target, const void* source, int bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(target)),
+               "l"(source), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
 // Bring a map itself close before its first use.
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -72,9 +80,20 @@ __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Write a value into the same place of another block's shared memory.
-__device__ __forceinline__ void store_remote(float* place, int rank, float value) {
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(place)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(value) : "memory");
+// Copy a box of shared memory into a matrix of [slices, rows, columns]; elements outside it are left out. The writers' fence for
+// the copy engine and a barrier come before, wait_stores_read after.
+__device__ __forceinline__ void store_box(const TensorMap& map, int column, int row, int slice, const void* source) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map), "r"(column), "r"(row),
+               "r"(slice), "r"(shared_address(source))
+               : "memory");
+}
+
+// Wait until the stores that this thread has started have read shared memory; the end of the kernel completes them.
+__device__ __forceinline__ void wait_stores_read() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+// Bring bytes into the second-level cache; address and size are multiples of 16.
+__device__ __forceinline__ void prefetch_bytes(const uint8_t* source, int size) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(size) : "memory");
 }

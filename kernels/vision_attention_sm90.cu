@@ -4,11 +4,12 @@
 // qkv is the raw output [views * 256, 3 * HEADS * DIM] of the QKV product; real values are qkv * channel_scale + bias
 // (channel_scale may be null). out is bf16 [views * 256, HEADS * DIM], or with FP8 e4m3(value * inverse_scale).
 // softmax(q k^T / sqrt(DIM)) v; logits and softmax in fp32, probabilities rounded to bf16 for the product with v.
-// How scales and biases are folded: see vision_attention.cu.
+// How scales and biases are folded: see vision_attention.cu. They are weights, read before the wait.
 //
 // A block is one warpgroup on 64 queries of a head. Everything comes through the copy engine; SHARERS blocks of an image
 // and head are a cluster in which each fetches a part of keys and values for all. All 256 logits of a query are known
-// before the first exponential, so there is no running maximum; products with values start after half of them.
+// before the first exponential, so there is no running maximum; products with values start after half of them. Values are
+// fetched when the keys are there, not to compete with them.
 //
 // Rows lie in shared memory as [rows][64 columns] in the 128-byte swizzle, and with DIM > 64 the next 16 columns as
 // [rows][16 columns] in the 32-byte swizzle. Of those, columns from DIM on belong to the next head: zeros in the queries
@@ -29,9 +30,6 @@
 #ifndef SHARERS
 #define SHARERS 2
 #endif
-#ifndef PARTS
-#define PARTS 2
-#endif
 #include "attention_sm90.cuh"
 
 constexpr int TOKENS = 256, BOX = 64;         // rows of an image, and of a box or a block's queries
@@ -40,6 +38,7 @@ constexpr int TAIL = DIM > 64 ? 16 : 0;       // columns beyond the first 64
 constexpr int STEPS = (64 + TAIL) / 16;       // of the logits' product
 constexpr int KEY_TILES = TOKENS / 8;
 constexpr int TILES = DIM / 8;
+constexpr int PARTS = 2;                      // of the keys: products with one run under the exponentials of the next
 constexpr int ROW_BYTES = (64 + TAIL) * sizeof(bf16);
 
 static_assert(DIM % 8 == 0 && DIM >= 64 && DIM <= 80, "one box of 64 columns, one of 16");
@@ -126,12 +125,18 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], con
 
 // Largest logit of each of the two rows, in units of log2(e).
 __device__ __forceinline__ void find_top(float (&top)[2], const float (&logits)[KEY_TILES][4], float scale) {
+  float most[4][4];  // independent chains
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) most[t % 4][j] = t < 4 ? logits[t][j] : fmaxf(most[t % 4][j], logits[t][j]);
+  }
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    float most = fmaxf(logits[0][2 * h], logits[0][2 * h + 1]);
+    float all = fmaxf(most[0][2 * h], most[0][2 * h + 1]);
 #pragma unroll
-    for (int t = 1; t < KEY_TILES; t++) most = fmaxf(most, fmaxf(logits[t][2 * h], logits[t][2 * h + 1]));
-    top[h] = quad_max(most) * scale;
+    for (int i = 1; i < 4; i++) all = fmaxf(all, fmaxf(most[i][2 * h], most[i][2 * h + 1]));
+    top[h] = quad_max(all) * scale;
   }
 }
 
@@ -144,6 +149,64 @@ __device__ __forceinline__ void exponentiate_step(uint32_t (&a)[4], float (&sum)
     for (int j = 0; j < 4; j++) sum[j / 2] += logits[t][j] = exp2f(fmaf(logits[t][j], scale, -top[j / 2]));
   }
   as_operand(a, logits, 2 * step);
+}
+
+// Unnormalised result of 64 queries: the first 64 columns, and up to 16 more.
+struct Result {
+  float main[8][4], tail[2][4];
+};
+
+// Exponentials and products with values; the products of one part of the keys run under the exponentials of the next.
+__device__ __forceinline__ void weigh_values(Result& result, float (&sum)[2], float (&logits)[KEY_TILES][4],
+                                             const float (&top)[2], float scale, const Tiles& values,
+                                             uint64_t* values_there) {
+  constexpr int EACH = TOKENS / 16 / PARTS;
+  uint32_t a[TOKENS / 16][4];
+#pragma unroll
+  for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+    for (int step = part * EACH; step < (part + 1) * EACH; step++) exponentiate_step(a[step], sum, logits, top, scale, step);
+    if (part == 0) barrier_wait(values_there, 0);
+    wgmma_begin();
+#pragma unroll
+    for (int step = part * EACH; step < (part + 1) * EACH; step++) {
+      multiply_columns(result.main, a[step], swizzled_columns(values.main + step * 16 * 64, 0), step > 0);
+      if (TAIL) multiply_columns(result.tail, a[step], tail_operand(values.tail + step * 16 * TAIL), step > 0);
+    }
+    wgmma_commit();
+  }
+}
+
+// Wait for the products; put this lane's two rows into real units and write them. scale may be null.
+__device__ __forceinline__ void finish(const Result& result, const float (&sum)[2], const float* scale, const float* bias,
+                                       Output* upper, float inverse_scale, int lane) {
+  float2 s[TILES], b[TILES];
+#pragma unroll
+  for (int t = 0; t < TILES; t++) {
+    int d = t * 8 + lane % 4 * 2;
+    s[t] = scale ? __ldg(reinterpret_cast<const float2*>(scale + d)) : make_float2(1, 1);
+    b[t] = __ldg(reinterpret_cast<const float2*>(bias + d));
+  }
+  float factor[2] = {1.0f / quad_sum(sum[0]), 1.0f / quad_sum(sum[1])};
+  wgmma_wait<0>();
+  float real[TILES][4];
+#pragma unroll
+  for (int t = 0; t < TILES; t++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      float x = t < 8 ? result.main[t % 8][j] : result.tail[t % 2][j];
+      real[t][j] = fmaf(x * factor[j / 2], j % 2 ? s[t].y : s[t].x, j % 2 ? b[t].y : b[t].x);
+    }
+  }
+  Output* lower = upper + 8 * WIDTH;
+  store_four_tiles(upper, lower, real, inverse_scale, lane);
+  store_four_tiles(upper + 32, lower + 32, real + 4, inverse_scale, lane);
+#pragma unroll
+  for (int t = 8; t < TILES; t++) {
+    int d = t * 8 + lane % 4 * 2;
+    store_pair(upper + d, real[t][0], real[t][1], inverse_scale);
+    store_pair(lower + d, real[t][2], real[t][3], inverse_scale);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -172,65 +235,23 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   cluster_wait();  // nobody sends before all barriers exist
   wait_for_predecessor();
   release_successor();
-  if (lane == 0) {
-    if (warp == 0) queries.fetch(maps, 0, column, first, &queries_there, 1 << rank);
-    if (warp == 1) keys.fetch_shared(maps, WIDTH + column, image, rank, &keys_there);
-    if (warp == 2) values.fetch_shared(maps, 2 * WIDTH + column, image, rank, &values_there);
-  }
+  if (threadIdx.x == 0) queries.fetch(maps, 0, column, first, &queries_there, 1 << rank);
+  if (threadIdx.x == 32) keys.fetch_shared(maps, WIDTH + column, image, rank, &keys_there);
   __syncwarp();
-  size_t row = first + warp * 16 + lane / 4;
-  uint32_t a_queries[STEPS][4];
+  uint32_t a[STEPS][4];
   barrier_wait(&queries_there, 0);
-  load_queries(a_queries, queries, folding, warp, lane);
-
-  float logits[KEY_TILES][4], result[8][4], rest[2][4], top[2], sum[2] = {0, 0};
+  load_queries(a, queries, folding, warp, lane);
   barrier_wait(&keys_there, 0);
-  multiply_keys(logits, a_queries, keys);
+  if (threadIdx.x == 64) values.fetch_shared(maps, 2 * WIDTH + column, image, rank, &values_there);
+  __syncwarp();
+
   const float scale = rsqrtf((float)DIM) * LOG2_E;
+  float logits[KEY_TILES][4], top[2], sum[2] = {0, 0};
+  Result result;
+  multiply_keys(logits, a, keys);
   find_top(top, logits, scale);
-  uint32_t a[TOKENS / 16][4];
-#pragma unroll
-  for (int part = 0; part < PARTS; part++) {
-    constexpr int EACH = TOKENS / 16 / PARTS;
-#pragma unroll
-    for (int step = part * EACH; step < (part + 1) * EACH; step++) exponentiate_step(a[step], sum, logits, top, scale, step);
-    if (part == 0) barrier_wait(&values_there, 0);
-    wgmma_begin();
-#pragma unroll
-    for (int step = part * EACH; step < (part + 1) * EACH; step++) {
-      multiply_columns(result, a[step], swizzled_columns(values.main + step * 16 * 64, 0), step > 0);
-      if (TAIL) multiply_columns(rest, a[step], tail_operand(values.tail + step * 16 * TAIL), step > 0);
-    }
-    wgmma_commit();
-  }
-  const float* value_bias = bias + 2 * WIDTH + column;
+  weigh_values(result, sum, logits, top, scale, values, &values_there);
   const float* value_scale = channel_scale ? channel_scale + 2 * WIDTH + column : nullptr;
-  float2 s[TILES], b[TILES];
-#pragma unroll
-  for (int t = 0; t < TILES; t++) {
-    int d = t * 8 + lane % 4 * 2;
-    s[t] = value_scale ? __ldg(reinterpret_cast<const float2*>(value_scale + d)) : make_float2(1, 1);
-    b[t] = __ldg(reinterpret_cast<const float2*>(value_bias + d));
-  }
-  float factor[2] = {1.0f / quad_sum(sum[0]), 1.0f / quad_sum(sum[1])};
-  wgmma_wait<0>();
-  float real[TILES][4];
-#pragma unroll
-  for (int t = 0; t < TILES; t++) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      float x = t < 8 ? result[t % 8][j] : rest[t % 2][j];
-      real[t][j] = fmaf(x * factor[j / 2], j % 2 ? s[t].y : s[t].x, j % 2 ? b[t].y : b[t].x);
-    }
-  }
-  Output* upper = out + row * WIDTH + column;
-  Output* lower = upper + 8 * WIDTH;
-  store_four_tiles(upper, lower, real, inverse_scale, lane);
-  store_four_tiles(upper + 32, lower + 32, real + 4, inverse_scale, lane);
-#pragma unroll
-  for (int t = 8; t < TILES; t++) {
-    int d = t * 8 + lane % 4 * 2;
-    store_pair(upper + d, real[t][0], real[t][1], inverse_scale);
-    store_pair(lower + d, real[t][2], real[t][3], inverse_scale);
-  }
+  Output* row = out + (size_t)(first + warp * 16 + lane / 4) * WIDTH + column;
+  finish(result, sum, value_scale, bias + 2 * WIDTH + column, row, inverse_scale, lane);
 }

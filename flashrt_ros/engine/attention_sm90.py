@@ -52,12 +52,14 @@ def vision_build(heads: int, dim: int, fp8: int) -> Build:
     return 'vision_attention_sm90', {'HEADS': heads, 'DIM': dim, 'SHARERS': SHARERS, 'FP8': fp8}
 
 
-def split_keys(tiles: int, most_clusters: Callable[[int], int]) -> int:
-    """Over how many blocks the keys of each of `tiles` tiles of queries go, so that all of them run at once.
+def split_keys(tiles: int, capacity: int, most_clusters: Callable[[int], int]) -> int:
+    """Over how many blocks the keys of each of `tiles` tiles of queries go.
 
+    No more than it takes for a block to see its share at once, as long as all blocks run at the same time.
     most_clusters: how many clusters of so many blocks there can be.
     """
-    return max((n for n in range(2, MOST_BLOCKS + 1) if tiles <= most_clusters(n)), default=1)
+    possible = [n for n in range(1, MOST_BLOCKS + 1) if n == 1 or tiles <= most_clusters(n)]
+    return next((n for n in possible if n * AT_ONCE >= capacity), possible[-1])
 
 
 def gemma(
@@ -77,7 +79,9 @@ def gemma(
         file, constants = _gemma_build(heads, keys, fp8)
         return library.kernel(file, 'gemma_attention', **constants)
 
-    split = split_keys(tiles, lambda n: kernel(AT_ONCE).most_clusters((1, n), GEMMA_THREADS, GEMMA_SHARED))
+    split = split_keys(
+        tiles, len(keys), lambda n: kernel(AT_ONCE).most_clusters((1, n), GEMMA_THREADS, GEMMA_SHARED)
+    )
     box = AT_ONCE if -(-len(keys) // split) <= AT_ONCE else REPEATED
     kernel(box)(
         (tiles, split),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from flashrt_ros.engine.compiler import kernel_files
+from flashrt_ros.engine import vision_tilings
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
-from flashrt_ros.engine.operators import attention_builds, vision_attention_build
+from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
 from flashrt_ros.engine.packing import expert_precision, patch_columns
+from flashrt_ros.engine.wide_gemm import builds as wide_builds
+from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
@@ -18,19 +20,25 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
     builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
     builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
-    if covers(gpu, spec):
-        return builds + [(file, {}) for file in kernel_files() if file.startswith('expert_')]
-    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
+    if covers_prefill(gpu, spec):
+        builds += wide_builds(precision == 'fp8')
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
+    if covers(gpu, spec):
+        return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
+    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
+    precision = 'fp8' if fp8 else 'bf16'
+    tilings = vision_tilings.tower_tilings(gpu, spec, precision)
+    norms = [(parts, False) for parts in vision_tilings.sum_parts(tilings)] + [(1, True)]
     return [
         ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
-        ('norm', {'WIDTH': spec.width, 'LAYER_NORM': 1, 'FP8': fp8}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
         vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, fp8),
+        *(('layer_norm', layer_norm_constants(spec.width, *norm, fp8)) for norm in norms),
+        *vision_tilings.tiling_builds(tilings, precision),
     ]
 
 

@@ -1,14 +1,14 @@
-"""The denoise loop of pi0 and pi0.5 on Hopper: all flow steps as one chain of fused kernels, five a layer.
+"""The denoise loop of pi0 and pi0.5 on Hopper: all flow steps two kernels a flow step.
 
     weights = pack_expert(spec, tensors, model.flow_table(steps), 'fp8')
     loop = ExpertLoop(library, weights, scales, ExpertShape(horizon=50, prefix_capacity=712), prefix)
     loop.actions.copy_(noise)
     loop.launch()                  # inside a graph capture; then loop.actions holds the actions
 
-Kernels are chained by programmatic dependent launch: each fetches its weights into shared memory while the
-one before it still runs (kernels/expert_common.cuh). The first one launches plainly, so that everything
-recorded before the loop has finished when it starts: the kernels read the prefix, its length and all tables
-before they wait.
+One kernel runs all layers of a step: its blocks stay on the GPU, fetch weights ahead and tell each other
+their results through L2 (kernels/expert_layers.cu). Between steps a small one updates the actions. Kernels
+are chained by programmatic dependent launch; the first launches plainly, so that everything recorded before
+the loop has finished when it starts: kernels read the prefix, its length and all tables before they wait.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class ExpertLoop:
 
     actions: fp32 [horizon, 32], noise (t = 1) before `launch` and normalised actions (t = 0) after it.
     state_token: fp32 [1024], pi0's projected state, to be written before `launch`; None for pi0.5.
+    exchange: what blocks tell each other, uint8; made ready by every `launch`, so that it starts afresh
+        whatever an aborted one has left.
+    stamps: int64 [16, 132], to be filled with the nanoseconds at which each block passes each point of the
+        middle layer (benchmarks/expert_loop.py); the kernel is compiled for that.
     activation_scales: fp32 [L, 4] for fp8 (`expert_ranges.activation_scales`), None for bf16.
     Raises BackendError for a horizon or prefix that the kernels have no room for, and for missing scales.
     """
@@ -39,15 +43,19 @@ class ExpertLoop:
         activation_scales: Tensor | None,
         shape: ExpertShape,
         prefix: Prefix,
+        stamps: Tensor | None = None,
     ) -> None:
         has_state = weights.heads.mixer is not None
         check_shape(shape, shape.horizon + has_state, prefix)
         buffers = ExpertBuffers(weights, activation_scales, shape, prefix.length.device)
         self.actions = buffers.actions
         self.state_token = buffers.base[0] if has_state else None
-        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix).all())
+        self.exchange, self._initial = buffers.arena, buffers.initial
+        self._kept = weights, buffers, prefix  # launches know their tensors by address only
+        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, stamps).all())
 
     def launch(self) -> None:
         """Record all flow steps on the current stream."""
+        self.exchange.copy_(self._initial)
         for i, launch in enumerate(self.launches):
             launch(dependent=i > 0)

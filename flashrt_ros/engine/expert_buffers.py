@@ -19,7 +19,13 @@ ROWS = 64
 STATISTICS = 32
 """Partial sums of squares a row: one for each writer of 32 columns."""
 
-ATTENTION_CLUSTER, ATTENTION_QUERIES, ATTENTION_MAX_KEYS = 8, 32, 160
+ATTENTION_GROUP, ATTENTION_QUERIES, ATTENTION_MAX_KEYS = 8, 32, 144
+
+BLOCKS = 128
+"""Blocks that exchange partial sums (kernels/expert_residual.cuh)."""
+
+PENDING = 255
+"""What every byte of the exchange buffers holds before the loop starts (kernels/expert_exchange.cuh)."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,10 @@ class ExpertBuffers:
     """rows: suffix tokens. x: residual stream fp32 [64, 1024]. scales: fp32 [2, L, 4], of activations, and
     inverses.
 
-    embedded, normed [2], attended and hidden hold activations in fragment order (kernels/expert_common.cuh).
-    base: what pi0's second embedding layer adds to: its bias, and in row 0 the state token.
+    exchange: what blocks tell each other, by name, uint8 [2, bytes], all of it parts of `arena`, which the
+    loop begins by making equal to `initial`. embedded:
+    pi0's input of its second embedding layer, in fragment order (kernels/expert_common.cuh). base: what that
+    layer adds to: its bias, and in row 0 the state token.
     """
 
     def __init__(
@@ -57,8 +65,6 @@ class ExpertBuffers:
         heads = weights.heads
         layers = len(weights.products['qkv'].weights)
         self.rows = shape.horizon + (heads.mixer is not None)
-        self.prefix_capacity = shape.prefix_capacity
-        size = 1 if weights.precision == 'fp8' else 2
 
         def zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(sizes, dtype=dtype, device=device)
@@ -67,17 +73,54 @@ class ExpertBuffers:
         self.x, self.base = zeros(ROWS, WIDTH), zeros(ROWS, WIDTH)
         if heads.mixer_bias is not None:
             self.base[1:] = heads.mixer_bias
-        self.ones = torch.ones(WIDTH, device=device)
-        self.statistics = zeros(2, STATISTICS, ROWS)
         self.embedded = zeros(ROWS * WIDTH * 2, dtype=torch.uint8)
-        self.normed = zeros(2, ROWS * WIDTH * size, dtype=torch.uint8)
-        self.attended = zeros(ROWS * HEADS * HEAD_DIM * size, dtype=torch.uint8)
-        self.hidden = zeros(ROWS * MLP * size, dtype=torch.uint8)
-        self.queries = zeros(ROWS * HEADS, HEAD_DIM, dtype=torch.bfloat16)
-        self.keys, self.values = zeros(2, ROWS, HEAD_DIM, dtype=torch.bfloat16)
+        self.arena, self.exchange = exchange_buffers(weights.precision, self.rows, device)
+        self.initial = self.arena.clone()
         positions = torch.arange(shape.prefix_capacity + ROWS, device=device)
         self.rotary = torch.stack(rotary_table(positions, HEAD_DIM), -1).contiguous()
         self.scales = _scales(weights.precision, layers, activation_scales, device)
+
+
+def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """(arena, its parts by their names in kernels/expert_arguments.cuh, [2, bytes] each), as the loop expects
+    them: PENDING, and zero in rows beyond the last."""
+    size = 1 if precision == 'fp8' else 2
+    parts = BLOCKS * 4 * 128 * 16
+    sizes = {
+        'normed_qkv': ROWS * WIDTH * size,
+        'statistics_qkv': STATISTICS * ROWS * 4,
+        'normed_gate_up': ROWS * WIDTH * size,
+        'statistics_gate_up': STATISTICS * ROWS * 4,
+        'queries': ROWS * HEADS * HEAD_DIM * 2,
+        'keys': ROWS * HEAD_DIM * 2,
+        'values': ROWS * HEAD_DIM * 2,
+        'sums': BLOCKS * ATTENTION_GROUP * 256 * 8,
+        'softmax': BLOCKS * ATTENTION_QUERIES * 8,
+        'attended': ROWS * HEADS * HEAD_DIM * size,
+        'output_parts': parts,
+        'hidden': ROWS * MLP * size,
+        'down_parts': parts,
+        'mixer_parts': parts,
+    }
+    arena = torch.full((2 * sum(sizes.values()),), PENDING, dtype=torch.uint8, device=device)
+    pieces = arena.split([2 * length for length in sizes.values()])
+    exchange = {name: piece.view(2, -1) for name, piece in zip(sizes, pieces, strict=True)}
+    for name in ('normed_qkv', 'normed_gate_up', 'attended', 'hidden'):
+        end = -(-rows // 16) * 16 if name == 'hidden' else rows  # of which whole row tiles are written
+        _zero_rows(exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2), end)
+    queries = exchange['queries'].view(torch.int32).view(2, -1, HEAD_DIM // 16, 8, 4, 2, 2)
+    _zero_rows(queries.transpose(1, 2), rows * HEADS)
+    for name in ('statistics_qkv', 'statistics_gate_up'):
+        exchange[name].view(torch.int32).view(2, STATISTICS, ROWS)[..., rows:] = 0
+    return arena, exchange
+
+
+def _zero_rows(words: Tensor, rows: int) -> None:
+    """Zero the rows from `rows` on of words of fragments [2, steps, row tiles, 8, 4, 2, 2]; the last index is
+    for the row 8 further."""
+    tiles = words.shape[2]
+    row = torch.arange(tiles * 16, device=words.device).view(tiles, 2, 8).transpose(1, 2)
+    words.masked_fill_((row >= rows)[:, :, None, None, :], 0)
 
 
 def _scales(precision: str, layers: int, activation_scales: Tensor | None, device: torch.device) -> Tensor:
@@ -93,16 +136,9 @@ def _scales(precision: str, layers: int, activation_scales: Tensor | None, devic
     return torch.stack([scales, 1 / scales])
 
 
-def attention_bytes(capacity: int) -> int:
-    """Dynamic shared memory of expert_attention.cu for prefixes of up to `capacity` tokens."""
-    slots, row_bytes = _attention_slots(capacity), HEAD_DIM * 2
-    merging = ATTENTION_CLUSTER * 4 * 32 * 16
-    return max(slots * row_bytes, merging) + slots * row_bytes + ATTENTION_QUERIES * (slots + 4) * 4
-
-
 def _attention_slots(capacity: int) -> int:
-    share = -(-capacity // (8 * ATTENTION_CLUSTER)) * 8
-    return -(-(share + ROWS // ATTENTION_CLUSTER) // 16) * 16
+    share = -(-capacity // (8 * ATTENTION_GROUP)) * 8
+    return -(-(share + ROWS // ATTENTION_GROUP) // 16) * 16
 
 
 def check_shape(shape: ExpertShape, rows: int, prefix: Prefix) -> None:

@@ -56,7 +56,7 @@ def quantise_rows(weight: Tensor, precision: str) -> tuple[Tensor, Tensor]:
 
 
 def rotary_columns(heads: int, head_dim: int) -> Tensor:
-    """Rows of the stacked q, k, v weight in the block order of expert_qkv.cu, int64 [heads * head_dim].
+    """Rows of the stacked q, k, v weight in the block order of expert_qkv.cuh, int64 [heads * head_dim].
 
     Blocks of 32: 8 dimensions, their rotary partners half a head further, the next 8, and theirs.
     """

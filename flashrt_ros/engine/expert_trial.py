@@ -39,7 +39,13 @@ class ExpertTrial:
     """`loop` and the plain `model` on the same weights. Rows of the prefix behind its length are NaN."""
 
     def __init__(
-        self, library: KernelLibrary, family: str, precision: str, shape: TrialShape, seed: int = 0
+        self,
+        library: KernelLibrary,
+        family: str,
+        precision: str,
+        shape: TrialShape,
+        seed: int = 0,
+        stamps: Tensor | None = None,
     ) -> None:
         self.spec = small_policy(family, shape)
         self.tensors = random_tensors(self.spec, seed, torch.float32, 'cuda')
@@ -53,7 +59,7 @@ class ExpertTrial:
             weights = pack_expert(self.spec, self.tensors, self._table, precision)
             scales = self._calibrate() if precision == 'fp8' else None
         self.loop = ExpertLoop(
-            library, weights, scales, ExpertShape(shape.horizon, shape.capacity), self.prefix
+            library, weights, scales, ExpertShape(shape.horizon, shape.capacity), self.prefix, stamps
         )
 
     def observe(self, length: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Prefix
 from flashrt_ros.engine.expert_buffers import ROWS
+from flashrt_ros.engine.expert_launches import LAYERS_BLOCKS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
 from flashrt_ros.engine.flow import FlowHeads, flow_table
 from flashrt_ros.engine.library import KernelLibrary
@@ -28,7 +29,8 @@ OBSERVED = {'qkv': 'unnormed_qkv', 'output': 'o', 'gate_up': 'unnormed_gate_up',
 def covers(gpu: Gpu, spec: PolicySpec) -> bool:
     """Whether the loop has kernels for this GPU and these sizes."""
     published = replace(spec.expert, layers=GEMMA_300M.layers) == GEMMA_300M and spec.action_dim == 32
-    return gpu.capability == (9, 0) and published and spec.horizon + spec.has_state_token <= ROWS
+    fits = gpu.capability == (9, 0) and gpu.multiprocessors >= LAYERS_BLOCKS
+    return fits and published and spec.horizon + spec.has_state_token <= ROWS
 
 
 def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> dict[str, Tensor]:

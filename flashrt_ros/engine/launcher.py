@@ -25,6 +25,7 @@ class Kernel:
     """One `__global__` function. Call it with grid, block and its arguments; it returns at once.
 
     shared: bytes of dynamic shared memory. cluster: CTAs per cluster.
+    cooperative: all CTAs have to be resident at once; the launch fails when they cannot be.
     dependent: the kernel executes griddepcontrol.wait before it touches what its predecessor writes, so it
     may start while the predecessor drains (programmatic dependent launch).
     """
@@ -42,13 +43,15 @@ class Kernel:
         *arguments: Argument,
         shared: int = 0,
         cluster: Dimensions | None = None,
+        cooperative: bool = False,
         dependent: bool = False,
     ) -> None:
         handle = torch.cuda.current_stream(self._context.gpu.device).cuda_stream
         grid3, block3 = _three(grid), _three(block)
-        attributed = dependent or cluster is not None or any(isinstance(a, _BY_VALUE) for a in arguments)
+        attributes = _attributes(cluster, cooperative, dependent)
+        attributed = bool(attributes) or any(isinstance(a, _BY_VALUE) for a in arguments)
         if attributed or not self._context.knows_stream(handle):
-            self._launch_attributed(grid3, block3, arguments, shared, cluster, dependent, handle)
+            self._launch_attributed(grid3, block3, arguments, shared, attributes, handle)
         else:
             self._launch_plain(grid3, block3, arguments, shared, handle)
 
@@ -61,7 +64,7 @@ class Kernel:
         config.gridDimX, config.gridDimY, config.gridDimZ = _three(cluster)
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
-        config.attrs = _attributes(cluster, dependent=False)
+        config.attrs = _attributes(cluster, cooperative=False, dependent=False)
         config.numAttrs = len(config.attrs)
         return int(check(driver.cuOccupancyMaxActiveClusters(function, config), self.name))
 
@@ -90,8 +93,7 @@ class Kernel:
         block: tuple[int, ...],
         arguments: Sequence[Any],
         shared: int,
-        cluster: Dimensions | None,
-        dependent: bool,
+        attributes: list[Any],
         handle: int,
     ) -> None:
         from cuda.bindings import driver
@@ -102,7 +104,7 @@ class Kernel:
         config.blockDimX, config.blockDimY, config.blockDimZ = block
         config.sharedMemBytes = shared
         config.hStream = handle
-        config.attrs = _attributes(cluster, dependent)
+        config.attrs = attributes
         config.numAttrs = len(config.attrs)
         values = [_c_value(a) for a in arguments]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(v) for v in values))
@@ -123,15 +125,22 @@ class Kernel:
 _BY_VALUE = (ctypes.Structure, ctypes.Array)
 
 
-def _attributes(cluster: Dimensions | None, dependent: bool) -> list[Any]:
+def _attributes(cluster: Dimensions | None, cooperative: bool, dependent: bool) -> list[Any]:
+    attributes: list[Any] = []
+    if cluster is None and not cooperative and not dependent:
+        return attributes
     from cuda.bindings import driver
 
-    attributes = []
     if cluster is not None:
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         x, y, z = _three(cluster)
         attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = x, y, z
+        attributes.append(attribute)
+    if cooperative:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        attribute.value.cooperative = 1
         attributes.append(attribute)
     if dependent:
         attribute = driver.CUlaunchAttribute()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine import attention_sm90
+from flashrt_ros.engine import attention_sm90, wide_gemm
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
@@ -44,7 +44,10 @@ class Operators:
         modulation: Modulation | None = None,
         layer_norm: bool = False,
     ) -> None:
-        """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`."""
+        """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`.
+
+        delta: bf16 [rows, width] or more, or in parts of the product's K [parts, rows, width].
+        """
         rows, width = residual.shape
         kernel = self.library.kernel(
             'norm', 'residual_norm', WIDTH=width, LAYER_NORM=int(layer_norm), FP8=_fp8(out)
@@ -56,6 +59,7 @@ class Operators:
             start,
             1 if start is None else start.shape[0],
             delta,
+            delta.shape[0] if delta is not None and delta.dim() == 3 else 1,
             None if preceding is None else preceding.channel_scale,
             None if preceding is None else preceding.bias,
             gate,
@@ -65,6 +69,20 @@ class Operators:
             1.0 if following is None else following.inverse_scale,
             dependent=True,
         )
+
+    def gated_product(self, x: Tensor, product: Product, out: Tensor, following: Product) -> None:
+        """Gemma's gate and up product with its activation: x [rows, in] -> out [rows, width] for `following`.
+
+        Hopper only; the weight is in `wide_layout.gated_order`.
+        """
+        wide_gemm.gated(self.library, x, product, out, following)
+
+    def split_product(self, x: Tensor, product: Product, out: Tensor) -> None:
+        """x [rows, in] -> out bf16 [parts, rows, columns], raw, over ranges of K; `norm` adds the parts up.
+
+        Hopper only; the weight is in `wide_layout.lane_order`.
+        """
+        wide_gemm.split(self.library, x, product, out)
 
     def bias_gelu(self, x: Tensor, preceding: Product, out: Tensor, following: Product) -> None:
         """SigLIP's activation: x [rows, width] raw -> out for `following`."""
@@ -81,6 +99,36 @@ class Operators:
         kernel = self.library.kernel('activation', name, WIDTH=width, FP8=_fp8(out))
         blocks = -(-rows * width // (8 * 256))
         kernel(blocks, 256, x, *vectors, out, following.inverse_scale, rows, dependent=True)
+
+    def layer_norm(
+        self,
+        residual: Tensor,
+        out: Tensor,
+        following: Product,
+        sums: Tensor,
+        *,
+        preceding: Product | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        """Add what `preceding` left, raw bf16 [parts, rows, width], to the residual and normalise it.
+
+        start: fp32 [start rows, width] to begin with instead of the residual, repeated over the rows.
+        """
+        rows, width = residual.shape
+        constants = layer_norm_constants(width, sums.shape[0], start is not None, _fp8(out))
+        self.library.kernel('layer_norm', 'layer_norm', **constants)(
+            rows,
+            32 * constants['WARPS'],
+            residual,
+            start,
+            1 if start is None else start.shape[0],
+            sums,
+            None if preceding is None else preceding.channel_scale,
+            None if preceding is None else preceding.bias,
+            out,
+            following.inverse_scale,
+            dependent=True,
+        )
 
     def rope(
         self,
@@ -123,7 +171,10 @@ class Operators:
         appended: int = 0,
         first_sees: int = -1,
     ) -> None:
-        """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer."""
+        """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer.
+
+        keys, values: cut to the rows that may be valid, since their number decides how they are divided.
+        """
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
         arguments = (length, appended, first_sees, rows)
@@ -214,6 +265,11 @@ def attention_builds(gpu: Gpu, heads: int, dim: int, fp8: int) -> list[tuple[str
 def portable_attention(gpu: Gpu, heads: int, dim: int, fp8: int) -> dict[str, int]:
     """Constants of gemma_attention.cu."""
     return {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': 2 if gpu.capability in ROOMY else 1}
+
+
+def layer_norm_constants(width: int, parts: int, start: bool, fp8: int) -> dict[str, int]:
+    """Of kernels/layer_norm.cu; a thread has up to twelve columns."""
+    return {'WIDTH': width, 'PARTS': parts, 'START': int(start), 'WARPS': -(-width // 384), 'FP8': fp8}
 
 
 def vision_attention_build(

@@ -1,7 +1,8 @@
 """The language tower over images and prompt: nothing but its keys and values is kept.
 
 A layer is nine launches: norm, QKV, RoPE and cache write, attention, output, norm, gate and up, GELU gate,
-down. The last layer ends after its keys and values.
+down. With weights packed for it (`wide_layout.pack_wide_language`) gate, up and GELU are one launch, and down
+leaves parts that the norm behind it adds up. The last layer ends after its keys and values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from torch import Tensor
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
 from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
 from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.wide_gemm import MOST_PARTS, part_count
 from flashrt_ros.models.spec import PolicySpec
+
+PARTS = 'qkv', 'o', 'gate_up', 'down'
+
+WIDE = {'gate_up': 'gated', 'down': 'split_down'}
+"""Products of a layer -> names of their weights when they are packed for kernels of ours."""
 
 
 class Prefill:
@@ -32,12 +39,16 @@ class Prefill:
         self.spec, self.operators, self.cache = spec.language, operators, cache
         device = operators.library.gpu.device
 
-        def product(name: str) -> Product:
-            return Product(packed, f'language.{name}', device, scales.get(f'language.{name}', 1.0))
+        def product(name: str, packed_as: str | None = None) -> Product:
+            scale = scales.get(f'language.{name}', 1.0)
+            return Product(packed, f'language.{packed_as or name}', device, scale)
 
         last = self.spec.layers - 1
-        parts = ('qkv', 'o', 'gate_up', 'down')
-        self.layers = [{part: product(f'{i}.{part}') for part in parts} for i in range(last)]
+        self._wide = {part for part, name in WIDE.items() if f'language.0.{name}.weight' in packed}
+        names = {part: WIDE[part] if part in self._wide else part for part in PARTS}
+        self.layers = [
+            {part: product(f'{i}.{part}', f'{i}.{name}') for part, name in names.items()} for i in range(last)
+        ]
         self.last = product(f'{last}.kv')
         self.embedding = packed['language.embedding'].to(device)
         self._rotary = rotary_table(cache.capacity, self.spec.head_dim, device)
@@ -55,8 +66,9 @@ class Prefill:
         self._qkv = buffer(attended + 2 * spec.head_dim)
         self._kv = buffer(2 * spec.head_dim)
         self._queries, self._attended = buffer(attended), buffer(attended, narrow)
-        self._gate_up, self._activated = buffer(2 * spec.mlp), buffer(spec.mlp, narrow)
-        self._delta = buffer(width)
+        self._activated, self._delta = buffer(spec.mlp, narrow), buffer(width)
+        self._gate_up = buffer(0 if 'gate_up' in self._wide else 2 * spec.mlp)
+        self._parts = buffer(MOST_PARTS * width if 'down' in self._wide else 0).flatten()
 
     def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
         """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall
@@ -77,16 +89,35 @@ class Prefill:
         keys, values = cache.keys[index, :rows], cache.values[index, :rows]
         residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
         qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
-        gate_up, activated = self._gate_up[:rows], self._activated[:rows]
         self._multiply(layer, 'qkv', rows)
         ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
         self._multiply(layer, 'o', rows)
         ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
-        self._multiply(layer, 'gate_up', rows)
-        ops.gelu_gate(gate_up, layer['gate_up'], activated, layer['down'])
-        self._multiply(layer, 'down', rows)
+        self._activate(layer, rows)
+        delta = self._project_down(layer, rows)
         ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])
+
+    def _activate(self, layer: dict[str, Product], rows: int) -> None:
+        """The hidden layer of the MLP."""
+        activated = self._activated[:rows]
+        if 'gate_up' in self._wide:
+            x = self._normed[:rows]
+            self.operators.gated_product(x, layer['gate_up'], activated, layer['down'])
+        else:
+            self._multiply(layer, 'gate_up', rows)
+            self.operators.gelu_gate(self._gate_up[:rows], layer['gate_up'], activated, layer['down'])
+
+    def _project_down(self, layer: dict[str, Product], rows: int) -> Tensor:
+        """The raw output of down, bf16 [rows, width], or in parts of its K [parts, rows, width]."""
+        if 'down' not in self._wide:
+            self._multiply(layer, 'down', rows)
+            return self._delta[:rows]
+        width = self.spec.width
+        count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
+        parts = self._parts[: count * rows * width].view(count, rows, width)
+        self.operators.split_product(self._activated[:rows], layer['down'], parts)
+        return parts
 
     def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> None:
         """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""

@@ -1,28 +1,36 @@
 """The SigLIP tower as a sequence of launches: frames -> one raw projected row per patch.
 
-With library products a layer is eight launches: QKV, attention, output, norm, up, GELU, down, norm. Biases,
-residuals and scales travel into whichever of them touches the values next. A product of our own
-(`fused_gemm`, Hopper) takes GELU or the residual into its epilogue instead.
+A layer is seven launches where the products are ours (`fused_gemm`, Hopper): QKV, attention, output, norm, up
+with GELU, down, norm. The library's products leave GELU to a kernel of its own. Biases, residuals and scales
+travel into whichever kernel touches the values next; output and down leave sums over parts of K, which the
+norm adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.fused_gemm import GELU, RAW, RESIDUAL, FusedProduct, Tiling
+from flashrt_ros.engine.fused_gemm import FusedProduct, Tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.vision_tilings import AHEAD, EPILOGUES, Tilings, sum_parts, tower_tilings
 from flashrt_ros.models.spec import VisionSpec
+
+Steps = dict[str, Callable[[], None]]
+"""What launches the products of a layer: qkv, o, up (with GELU) and down."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The tower's buffers cut to the rows of the present views. Widths in units of the tower: qkv is
-    three."""
+    """The tower's buffers on the rows of the present views. Widths in units of the tower: qkv is three.
+
+    sums bf16 [parts, rows, width]: what the patch embedding, output and down leave, in up to `parts` parts.
+    """
 
     patches: Tensor
     residual: Tensor
@@ -31,15 +39,14 @@ class Rows:
     attended: Tensor
     up: Tensor
     activated: Tensor
-    delta: Tensor
+    sums: Tensor
     projected: Tensor
 
 
 class VisionTower:
     """Runs `views` images at once. Buffers are allocated for the most views and used from the front.
 
-    tilings: the products that shall be ours, Hopper only. None is by default: in the tower the library is
-    faster with all of them (benchmarks/notes.md).
+    tilings: number of rows -> products that shall be ours and how; None chooses by GPU and model.
     """
 
     def __init__(
@@ -49,7 +56,7 @@ class VisionTower:
         packed: Mapping[str, Tensor],
         scales: Mapping[str, float],
         views: int,
-        tilings: Mapping[str, Tiling] | None = None,
+        tilings: Tilings | None = None,
     ) -> None:
         self.spec, self.operators = spec, operators
         device = operators.library.gpu.device
@@ -63,9 +70,12 @@ class VisionTower:
             {part: product(f'{i}.{part}') for part in ('qkv', 'o', 'up', 'down')} for i in range(spec.layers)
         ]
         self.projector = product('projector')
+        if tilings is None:
+            precision = 'fp8' if self.projector.fp8 else 'bf16'
+            tilings = tower_tilings(operators.library.gpu, spec, precision)
+        self._tilings = tilings
         self._buffers = self._allocate(views * spec.tokens, device)
-        self._tilings = tilings or {}
-        self._fused: dict[int, list[dict[str, FusedProduct]]] = {}
+        self._steps: dict[int, list[Steps]] = {}
 
     def output(self, views: int) -> Tensor:
         """Where `run` leaves the raw projected rows, bf16 [views * tokens, language width]."""
@@ -74,94 +84,112 @@ class VisionTower:
     def run(self, frames: Tensor) -> None:
         """Frames of the present views (`buffers.Inputs.frames`) -> `output`."""
         ops, count = self.operators, frames.shape[0] * self.spec.tokens
-        rows = Rows(**{name: buffer[:count] for name, buffer in vars(self._buffers).items()})
+        rows, tilings = self._cut(count), self._present_tilings(count)
         ops.patches(frames, self.spec.patch, rows.patches)
-        self.patch(rows.patches, rows.delta)
+        self.patch(rows.patches, rows.sums[0])
         first = self.layers[0]['qkv']
-        ops.norm(rows.residual, rows.normed, first, delta=rows.delta, start=self.start, layer_norm=True)
-        for i, fused in enumerate(self._fused_layers(rows, count)):
-            self._run_layer(rows, i, fused)
+        ops.layer_norm(rows.residual, rows.normed, first, rows.sums[:1], start=self.start)
+        for i, steps in enumerate(self._layer_steps(rows, tilings)):
+            self._run_layer(rows, i, steps, tilings)
         self.projector(rows.normed, rows.projected)
 
-    def _run_layer(self, rows: Rows, index: int, fused: Mapping[str, FusedProduct]) -> None:
-        """One layer; `fused` has the products of ours, the others are the library's."""
+    def _run_layer(self, rows: Rows, index: int, steps: Steps, tilings: Mapping[str, Tiling]) -> None:
         ops, spec, layer = self.operators, self.spec, self.layers[index]
-        if 'qkv' in fused:
-            fused['qkv']()
-        else:
-            layer['qkv'](rows.normed, rows.qkv)
+
+        def norm(part: str, following: Product) -> None:
+            sums = rows.sums[: tilings[part].parts if part in tilings else 1]
+            ops.layer_norm(rows.residual, rows.normed, following, sums, preceding=layer[part])
+
+        steps['qkv']()
         ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, rows.attended, layer['o'])
-        self._add_and_norm(rows, layer, 'o', fused.get('o'), layer['up'])
-        if 'up' in fused:
-            fused['up']()
-        else:
+        steps['o']()
+        norm('o', layer['up'])
+        steps['up']()
+        steps['down']()
+        following = self._product(index, 'next qkv')
+        norm('down', self.projector if following is None else following)
+
+    def _layer_steps(self, rows: Rows, tilings: Mapping[str, Tiling]) -> list[Steps]:
+        """What launches each layer's products on these rows; kept, because buffers stay where they are."""
+        if self._calibrating:
+            return [self._library_steps(layer, rows) for layer in self.layers]
+        count = rows.residual.shape[0]
+        if count not in self._steps:
+            self._steps[count] = [
+                self._library_steps(layer, rows) | self._fused_steps(i, rows, tilings)
+                for i, layer in enumerate(self.layers)
+            ]
+        return self._steps[count]
+
+    def _library_steps(self, layer: Mapping[str, Product], rows: Rows) -> Steps:
+        def up() -> None:
             layer['up'](rows.normed, rows.up)
-            ops.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
-        self._add_and_norm(rows, layer, 'down', fused.get('down'), self._after(index))
+            self.operators.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
 
-    def _add_and_norm(
-        self,
-        rows: Rows,
-        layer: Mapping[str, Product],
-        part: str,
-        fused: FusedProduct | None,
-        following: Product,
-    ) -> None:
-        """Add a product to the residual, then norm it for `following`."""
-        if fused is not None:
-            fused()
-            self.operators.norm(rows.residual, rows.normed, following, layer_norm=True)
-        else:
-            layer[part](rows.attended if part == 'o' else rows.activated, rows.delta)
-            self.operators.norm(
-                rows.residual,
-                rows.normed,
-                following,
-                delta=rows.delta,
-                preceding=layer[part],
-                layer_norm=True,
-            )
-
-    def _fused_layers(self, rows: Rows, count: int) -> list[dict[str, FusedProduct]]:
-        """The fused products of each layer on these rows; none while calibration watches the inputs."""
-        if self.projector.observer is not None:
-            return [{} for _ in self.layers]
-        if count not in self._fused:
-            self._fused[count] = [self._fuse(layer, rows) for layer in self.layers]
-        return self._fused[count]
-
-    def _fuse(self, layer: Mapping[str, Product], rows: Rows) -> dict[str, FusedProduct]:
-        library = self.operators.library
-        operands = {
-            'qkv': (rows.normed, rows.qkv, RAW, None),
-            'o': (rows.attended, rows.residual, RESIDUAL, None),
-            'up': (rows.normed, rows.activated, GELU, layer['down']),
-            'down': (rows.activated, rows.residual, RESIDUAL, None),
-        }
         return {
-            name: FusedProduct(library, layer[name], x, out, epilogue, tiling, following)
-            for name, tiling in self._tilings.items()
-            for x, out, epilogue, following in [operands[name]]
+            'qkv': partial(layer['qkv'], rows.normed, rows.qkv),
+            'o': partial(layer['o'], rows.attended, rows.sums[0]),
+            'up': up,
+            'down': partial(layer['down'], rows.activated, rows.sums[0]),
         }
 
-    def _after(self, index: int) -> Product:
-        """What takes the output of layer `index`."""
-        return self.layers[index + 1]['qkv'] if index + 1 < len(self.layers) else self.projector
+    def _fused_steps(self, index: int, rows: Rows, tilings: Mapping[str, Tiling]) -> Steps:
+        operands = {
+            'qkv': (rows.normed, rows.qkv),
+            'o': (rows.attended, rows.sums),
+            'up': (rows.normed, rows.activated),
+            'down': (rows.activated, rows.sums),
+        }
+        layer, steps = self.layers[index], Steps()
+        for part, tiling in tilings.items():
+            x, out = operands[part]
+            steps[part] = FusedProduct(
+                self.operators.library,
+                layer[part],
+                x,
+                out[: tiling.parts] if out is rows.sums else out,
+                EPILOGUES[part],
+                tiling,
+                following=layer['down'] if part == 'up' else None,
+                ahead=[p for name in AHEAD.get(part, ()) if (p := self._product(index, name))],
+            )
+        return steps
+
+    def _product(self, index: int, name: str) -> Product | None:
+        """A product of layer `index`, or of the next ('next qkv') if there is one."""
+        index += name.startswith('next ')
+        return self.layers[index][name.removeprefix('next ')] if index < len(self.layers) else None
+
+    @property
+    def _calibrating(self) -> bool:
+        """Whether somebody watches the inputs of products, which only the library's let them do."""
+        return self.projector.observer is not None
+
+    def _present_tilings(self, count: int) -> Mapping[str, Tiling]:
+        return {} if self._calibrating else self._tilings.get(count, {})
+
+    def _cut(self, count: int) -> Rows:
+        """The buffers' first `count` rows; sums stay contiguous."""
+        buffers = {name: buffer[:count] for name, buffer in vars(self._buffers).items() if name != 'sums'}
+        parts, _, width = self._buffers.sums.shape
+        sums = self._buffers.sums.flatten()[: parts * count * width].view(parts, count, width)
+        return Rows(**buffers, sums=sums)
 
     def _allocate(self, rows: int, device: torch.device) -> Rows:
         width, mlp, narrow = self.spec.width, self.spec.mlp, self.layers[0]['qkv'].dtype
+        most_parts = max(sum_parts(self._tilings))
 
-        def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.zeros(rows, columns, dtype=dtype, device=device)
+        def buffer(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
 
         return Rows(
-            patches=buffer(self.patch.weight.shape[1]),
-            residual=buffer(width, torch.float32),
-            normed=buffer(width, narrow),
-            qkv=buffer(3 * width),
-            attended=buffer(width, narrow),
-            up=buffer(mlp),
-            activated=buffer(mlp, narrow),
-            delta=buffer(width),
-            projected=buffer(self.projector.weight.shape[0]),
+            patches=buffer(rows, self.patch.weight.shape[1]),
+            residual=buffer(rows, width, dtype=torch.float32),
+            normed=buffer(rows, width, dtype=narrow),
+            qkv=buffer(rows, 3 * width),
+            attended=buffer(rows, width, dtype=narrow),
+            up=buffer(rows, mlp),
+            activated=buffer(rows, mlp, dtype=narrow),
+            sums=buffer(most_parts, rows, width),
+            projected=buffer(rows, self.projector.weight.shape[0]),
         )

@@ -18,25 +18,35 @@ from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
 from flashrt_ros.engine.packing import Packed, expert_precision, pack_expert, pack_language, pack_vision
+from flashrt_ros.engine.wide_gemm import covers as covers_prefill
+from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when packing changes, so that caches of an older version are not read."""
 
 SAMPLE = 4096
 """Bytes of each tensor that enter the fingerprint, from its start and from its end."""
 
 
-def pack(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, fused: bool = False) -> Packed:
+def pack(
+    tensors: Mapping[str, Tensor],
+    spec: PolicySpec,
+    precision: str,
+    fused: bool = False,
+    wide: bool = False,
+) -> Packed:
     """Everything the engine needs, packed on whatever device the tensors come on.
 
     fused: for the fused denoise loop (`fused_denoise.covers` says where) instead of the plain one.
+    wide: for the prefill's own products (`wide_gemm.covers` says where) instead of the library's.
     """
     pack_loop = pack_fused if fused else pack_expert
+    pack_prefill = pack_wide_language if wide else pack_language
     with torch.inference_mode():
         return {
             **pack_vision(tensors, spec, precision),
-            **pack_language(tensors, spec, precision),
+            **pack_prefill(tensors, spec, precision),
             **pack_loop(tensors, spec, expert_precision(spec, precision)),
             **pack_flow(tensors, spec),
         }
@@ -75,15 +85,16 @@ def load_packed(
     packed.
     """
     folder = (cache or cache_directory()) / 'weights'
-    fused = covers(gpu, spec)
-    path = folder / f'{key}-{precision}-{"fused" if fused else "plain"}-{spec.steps}-{FORMAT}.safetensors'
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec)
+    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    path = folder / f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
     if path.exists():
         try:
             return load_file(path, device=str(gpu.device))
         except SafetensorError:  # cut short by a full disk or a crash: it can be made again
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused)
+    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / path.name
         save_file(packed, written)

@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LIBRARY = SimpleNamespace(gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0)))
+from flashrt_ros.engine.wide_layout import gated_order, lane_order
+
+LIBRARY = SimpleNamespace(
+    gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=132)
+)
 """Stands for a kernel library where the towers ask it for a device."""
 
 
@@ -33,7 +37,8 @@ class PlainOperators:
     ):  # fmt: skip
         x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
         if delta is not None:
-            added = real(delta[: len(residual)], preceding)
+            summed = delta.float().sum(0) if delta.dim() == 3 else delta[: len(residual)]
+            added = real(summed, preceding)
             x = x + (added if gate is None else added * gate)
         residual.copy_(x)
         width = residual.shape[1:]
@@ -42,12 +47,30 @@ class PlainOperators:
             y = y * (1 + modulation.scale) + (0 if modulation.shift is None else modulation.shift)
         out[: len(residual)] = y.to(out.dtype)
 
+    def layer_norm(self, residual, out, following, sums, *, preceding=None, start=None):
+        x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
+        residual.copy_(x + real(sums.float().sum(0), preceding))
+        out[: len(residual)] = F.layer_norm(residual, residual.shape[1:], eps=1e-6).to(out.dtype)
+
     def bias_gelu(self, x, preceding, out, following):
         out.copy_(F.gelu(real(x, preceding), approximate='tanh'))
 
     def gelu_gate(self, x, preceding, out, following):
         gate, up = real(x, preceding).chunk(2, 1)
         out.copy_(F.gelu(gate, approximate='tanh') * up)
+
+    def gated_product(self, x, product, out, following):
+        width = out.shape[1]
+        columns = torch.empty(len(x), 2 * width)
+        columns[:, gated_order(width)] = real(x.float() @ product.weight.float().T, product)
+        gate, up = columns.chunk(2, 1)
+        out.copy_(F.gelu(gate, approximate='tanh') * up)
+
+    def split_product(self, x, product, out):
+        parts, _, columns = out.shape
+        ranges = zip(x.float().chunk(parts, 1), product.weight.float().chunk(parts, 1), strict=True)
+        for part, (some, weight) in zip(out, ranges, strict=True):
+            part[:, lane_order(columns)] = (some @ weight.T).to(part.dtype)
 
     def rope(self, qkv, preceding, table, offset, queries, keys, values):
         rows, dim = len(qkv), keys.shape[1]

@@ -4,14 +4,22 @@ import pytest
 
 from flashrt_ros.engine.attention_sm90 import split_keys
 
+H100 = {2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
+"""Clusters of so many blocks, one on each multiprocessor, that are resident at once on an H100."""
+
 
 @pytest.mark.parametrize(
-    ('tiles', 'split'), [(1, 8), (17, 7), (36, 3), (44, 3), (45, 2), (66, 2), (67, 1), (200, 1)]
+    ('tiles', 'capacity', 'split'),
+    [
+        (36, 576, 3),
+        (20, 320, 2),
+        (4, 896, 5),
+        (1, 5000, 8),
+        (40, 640, 2),
+        (52, 832, 2),
+        (70, 64, 1),
+        (70, 1120, 1),
+    ],
 )
-def test_as_many_blocks_as_run_at_once(tiles, split):
-    assert split_keys(tiles, lambda blocks: 132 // blocks) == split
-
-
-def test_clusters_that_do_not_fit_are_not_used():
-    assert split_keys(36, {2: 64, 3: 38, 4: 28, 5: 20, 6: 17, 7: 15, 8: 14}.get) == 3
-    assert split_keys(40, {2: 64, 3: 38, 4: 28, 5: 20, 6: 17, 7: 15, 8: 14}.get) == 2
+def test_all_blocks_run_at_once_and_no_more_than_needed(tiles, capacity, split):
+    assert split_keys(tiles, capacity, H100.__getitem__) == split

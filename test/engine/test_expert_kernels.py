@@ -1,4 +1,5 @@
-"""Each kernel of the action expert against plain torch: fresh random inputs, poisoned outputs, odd sizes."""
+"""Each phase of the action expert's layers, and the flow, against plain torch: fresh random inputs, pending
+outputs, odd sizes."""
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ import torch.nn.functional as F
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
 from engine.reference import normal, poisoned, relative_error
-from flashrt_ros.engine.expert_buffers import attention_bytes
-from flashrt_ros.engine.expert_launches import FLOW_SHARED
+from flashrt_ros.engine.expert_arguments import Phase, layer_arguments
+from flashrt_ros.engine.expert_buffers import exchange_buffers
+from flashrt_ros.engine.expert_launches import FLOW_SHARED, launch_layers
 from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
 from flashrt_ros.models.gemma import rotary_table, rotate
 
@@ -53,19 +55,54 @@ class Weight:
         self.placed_bias[places] = self.bias
 
 
+class Phases:
+    """Exchange buffers of one layer, of which `run` executes some phases in the first half."""
+
+    def __init__(self, library, precision, rows):
+        self.library, self.precision, self.rows = library, precision, rows
+        self.exchange = exchange_buffers(precision, rows, 'cuda')[1]
+        self.initial = {name: values.clone() for name, values in self.exchange.items()}
+        self.scales = torch.ones(2, 1, 4, device='cuda')
+        self.rotary = torch.stack(rotary_table(torch.arange(1100, device='cuda'), 256), -1).contiguous()
+        self.length = torch.tensor([777], dtype=torch.int32, device='cuda')
+        self.x = normal(64, 1024)
+
+    def give(self, name, values):
+        raw = values.contiguous().view(torch.uint8).flatten()
+        self.exchange[name][0, : len(raw)] = raw
+
+    def give_normed(self, name, x):
+        self.give(f'normed_{name}', x.fragments)
+        self.give(f'statistics_{name}', x.statistics)
+
+    def run(self, phases, **arguments):
+        launch = launch_layers(
+            self.library,
+            self.precision,
+            layer_arguments(
+                **self.exchange, scales=self.scales, rotary=self.rotary, length=self.length, x=self.x,
+                rows=self.rows, layers=1, phases=phases, **arguments,
+            ),
+        )  # fmt: skip
+        launch(dependent=False)
+        torch.cuda.synchronize()
+
+    def taken(self, name, dtype=torch.uint8, half=0):
+        assert torch.equal(self.exchange[name][1 - half], self.initial[name][1 - half])
+        return self.exchange[name][half].view(dtype)
+
+
 @rows_of_interest
 @both_precisions
 def test_queries_keys_and_values(library, rows, precision):
     x = Input(1024, precision, 'linear')
     order = rotary_columns(10, 256).cuda()
     weight = Weight(2560, 1024, precision, 32, 'linear', lambda w: w[order])
-    rotary = torch.stack(rotary_table(torch.arange(1100, device='cuda'), 256), -1).contiguous()
-    length = torch.tensor([777], dtype=torch.int32, device='cuda')
-    q, k, v = poisoned(512, 256), poisoned(64, 256), poisoned(64, 256)
-    library.kernel('expert_qkv', f'expert_qkv_{precision}')(
-        80, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, rotary, length,
-        rows, q, k, v, shared=weight.packed.shape[1],
-    )  # fmt: skip
+    phases = Phases(library, precision, rows)
+    phases.give_normed('qkv', x)
+    phases.scales[0, 0, 0] = x.scale
+    phases.run(Phase.QKV, qkv_weights=weight.packed, qkv_scale=weight.scale, qkv_bias=weight.bias)
+    q, k, v = (phases.taken(name, torch.bfloat16).view(-1, 256) for name in ('queries', 'keys', 'values'))
     plain = (x.normed() @ weight.values.T + weight.placed_bias)[:rows].view(rows, 10, 256).transpose(0, 1)
     angles = rotary_table(torch.arange(777, 777 + rows, device='cuda'), 256)
     found = q_rows(q, rows)
@@ -93,39 +130,52 @@ def q_fragments(queries):
 def test_gated_hidden_layer(library, rows, precision):
     x = Input(1024, precision, 'linear')
     weight = Weight(8192, 1024, precision, 64, 'linear', lambda w: interleave_tiles(*w.chunk(2)))
-    out = poisoned_fragments(4096, precision)
-    inverse = torch.tensor(40.0 if precision == 'fp8' else 1.0, device='cuda')
-    library.kernel('expert_gate_up', f'expert_gate_up_{precision}')(
-        128, 256, x.fragments, x.statistics, weight.packed, weight.scale, weight.bias, x.scale, inverse, rows,
-        out, shared=weight.packed.shape[1],
-    )  # fmt: skip
+    inverse = 40.0 if precision == 'fp8' else 1.0
+    phases = Phases(library, precision, rows)
+    phases.give_normed('gate_up', x)
+    phases.scales[0, 0, 2], phases.scales[1, 0, 3] = x.scale, inverse
+    phases.run(
+        Phase.GATE_UP, gate_up_weights=weight.packed, gate_up_scale=weight.scale, gate_up_bias=weight.bias
+    )
     gate, up = (x.normed() @ weight.values.T + weight.placed_bias).chunk(2, 1)
     expected = (F.gelu(gate, approximate='tanh') * up)[:rows]
-    found = from_fragments(out, DTYPES[precision], 4096, 'accumulator')[:rows] / inverse
+    found = from_fragments(phases.taken('hidden'), DTYPES[precision], 4096, 'accumulator')[:rows] / inverse
     assert relative_error(found, expected.clamp(-448 / inverse, 448 / inverse)) < ROUNDING[precision]
 
 
 @rows_of_interest
 @both_precisions
-@pytest.mark.parametrize(('name', 'depth'), [('output', 2048), ('down', 4096), ('embed', 1024)])
+@pytest.mark.parametrize(('name', 'depth'), [('output', 2048), ('down', 4096), ('mixer', 1024)])
 def test_gated_residual(library, rows, precision, name, depth):
-    given = 'bf16' if name == 'embed' else precision
-    order = 'linear' if name == 'embed' else 'accumulator'
+    given = 'bf16' if name == 'mixer' else precision
+    order = 'linear' if name == 'mixer' else 'accumulator'
     x, weight = Input(depth, given, order), Weight(1024, depth, given, 32, order)
-    residual, gate, next_scale = normal(64, 1024), normal(1024), normal(1024)
-    inverse = torch.tensor(30.0 if precision == 'fp8' else 1.0, device='cuda')
-    out, statistics = poisoned(64, 1024, dtype=torch.float32), poisoned(32, 64, dtype=torch.float32)
-    following = poisoned_fragments(1024, precision)
-    library.kernel('expert_residual', f'expert_{name}_{precision}')(
-        128, 256, x.fragments, weight.packed, weight.scale, x.scale, gate, residual, out, next_scale, inverse,
-        following, statistics, rows, shared=weight.packed.numel() // 128, cluster=4,
-    )  # fmt: skip
-    expected = (residual + gate * (x.values @ weight.values.T))[:rows]
-    assert relative_error(out[:rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
+    gate, next_scale, inverse = normal(3, 1024), normal(3, 1024), 30.0 if precision == 'fp8' else 1.0
+    phases = Phases(library, precision, rows)
+    residual = phases.x.clone()
+    phases.scales[0] = x.scale
+    phases.scales[1] = inverse
+    products = {f'{name}_weights': weight.packed, f'{name}_scale': weight.scale}
+    if name == 'mixer':
+        phases.run(Phase.EMBED, base=residual, embedded=x.fragments, norm_scale=next_scale, **products)
+        norm, half, following = 0, 0, 'qkv'
+        gate[0] = 1
+    elif name == 'output':
+        phases.give('attended', x.fragments)
+        phases.run(Phase.OUTPUT, gate=gate, norm_scale=next_scale, **products)
+        norm, half, following = 1, 0, 'gate_up'
+    else:
+        phases.give('hidden', x.fragments)
+        phases.run(Phase.DOWN, gate=gate, norm_scale=next_scale, normed_layers=2, **products)
+        norm, half, following = 2, 1, 'qkv'
+    expected = (residual + gate[max(norm - 1, 0)] * (x.values @ weight.values.T))[:rows]
+    assert relative_error(phases.x[:rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
+    statistics = phases.taken(f'statistics_{following}', torch.float32, half).view(32, 64)
     assert relative_error(statistics.sum(0)[:rows], expected.square().sum(1)) < 1e-3
-    found = from_fragments(following, DTYPES[precision], 1024, 'linear')[:rows] / inverse
+    normed = phases.taken(f'normed_{following}', torch.uint8, half)
+    found = from_fragments(normed, DTYPES[precision], 1024, 'linear')[:rows] / inverse
     limit = 448 / inverse
-    assert relative_error(found, (expected * next_scale).clamp(-limit, limit)) < ROUNDING[precision]
+    assert relative_error(found, (expected * next_scale[norm]).clamp(-limit, limit)) < ROUNDING[precision]
 
 
 @rows_of_interest
@@ -134,25 +184,24 @@ def test_gated_residual(library, rows, precision, name, depth):
 def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
     q, k, v = normal(8, rows, 256, dtype=torch.bfloat16), poisoned(968, 256), poisoned(968, 256)
     k[:length], v[:length] = normal(2, length, 256).bfloat16()
-    own_k, own_v = poisoned(64, 256), poisoned(64, 256)
-    own_k[:rows], own_v[:rows] = normal(2, rows, 256).bfloat16()
+    own_k, own_v = normal(2, rows, 256).bfloat16()
     mask = torch.ones(rows, length + rows, dtype=torch.bool, device='cuda')
     if state_token:
         mask[0, length + 1 :] = False
-    logits = q.float() @ torch.cat([k[:length], own_k[:rows]]).float().T
-    expected = (
-        logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v[:rows]]).float()
-    )
+    logits = q.float() @ torch.cat([k[:length], own_k]).float().T
+    expected = logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v]).float()
     expected = expected.transpose(0, 1).reshape(rows, 2048)
     for precision in ('bf16', 'fp8'):
-        inverse = torch.tensor(50.0 if precision == 'fp8' else 1.0, device='cuda')
-        out = poisoned_fragments(2048, precision)
-        library.kernel('expert_attention', f'expert_attention_{precision}')(
-            -(-8 * rows // 32) * 8, 256, q_fragments(q), k, v, own_k, own_v,
-            torch.tensor([length], dtype=torch.int32, device='cuda'), rows, state_token, inverse, out,
-            None, 0, shared=attention_bytes(968), cluster=8,
-        )  # fmt: skip
-        found = from_fragments(out, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
+        inverse = 50.0 if precision == 'fp8' else 1.0
+        phases = Phases(library, precision, rows)
+        phases.length.fill_(length)
+        phases.give('queries', q_fragments(q))
+        phases.give('keys', own_k)
+        phases.give('values', own_v)
+        phases.scales[1, 0, 1] = inverse
+        phases.run(Phase.ATTENTION, prefix_k=k, prefix_v=v, capacity=968, state_token=state_token)
+        attended = phases.taken('attended')
+        found = from_fragments(attended, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
         assert relative_error(found, expected) < ROUNDING[precision]
 
 

@@ -1,5 +1,8 @@
 """The fused denoise loop against the plain model in fp32: two layers of published width, fresh prefixes."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -50,3 +53,63 @@ def test_replays_are_equal_to_the_last_bit(library):
     observed = trial.observe(400)
     first = trial.found(*observed)
     assert all(torch.equal(trial.found(*observed), first) for _ in range(20))
+
+
+@pytest.mark.parametrize(('family', 'precision'), [('pi05', 'bf16'), ('pi05', 'fp8'), ('pi0', 'bf16')])
+def test_what_is_not_a_number_passes_through_and_is_forgotten(library, family, precision):
+    """Blocks wait for data that is not PENDING, a NaN itself: no other NaN may keep them waiting."""
+    trial = ExpertTrial(library, family, precision, TrialShape())
+    noise, state = trial.observe(300)
+    sound = trial.found(noise, state)
+    for bad in (float('nan'), float('inf')):
+        assert trial.found(torch.full_like(noise, bad), state).isnan().all()
+        if trial.spec.has_state_token:
+            assert trial.found(noise, torch.full_like(state, bad)).isnan().all()
+    assert torch.equal(trial.found(noise, state), sound)
+    trial.prefix.values[:, 7] = float('nan')
+    assert trial.found(noise, state).isnan().all()
+
+
+def test_what_an_aborted_run_leaves_behind_is_forgotten(library):
+    trial = ExpertTrial(library, 'pi05', 'fp8', TrialShape())
+    observed = trial.observe(300)
+    sound = trial.found(*observed)
+    trial.loop.exchange.random_()
+    assert torch.equal(trial.found(*observed), sound)
+
+
+TWO_LOOPS = """
+import torch
+from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
+from flashrt_ros.engine.library import KernelLibrary
+
+library = KernelLibrary(find_gpu())
+trials = [ExpertTrial(library, 'pi05', 'fp8', TrialShape(), seed) for seed in (1, 2)]
+observed = [trial.observe(400) for trial in trials]
+alone = [trial.found(*o) for trial, o in zip(trials, observed)]
+streams = [library.context.new_stream() for _ in trials]
+for _ in range(50):
+    for trial, o in zip(trials, observed):
+        trial.stage(*o)
+    for trial, stream in zip(trials, streams):
+        with torch.cuda.stream(stream):
+            trial.loop.launch()
+    torch.cuda.synchronize()
+    assert all(torch.equal(trial.loop.actions, a) for trial, a in zip(trials, alone))
+"""
+
+
+def test_two_loops_at_once_do_not_block_each_other(library):
+    """In a process of its own: blocks that wait for ever end with an error that no other test survives."""
+    subprocess.run([sys.executable, '-c', TWO_LOOPS], check=True, timeout=120)
+
+
+def test_odd_numbers_of_layers_and_steps(library):
+    """Halves of the exchange buffers alternate with the layers over all steps."""
+    for layers, steps in ((1, 1), (1, 3), (3, 1), (3, 3)):
+        trial = ExpertTrial(library, 'pi05', 'bf16', TrialShape(layers=layers, steps=steps))
+        for length in (562, 100):
+            observed = trial.observe(length)
+            added = trial.found(*observed) - observed[0]
+            assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE['bf16']

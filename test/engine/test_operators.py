@@ -55,23 +55,39 @@ def test_rms_norm_after_gated_residual_with_modulation(operators, rows, width, o
 
 
 @pytest.mark.parametrize('out_dtype', DTYPES)
-@pytest.mark.parametrize(('rows', 'width'), [(3, 144), (512, 1152)])
-def test_layer_norm_from_a_start_table(operators, rows, width, out_dtype):
-    residual, delta, start = (
-        poisoned(rows, width, dtype=torch.float32),
-        normal(rows, width, dtype=BF16),
-        normal(2, width),
-    )
-    after = follower(out_dtype)
-    expected = start[torch.arange(rows, device='cuda') % 2] + delta.float() + 3
-    start = start + 3
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize('parts', [1, 4])
+@pytest.mark.parametrize(('rows', 'width'), [(1, 8), (3, 144), (37, 400), (512, 1152)])
+def test_layer_norm_after_sums(operators, rows, width, parts, precision, out_dtype):
+    residual, sums = normal(rows, width) + 5, normal(parts, rows, width, dtype=BF16)
+    before, after = product(width, precision, 0.3), follower(out_dtype)
+    expected = residual + real(sums.float().sum(0), before)
     out = poisoned(rows, width, dtype=out_dtype)
-    operators.norm(residual, out, after, delta=delta, start=start, layer_norm=True)
+    operators.layer_norm(residual, out, after, sums, preceding=before)
+    normed = F.layer_norm(expected, (width,), eps=1e-6)
     assert relative_error(residual, expected) < 1e-6
-    assert (
-        relative_error(dequantised(out, after), F.layer_norm(expected, (width,), eps=1e-6))
-        < TOLERANCE[out_dtype]
-    )
+    assert relative_error(dequantised(out, after), normed) < TOLERANCE[out_dtype]
+
+
+@pytest.mark.parametrize(('rows', 'width'), [(3, 144), (512, 1152)])
+def test_layer_norm_from_a_start_table(operators, rows, width):
+    residual, start = poisoned(rows, width, dtype=torch.float32), normal(2, width) + 3
+    sums, after, out = normal(1, rows, width, dtype=BF16), follower(BF16), poisoned(rows, width)
+    expected = start[torch.arange(rows, device='cuda') % 2] + sums[0].float()
+    operators.layer_norm(residual, out, after, sums, start=start)
+    assert relative_error(residual, expected) < 1e-6
+    assert relative_error(out, F.layer_norm(expected, (width,), eps=1e-6)) < TOLERANCE[BF16]
+
+
+@pytest.mark.parametrize('parts', [1, 3, 5])
+def test_norm_adds_the_parts_of_a_product(operators, parts):
+    rows, width = 37, 256
+    delta, before = normal(parts, rows, width, dtype=BF16), product(width, 'fp8', 0.3)
+    residual, out = normal(rows, width), poisoned(rows, width)
+    expected = residual + real(delta.float().sum(0), before)
+    operators.norm(residual, out, None, delta=delta, preceding=before)
+    assert relative_error(residual, expected) < 1e-6
+    assert relative_error(out, F.rms_norm(expected, (width,), eps=1e-6)) < TOLERANCE[BF16]
 
 
 def test_norm_alone_leaves_the_residual(operators):

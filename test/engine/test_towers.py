@@ -7,10 +7,10 @@ import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
-from flashrt_ros.engine import attention_sm90
+from flashrt_ros.engine import attention_sm90, builds, wide_gemm
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.prefill import Prefill
 from flashrt_ros.engine.vision import VisionTower
@@ -23,22 +23,22 @@ VIEWS, WORDS, PADDED = 2, 21, 64
 CPU = torch.device('cpu')
 
 
-@pytest.fixture(scope='module', params=[NANO_PI05, NANO_PI0], ids=lambda spec: spec.family)
+@pytest.fixture(scope='module', params=[(NANO_PI05, False), (NANO_PI05, True), (NANO_PI0, False)], ids=str)
 def case(request):
-    """Everything that the stages leave behind, found and expected."""
+    """Everything that the stages leave behind, found and expected; also with the prefill's own products."""
     torch.manual_seed(0)
-    spec = request.param
+    spec, wide = request.param
     tensors = random_tensors(spec, 1)
     images, state, noise = torch.rand(VIEWS, 3, 224, 224) * 2 - 1, torch.randn(32), torch.randn(50, 32)
     tokens = torch.randint(0, spec.vocab, (WORDS,))
     with torch.inference_mode():
-        return _run(spec, tensors, images, tokens, state, noise), _expect(
+        return _run(spec, tensors, images, tokens, state, noise, wide), _expect(
             spec, tensors, images, tokens, state, noise
         )
 
 
-def _run(spec, tensors, images, tokens, state, noise):
-    packed, operators = pack(tensors, spec, 'bf16'), PlainOperators()
+def _run(spec, tensors, images, tokens, state, noise, wide):
+    packed, operators = pack(tensors, spec, 'bf16', wide=wide), PlainOperators()
     cache = PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)
     prefill = Prefill(operators, spec, packed, {}, VIEWS, cache)
@@ -106,5 +106,22 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
     tokens = torch.zeros(PADDED, dtype=torch.int32)
     Prefill(operators, spec, packed, {}, VIEWS, cache).run(vision.output(VIEWS), vision.projector, tokens)
     PlainDenoise(operators, spec, packed, {}, cache).run()
-    builds = policy_builds(library.gpu, spec, 'bf16')
-    assert library.asked == {(file, tuple(sorted(constants.items()))) for file, constants in builds}
+    compiled = builds.policy_builds(library.gpu, spec, 'bf16')
+    assert library.asked == {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+def test_so_are_those_of_the_wide_prefill(precision, monkeypatch):
+    for module in (attention_sm90, wide_gemm):
+        monkeypatch.setattr(module, 'tensor_map', lambda *_: None)
+    monkeypatch.setattr(builds, 'covers_prefill', lambda *_: True)
+    monkeypatch.setattr(Product, '__call__', lambda *_: None)  # the CPU multiplies no E4M3
+    library, spec = RecordingLibrary((9, 0)), NANO_PI05
+    packed = pack(random_tensors(spec, 1), spec, precision, wide=True)
+    cache, operators = PrefixCache.allocate(spec, VIEWS, CPU), Operators(library)
+    projected = torch.zeros(VIEWS * spec.vision.tokens, spec.language.width, dtype=torch.bfloat16)
+    projector, tokens = Product(packed, 'vision.projector', CPU), torch.zeros(PADDED, dtype=torch.int32)
+    Prefill(operators, spec, packed, {}, VIEWS, cache).run(projected, projector, tokens)
+    compiled = {(f, tuple(sorted(c.items()))) for f, c in builds.policy_builds(library.gpu, spec, precision)}
+    assert library.asked <= compiled
+    assert {file for file, _ in library.asked} >= {'gated_gemm_sm90', 'split_gemm_sm90'}

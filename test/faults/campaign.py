@@ -4,6 +4,7 @@ The time to the safe action is counted on the streamer's own stamps: from the en
 followed to its word that it follows none. Limits are checked on every command that came.
 """
 
+import functools
 import os
 import signal
 import time
@@ -66,10 +67,27 @@ class Robot(Sensors):
         return JointState(name=list(JOINTS), position=[self.positions[name] for name in JOINTS])
 
 
+class Relay:
+    """Carries chunks one way and what is followed the other way, unless it is cut."""
+
+    def __init__(self, graph):
+        self.cut = False
+        node = graph.tester
+        for here, there in (('far_chunk', 'action_chunk'), ('executing_chunk', 'far_executing')):
+            publisher = node.create_publisher(ActionChunk, there, 1)
+            node.create_subscription(ActionChunk, here, functools.partial(self._carry, publisher), 10)
+
+    def _carry(self, publisher, message):
+        if not self.cut:
+            publisher.publish(message)
+
+
 class Campaign:
     """Both processes active, the robot moving; then something breaks."""
 
-    def __init__(self, graph, start, robot_yaml, report, name, changes, policy=True, sim_time=None):
+    def __init__(
+        self, graph, start, robot_yaml, report, name, changes, policy=True, sim_time=None, far_policy=False
+    ):
         self.graph, self.name, self.report = graph, name, report
         self._start = start
         self.config = robot_yaml({**CHANGES, **changes})
@@ -77,7 +95,9 @@ class Campaign:
         self.commands = graph.watch(JointTrajectory, '/commands', 500)
         self.followed = graph.watch(ActionChunk, 'executing_chunk')
         self.diagnostics = graph.watch(DiagnosticArray, '/diagnostics')
-        self.chunks = graph.watch(ActionChunk, 'action_chunk')
+        self.chunks = graph.watch(ActionChunk, 'far_chunk' if far_policy else 'action_chunk')
+        self.relay = Relay(graph) if far_policy else None
+        self.far = ['action_chunk:=far_chunk', 'executing_chunk:=far_executing'] if far_policy else []
         self.parameters = [] if sim_time is None else ['use_sim_time:=true']
         self.streamer = self.start('action_streamer')
         self.policy = self.start('policy_node') if policy else None
@@ -87,7 +107,8 @@ class Campaign:
 
     def start(self, name):
         """A process of ours, active."""
-        process = self._start(name, f'config:={self.config}', *self.parameters)
+        remaps = self.far if name == 'policy_node' else []
+        process = self._start(name, f'config:={self.config}', *self.parameters, remaps=remaps)
         drive(self.graph, name, Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
         return process
 

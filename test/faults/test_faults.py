@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -231,6 +232,19 @@ def test_clock_jumps(alone, graph, jump_s):
     world.conclude(None, seen)
 
 
+def test_link_between_policy_and_streamer_cut(campaign):
+    """The policy is on the far side of a relay, as of a network: it goes on, and nothing of it arrives."""
+    world = campaign(far_policy=True)
+    world.relay.cut = True
+    seconds = world.wait_for_stop()
+    seen = world.wait_for_message('no chunk came in time')
+    before = len(world.chunks)
+    wait_until(lambda: len(world.chunks) > before + 3, 10.0, 'chunks on the far side')
+    world.relay.cut = False
+    world.wait_for_motion()
+    world.conclude(seconds, seen)
+
+
 def test_estop_in_full_motion(campaign):
     world = campaign()
     client = world.graph.client(Trigger, 'action_streamer/estop')
@@ -255,8 +269,9 @@ def test_network_cut(report):
         pytest.skip('no network namespaces here: ' + probe.stderr.decode().strip())
     pytest_inside = f'{sys.executable} -m pytest -q -s -p no:cacheprovider {__file__} -k cut_inside'
     inside = f'ip link set lo up && exec {pytest_inside}'
-    environment = {**os.environ, IN_NAMESPACE: '1', 'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
-    environment.pop('FASTDDS_DEFAULT_PROFILES_FILE', None)
+    profile = str(Path(__file__).with_name('udp_only.xml'))
+    environment = {**os.environ, IN_NAMESPACE: '1'}
+    environment |= {'FASTDDS_DEFAULT_PROFILES_FILE': profile, 'FASTRTPS_DEFAULT_PROFILES_FILE': profile}
     run = subprocess.run(
         ['unshare', '--user', '--net', '--map-root-user', 'bash', '-c', inside],
         capture_output=True,
@@ -266,6 +281,8 @@ def test_network_cut(report):
     )
     assert run.returncode == 0, run.stdout + run.stderr
     line = next(line for line in run.stdout.splitlines() if line.startswith('CUT '))
+    if line == 'CUT impossible':
+        pytest.skip('this kernel delivers over a loopback interface that is down')
     seconds, step = map(float, line.split()[1:])
     report.rows.append(('network cut', seconds, step, 'no chunk came in time (log of the streamer)'))
 
@@ -273,6 +290,11 @@ def test_network_cut(report):
 def test_cut_inside_a_namespace(campaign):
     if not os.environ.get(IN_NAMESPACE):
         pytest.skip('only in a network namespace; test_network_cut makes one')
+    subprocess.run(['ip', 'link', 'set', 'lo', 'down'], check=True)
+    if _loopback_carries():
+        print('\nCUT impossible')
+        return
+    subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
     world = campaign()
     subprocess.run(['ip', 'link', 'set', 'lo', 'down'], check=True)
     wait_until(lambda: 'starved' in world.streamer.output(), 20.0, 'the safe action')
@@ -282,6 +304,25 @@ def test_cut_inside_a_namespace(campaign):
     seconds = _between(world.streamer.output(), 'holding the last command', 'no motion: starved')
     print(f'\nCUT {seconds:.4f} {world.largest_step():.4f}')
     assert seconds <= HOLD_S + 2 * PERIOD_S + 1e-3
+    # Fast DDS may take longer to leave a network that has come back than the fixture waits.
+    for process in (world.policy, world.streamer):
+        world.signal(process, signal.SIGKILL)
+
+
+def _loopback_carries():
+    """Whether a datagram to this host still arrives."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(('127.0.0.1', 0))
+        receiver.settimeout(0.5)
+        try:
+            sender.sendto(b'?', receiver.getsockname())
+            receiver.recv(1)
+        except OSError:
+            return False
+    return True
 
 
 def _between(log, first, second):

@@ -23,8 +23,9 @@ def start(ros_domain, tmp_path):
     """Starts a node as a process; its output goes to `NAME.log`. All are ended with the test."""
     processes = []
 
-    def start(name, *parameters, **environment):
+    def start(name, *parameters, remaps=(), **environment):
         options = [word for parameter in parameters for word in ('-p', parameter)]
+        options += [word for remap in remaps for word in ('-r', remap)]
         command = [sys.executable, '-m', f'flashrt_ros.nodes.{name}', '--ros-args', *options]
         with open(tmp_path / f'{name}.log', 'wb') as log:
             environment = {**os.environ, **environment}

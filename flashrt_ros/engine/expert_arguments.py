@@ -1,0 +1,60 @@
+"""The argument record of kernels/expert_layers.cu, field by field as in kernels/expert_arguments.cuh."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntFlag
+from typing import Any
+
+from torch import Tensor
+
+_POINTERS = (
+    *('qkv_weights', 'qkv_scale', 'output_weights', 'output_scale', 'gate_up_weights', 'gate_up_scale'),
+    *('down_weights', 'down_scale', 'mixer_weights', 'mixer_scale'),
+    *('qkv_bias', 'gate_up_bias', 'gate', 'norm_scale', 'scales', 'rotary', 'length', 'prefix_k', 'prefix_v'),
+    *('normed_qkv', 'statistics_qkv', 'normed_gate_up', 'statistics_gate_up', 'queries', 'keys', 'values'),
+    *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
+    *('x', 'base', 'embedded', 'stamps'),
+)
+_NUMBERS = (
+    *(
+        'capacity',
+        'layers',
+        'rows',
+        'state_token',
+        'first',
+        'step',
+        'phases',
+        'normed_layers',
+        'shared_bytes',
+    ),
+)
+
+
+class Phase(IntFlag):
+    """Parts of a layer, and pi0's second embedding layer in front of the first one."""
+
+    EMBED = 1
+    QKV = 2
+    ATTENTION = 4
+    OUTPUT = 8
+    GATE_UP = 16
+    DOWN = 32
+
+
+LAYER = Phase.QKV | Phase.ATTENTION | Phase.OUTPUT | Phase.GATE_UP | Phase.DOWN
+
+
+class LayerArguments(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_int) for name in _NUMBERS]
+
+
+def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
+    """The record with tensors as their device pointers; what is not named is null or zero."""
+    arguments = LayerArguments()
+    for name, value in values.items():
+        known: Any = value.data_ptr() if isinstance(value, Tensor) else value
+        if name not in _POINTERS + _NUMBERS:
+            raise TypeError(f'expert_layers.cu has no argument {name!r}')
+        setattr(arguments, name, known)
+    return arguments

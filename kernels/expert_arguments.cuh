@@ -1,0 +1,59 @@
+// Arguments of the layers of the action expert (expert_layers.cu), mirrored by engine/expert_launches.py.
+#pragma once
+#include "expert_stream.cuh"
+
+constexpr int QKV_BLOCKS = (HEADS + 2) * DIM / 32, BLOCKS = 128, MLP = 4096;
+constexpr int ATTENTION_CLUSTER = 8, QUERIES = 32;
+enum Phase { EMBED = 1, QKV = 2, ATTENTION = 4, OUTPUT = 8, GATE_UP = 16, DOWN = 32 };
+
+// One product in all layers: weights packed by block, scale of each column.
+struct Product {
+  const uint8_t* weights;
+  const float* scale;
+};
+
+// A normed input of a product: fragments, and partial sums of squares [32][64].
+struct Normed {
+  uint32_t* fragments;
+  uint32_t* statistics;
+};
+
+struct Arguments {
+  Product qkv, output, gate_up, down, mixer;
+  const float *qkv_bias, *gate_up_bias;  // [L][2560], [L][8192], of this flow step
+  const float *gate, *norm_scale;        // [2 L + 1][1024], of this flow step
+  const float* scales;                   // [2][L][4]: of activations, and inverses
+  const float2* rotary;                  // [position][128] (cos, sin)
+  const int* length;                     // valid rows of the prefix
+  const uint4 *prefix_k, *prefix_v;      // bf16 [L][capacity][256]
+  Normed normed_qkv, normed_gate_up;     // exchange buffers, from here on: two halves each
+  uint32_t *queries, *keys, *values;
+  uint2* sums;           // attention [16 groups][8 readers][8 writers][8][32]
+  uint2* softmax;        // [16 groups][8 writers][32]: sum of exponentials, maximum
+  uint32_t* attended;    // fragments, K = 2048
+  uint4* output_parts;   // [128 blocks][4 writers][128]
+  uint32_t* hidden;      // fragments, K = 4096
+  uint4* down_parts;     // as output_parts
+  uint4* mixer_parts;    // as output_parts; its halves alternate with the flow steps
+  float* x;              // fp32 [64][1024], in and out
+  const float* base;     // pi0: what the mixer adds to, fp32 [64][1024]
+  const uint4* embedded; // pi0: bf16 fragments, K = 1024
+  unsigned long long* stamps;
+  int capacity, layers, rows, state_token;
+  int first;         // number of the first layer over all flow steps, for the halves
+  int step;          // of the flow
+  int phases;        // which parts run: all; tests run one at a time
+  int normed_layers; // how many layers' first norm to prepare: `layers`, as the flow prepares the next
+  int shared_bytes;
+};
+
+#ifdef TIMELINE
+#define STAMP(ARGUMENTS, LAYER, POINT) \
+  if ((LAYER) == TIMELINE && threadIdx.x == 0) { \
+    unsigned long long now; \
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)); \
+    (ARGUMENTS).stamps[(POINT)*132 + blockIdx.x] = now; \
+  }
+#else
+#define STAMP(ARGUMENTS, LAYER, POINT)
+#endif

@@ -1,0 +1,75 @@
+// wgmma of 64 rows by 16 to 256 columns on tiles in shared memory (sm_90a), chosen by the size of the accumulator.
+//   wgmma_step<e4m3>(d, a, b, accumulate): d [64, 8 * TILES] = a [64, 32 bytes] * b [8 * TILES, 32 bytes]^T (+ d)
+// Operands are descriptors from `swizzled_rows`; see wgmma.cuh for their layout and attention.cuh for that of d.
+#pragma once
+#include "wgmma.cuh"
+
+// Names and operands of a pair of accumulator tiles.
+#define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NAMES_1 NAMES_0 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_2 NAMES_1 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define NAMES_3 NAMES_2 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_4 NAMES_3 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_5 NAMES_4 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define NAMES_6 NAMES_5 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define NAMES_7 NAMES_6 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_8 NAMES_7 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define NAMES_9 NAMES_8 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define NAMES_10 NAMES_9 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define NAMES_11 NAMES_10 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_12 NAMES_11 ", %96, %97, %98, %99, %100, %101, %102, %103"
+
+#define TILE_OPERANDS(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+#define OPERANDS_0 TILE_OPERANDS(0), TILE_OPERANDS(1)
+#define OPERANDS_1 OPERANDS_0, TILE_OPERANDS(2), TILE_OPERANDS(3)
+#define OPERANDS_2 OPERANDS_1, TILE_OPERANDS(4), TILE_OPERANDS(5)
+#define OPERANDS_3 OPERANDS_2, TILE_OPERANDS(6), TILE_OPERANDS(7)
+#define OPERANDS_4 OPERANDS_3, TILE_OPERANDS(8), TILE_OPERANDS(9)
+#define OPERANDS_5 OPERANDS_4, TILE_OPERANDS(10), TILE_OPERANDS(11)
+#define OPERANDS_6 OPERANDS_5, TILE_OPERANDS(12), TILE_OPERANDS(13)
+#define OPERANDS_7 OPERANDS_6, TILE_OPERANDS(14), TILE_OPERANDS(15)
+#define OPERANDS_8 OPERANDS_7, TILE_OPERANDS(16), TILE_OPERANDS(17)
+#define OPERANDS_9 OPERANDS_8, TILE_OPERANDS(18), TILE_OPERANDS(19)
+#define OPERANDS_10 OPERANDS_9, TILE_OPERANDS(20), TILE_OPERANDS(21)
+#define OPERANDS_11 OPERANDS_10, TILE_OPERANDS(22), TILE_OPERANDS(23)
+#define OPERANDS_12 OPERANDS_11, TILE_OPERANDS(24), TILE_OPERANDS(25)
+
+template <bool E4M3, int TILES>
+struct Wgmma;
+
+// One size: its tiles, columns, the last pair of tiles, and the places of a and b behind the accumulator.
+#define WGMMA_SIZE(TILES, COLUMNS, LAST, A, B)                                                                         \
+  template <>                                                                                                          \
+  struct Wgmma<true, TILES> {                                                                                          \
+    static __device__ __forceinline__ void step(float (&d)[TILES][4], uint64_t a, uint64_t b) {                        \
+      asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" COLUMNS                 \
+                   "k32.f32.e4m3.e4m3 {" NAMES_##LAST "}, " A ", " B ", p, 1, 1;\n}\n"                                 \
+                   : OPERANDS_##LAST                                                                                   \
+                   : "l"(a), "l"(b));                                                                                  \
+    }                                                                                                                  \
+  };                                                                                                                   \
+  template <>                                                                                                          \
+  struct Wgmma<false, TILES> {                                                                                         \
+    static __device__ __forceinline__ void step(float (&d)[TILES][4], uint64_t a, uint64_t b) {                        \
+      asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" COLUMNS                 \
+                   "k16.f32.bf16.bf16 {" NAMES_##LAST "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n"                           \
+                   : OPERANDS_##LAST                                                                                   \
+                   : "l"(a), "l"(b));                                                                                  \
+    }                                                                                                                  \
+  };
+
+WGMMA_SIZE(8, "64", 3, "%32", "%33")
+WGMMA_SIZE(10, "80", 4, "%40", "%41")
+WGMMA_SIZE(12, "96", 5, "%48", "%49")
+WGMMA_SIZE(14, "112", 6, "%56", "%57")
+WGMMA_SIZE(16, "128", 7, "%64", "%65")
+WGMMA_SIZE(18, "144", 8, "%72", "%73")
+WGMMA_SIZE(20, "160", 9, "%80", "%81")
+WGMMA_SIZE(22, "176", 10, "%88", "%89")
+WGMMA_SIZE(24, "192", 11, "%96", "%97")
+WGMMA_SIZE(26, "208", 12, "%104", "%105")
+
+template <bool E4M3, int TILES>
+__device__ __forceinline__ void wgmma_step(float (&d)[TILES][4], uint64_t a, uint64_t b) {
+  Wgmma<E4M3, TILES>::step(d, a, b);
+}

@@ -116,6 +116,11 @@ class Policy(Protocol):
         """
         ...
 
+    def shrink(self, observation: Observation) -> Observation:
+        """What can be done to an observation beforehand, in any thread, such as resizing its pictures:
+        `infer` gives the same for it, and sooner. Raises ObservationError as `infer`."""
+        ...
+
     def reseed(self, seed: int | None) -> None:
         """Begin the sequence of starting noises anew; None draws the seed from the system."""
         ...

@@ -129,6 +129,10 @@ class CudaPolicy:
             restored, {'preprocess': before, **stages, 'postprocess': perf_counter() - finished}
         )
 
+    def shrink(self, observation: Observation) -> Observation:
+        """See `Policy.shrink`."""
+        return self.processing.shrunk(observation)
+
     def reseed(self, seed: int | None) -> None:
         """See `Policy.reseed`."""
         if seed is None:

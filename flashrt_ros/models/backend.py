@@ -80,6 +80,10 @@ class CpuPolicy:
         seconds = (end - begin for begin, end in pairwise(marks))
         return Prediction(restored, dict(zip(STAGES, seconds, strict=True)))
 
+    def shrink(self, observation: Observation) -> Observation:
+        """See `Policy.shrink`."""
+        return self.processing.shrunk(observation)
+
     def reseed(self, seed: int | None) -> None:
         """See `Policy.reseed`."""
         if seed is None:

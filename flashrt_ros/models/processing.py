@@ -11,7 +11,7 @@ The parts are usable alone: `check`, `images`, `normalized_state`, `padded_state
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,6 +81,17 @@ class Processing:
         tokens = self.tokens(observation.prompt, state)
         images = self.byte_images(observation) if as_bytes else self.images(observation)
         return Prepared(images, torch.tensor([tokens]), self.padded_state(state))
+
+    def shrunk(self, observation: Observation) -> Observation:
+        """The same observation with its pictures already resized; `prepare` gives the same of both.
+
+        Only the `pil` convention has such an in-between; others give the observation as it is.
+        """
+        if not self.resizes_to_bytes:
+            return observation
+        self.check(observation)
+        images = {view: square_bytes(x, self.image_size) for view, x in observation.images.items()}
+        return replace(observation, images=images)
 
     def check(self, observation: Observation) -> None:
         """Raises ObservationError for unknown views or none, bad pixels, a wrong state or no prompt."""

@@ -7,6 +7,7 @@ arrays. With `latency_s=None` each inference keeps the policy busy for as long a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -25,11 +26,16 @@ from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looke
 from flashrt_ros.ingest import Blocked, JointMap, Taken
 from flashrt_ros.policy import Policy
 
-AHEAD = 64
-"""Events read and decoded before the policy needs them; about ten of them are pictures."""
+AHEAD = 16
+"""Events read and decoded, and as many with their pictures resized, before the policy needs them. Each may
+hold the pictures of all cameras."""
 
 TIMED = ('transport', 'wait', 'take')
 """Stages before the policy's own, as in InferenceStats."""
+
+
+Planned = Plan | FlashRTError | None
+"""What the policy made of an observation; None where it has not been asked yet."""
 
 
 class Listener(Protocol):
@@ -72,10 +78,14 @@ class Player:
         self._bag, self._config, self._sources, self._listeners = bag, config, sources, listeners
         self._latency = Latency(latency_s)
         self._feed = Feed(bag, sources)
-        self._watch = Watch(self._feed, config, self._latency, self._due)
         settings = PlannerSettings.of(config)
+        # Where a tick depends on the inference before it, nothing can be read ahead of it.
+        self._inline = latency_s is None or settings.strategy.waits
+        self._guided = bool(settings.strategy.guidance) or settings.strategy.future
+        self._pool = None if self._inline else ThreadPoolExecutor(len(config.cameras), 'decoding')
+        self._watch = Watch(self._feed, config, self._latency, self._due, self._pool)
         self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
-        self._waits = settings.strategy.waits
+        self._policy, self._waits = policy, settings.strategy.waits
         self._robot = ReplayedRobot(config, bag.start_ns)
         self.timings = Timings()
         self._looks: list[tuple[int, str]] = []
@@ -87,24 +97,57 @@ class Player:
 
     def play(self, name: str, progress: Callable[[float], None] = lambda _: None) -> Episode:
         """progress: called with the seconds of the bag that are done."""
-        with self._events() as events:
-            for event in events:
-                self._advance(event.time_ns)
-                self._take(event)
-                if isinstance(event, Looked):
-                    progress((event.time_ns - self._bag.start_ns) / 1e9)
+        try:
+            with self._events() as events:
+                for event, planned in events:
+                    self._advance(event.time_ns)
+                    self._take(event, planned)
+                    if isinstance(event, Looked):
+                        progress((event.time_ns - self._bag.start_ns) / 1e9)
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
         self._advance(self._bag.end_ns + 1)
         progress(self._bag.duration_s)
         return self._episode(name)
 
     @contextmanager
-    def _events(self) -> Iterator[Iterator[Event]]:
-        """Where the ticks are known beforehand, reading and decoding go on while the policy computes."""
-        if self._latency.given_ns is None or self._waits:
-            yield iter(self._watch)
-        else:
-            with ahead(self._watch, AHEAD) as events:
-                yield events
+    def _events(self) -> Iterator[Iterator[tuple[Event, Planned]]]:
+        """Events, with what the policy made of them where that does not depend on what the robot does.
+
+        Where the ticks are known beforehand, each in a thread of its own: reading and decoding, resizing, the
+        policy, and, for whoever iterates, the robot.
+        """
+        if self._inline:
+            yield ((event, None) for event in self._watch)
+            return
+        with ahead(self._watch, AHEAD) as seen, ahead(map(self._shrunk, seen), AHEAD) as small:
+            if self._guided:
+                yield ((event, None) for event in small)
+                return
+            with ahead(map(self._planned, small), AHEAD) as planned:
+                yield planned
+
+    def _shrunk(self, event: Event) -> Event:
+        """Pictures resized beforehand. What is wrong with them, the inference will say."""
+        if not isinstance(event, Looked) or not isinstance(event.outcome, Taken):
+            return event
+        try:
+            observation = self._policy.shrink(event.outcome.observation)
+        except FlashRTError:
+            return event
+        return replace(event, outcome=replace(event.outcome, observation=observation))
+
+    def _planned(self, event: Event) -> tuple[Event, Planned]:
+        if isinstance(event, Looked) and isinstance(event.outcome, Taken):
+            return _without_pictures(event), self._try(event.outcome)
+        return event, None
+
+    def _try(self, taken: Taken) -> Plan | FlashRTError:
+        try:
+            return self._planner.plan(taken)
+        except FlashRTError as error:
+            return error
 
     def _due(self, now_ns: int) -> bool:
         """Asked by the watch, which runs ahead of the robot unless the strategy waits for it."""
@@ -120,7 +163,7 @@ class Player:
         self._planner.executing(entry.chunk if entry else None, entry.begin_ns if entry else 0)
         self._tell_commands()
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event, planned: Planned) -> None:
         if isinstance(event, Moved):
             self._robot.moved(event.stamp_ns, event.positions)
             self._moves.append((event.stamp_ns, event.positions))
@@ -129,25 +172,22 @@ class Player:
         elif isinstance(event.outcome, Blocked):
             self._look(event, None, f'{event.outcome.refusal.input}: {event.outcome.refusal.kind}')
         else:
-            self._infer(event, event.outcome)
+            self._infer(event, event.outcome, planned or self._try(event.outcome))
 
-    def _infer(self, looked: Looked, taken: Taken) -> None:
-        try:
-            plan = self._planner.plan(taken)
-        except FlashRTError as error:
+    def _infer(self, looked: Looked, taken: Taken, plan: Plan | FlashRTError) -> None:
+        if isinstance(plan, FlashRTError):
             self._failed += 1
-            self._feed.problems.note(
-                'policy', f'inference failed: {error}', looked.time_ns, type(error).__name__
-            )
+            kind = type(plan).__name__
+            self._feed.problems.note('policy', f'inference failed: {plan}', looked.time_ns, kind)
             self._latency.measured_ns = 0
-            self._look(looked, None, f'policy: {type(error).__name__}')
+            self._look(looked, None, f'policy: {kind}')
             return
         self._latency.measured_ns = round(plan.inference_s * 1e9)
         ready_ns = looked.time_ns + self._latency.latest_ns
         self._robot.send(plan.chunk, ready_ns)
         self._planner.published(plan, ready_ns)
         self.timings.note(taken, plan)
-        self._made.append((_without_pictures(looked), plan, ready_ns))
+        self._made.append((replace(_without_pictures(looked), frames={}), plan, ready_ns))
         self._look(looked, plan, '', ready_ns)
 
     def _look(self, looked: Looked, plan: Plan | None, reason: str, ready_ns: int = 0) -> None:
@@ -207,11 +247,11 @@ class Player:
 
 
 def _without_pictures(looked: Looked) -> Looked:
-    """What is kept of a tick to the end of the episode."""
+    """The same without the decoded pictures, which nobody needs once the policy has seen them."""
     taken = looked.outcome
     assert isinstance(taken, Taken)
     kept = replace(taken, observation=replace(taken.observation, images={}))
-    return Looked(looked.time_ns, kept)
+    return replace(looked, outcome=kept)
 
 
 def _times(values: Iterable[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,19 @@ class Problem:
 
 
 class Problems:
-    """Collects problems of one bag. begin_ns: the bag's start."""
+    """Collects problems of one bag, from any thread. begin_ns: the bag's start."""
 
     def __init__(self, begin_ns: int) -> None:
         self._begin_ns = begin_ns
         self._found: dict[tuple[str, str], Problem] = {}
+        self._lock = threading.Lock()
 
     def note(self, topic: str, what: str, time_ns: int, kind: str = '') -> None:
         """kind: what makes two of them the same, where `what` holds figures that vary."""
+        with self._lock:
+            self._note(topic, what, time_ns, kind)
+
+    def _note(self, topic: str, what: str, time_ns: int, kind: str) -> None:
         seconds = (time_ns - self._begin_ns) / 1e9
         known = self._found.get((topic, kind or what))
         if known is None:
@@ -44,4 +50,5 @@ class Problems:
         return list(self._found.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [vars(problem) for problem in self._found.values()]
+        ordered = sorted(self._found.values(), key=lambda p: (p.first_s, p.topic, p.what))
+        return [vars(problem) for problem in ordered]

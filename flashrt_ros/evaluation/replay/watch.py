@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,13 +77,19 @@ class Watch:
     """Iterating gives the events of one bag in the order of time; ticks keep the node's deadlines.
 
     A message received at the very time of a tick is seen by it. inputs: input name -> its times so far.
-    due: whether the planner wants an inference now, see `Planner.due`; a tick at which it does not is none.
+    pool: see `Ingest`. due: whether the planner wants an inference now, see `Planner.due`; a tick at which it
+    does not is none.
     """
 
     def __init__(
-        self, feed: Feed, config: RobotConfig, latency: Latency, due: Callable[[int], bool] = lambda _: True
+        self,
+        feed: Feed,
+        config: RobotConfig,
+        latency: Latency,
+        due: Callable[[int], bool] = lambda _: True,
+        pool: Executor | None = None,
     ) -> None:
-        self.ingest = Ingest(config)
+        self.ingest = Ingest(config, pool)
         self.inputs = {name: InputTimes() for name in feed.sources.inputs}
         self.skipped = 0
         self._feed, self._latency, self._due = feed, latency, due

@@ -25,7 +25,7 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Bui
     expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
     if covers(gpu, spec):
         return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
-    final_norm = ('norm', {'WIDTH': spec.expert.width, 'LAYER_NORM': 0, 'FP8': 0})
+    final_norm = ('norm', {'WIDTH': spec.expert.width, 'FP8': 0})
     return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
 
 
@@ -44,7 +44,7 @@ def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
 
 def _gemma(gpu: Gpu, spec: GemmaSpec, fp8: int) -> Builds:
     return [
-        ('norm', {'WIDTH': spec.width, 'LAYER_NORM': 0, 'FP8': fp8}),
+        ('norm', {'WIDTH': spec.width, 'FP8': fp8}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
         ('rope', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
         *attention_builds(gpu, spec.heads, spec.head_dim, fp8),

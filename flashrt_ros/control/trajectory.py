@@ -49,6 +49,11 @@ def trajectory_of(executor: Executor, now_ns: int, period_ns: int) -> Trajectory
     )
 
 
+def standing(positions: np.ndarray, now_ns: int, period_ns: int) -> Trajectory:
+    """To stand at these positions, float64 [D], a period from now."""
+    return Trajectory(now_ns, [period_ns], positions[None], np.zeros_like(positions)[None])
+
+
 def central_differences(positions: np.ndarray, step_s: float) -> np.ndarray:
     """Velocities [R, D] of rows [R, D] that come every step_s; 0 at both ends."""
     velocities = np.zeros_like(positions)

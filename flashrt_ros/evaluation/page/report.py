@@ -105,6 +105,8 @@ def _how(one: VariantResults) -> str:
         'as late as each inference was here' if one.latency_s is None else f'{one.latency_s * 1e3:g} ms late'
     )
     mode = 'in lockstep' if one.latency_s == 0 else f'chunks {late}'
+    if one.latency_s is not None:
+        mode += ' (pictures are decoded and resized ahead, which the times here leave out)'
     over = 'episodes' if one.scores.over == 'episodes' else one.scores.over
     return text(
         f'{one.name}, {mode}. Errors are against what was commanded in the recording, in mrad (joints that '

@@ -111,8 +111,11 @@ def _resampled_percentile(sample: Sample, part: float, draws: np.ndarray) -> np.
     order = np.argsort(np.abs(sample.values), kind='stable')
     order = order[:: max(1, -(-order.size // MOST_VALUES))]
     values, units = np.abs(sample.values[order]), sample.units[order]
-    # How many values of a resample are at most as large as each, and how many that must be.
-    reached = np.cumsum(draws[:, units], axis=1, dtype=np.int32)
+    # By unit, how many values are at most as large as each; then the same of every resample. Whole numbers,
+    # and small, so float32 is exact.
+    within = np.zeros((draws.shape[1], values.size), dtype=np.float32)
+    within[units, np.arange(values.size)] = 1
+    reached = draws.astype(np.float32) @ np.cumsum(within, axis=1)
     needed = part * reached[:, -1:]
     place = np.minimum((reached < needed).sum(axis=1), values.size - 1)
     return np.where(reached[:, -1] > 0, values[place], np.nan)

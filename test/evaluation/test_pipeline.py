@@ -1,0 +1,65 @@
+"""The parts that let a replay run ahead: threads that hand on items, and pictures resized beforehand."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from flashrt_ros.configuration import load_config
+from flashrt_ros.evaluation.replay.ahead import ahead
+from flashrt_ros.loading import options_of
+from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.policy import Observation
+
+
+def test_items_come_in_order_and_no_more_than_the_depth_is_made_ahead():
+    made = []
+
+    def items():
+        for i in range(50):
+            made.append(i)
+            yield i
+
+    with ahead(items(), depth=3) as taken:
+        first = next(taken)
+        deadline = time.monotonic() + 5
+        while len(made) < 5 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        # One in hand, three waiting, one that waits for a place.
+        assert len(made) == 5
+        assert [first, *taken] == list(range(50))
+
+
+def test_an_error_comes_where_its_item_would_have():
+    def items():
+        yield 1
+        raise ValueError('broken')
+
+    with ahead(items(), depth=3) as taken:
+        assert next(taken) == 1
+        with pytest.raises(ValueError, match='broken'):
+            next(taken)
+
+
+def test_leaving_early_ends_the_threads():
+    before = threading.active_count()
+    with ahead(iter(range(10**9)), 2) as numbers, ahead(map(str, numbers), 2) as words:
+        assert next(words) == '0'
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize('size', [(48, 64), (480, 640), (224, 224), (300, 100)])
+def test_pictures_resized_beforehand_change_nothing(robot, size):
+    config = load_config(robot)
+    processing = open_checkpoint(config.policy.checkpoint, options_of(config)).processing
+    rng = np.random.default_rng(0)
+    views = {view: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for view in config.cameras}
+    observation = Observation(views, np.array([0.1, 0.2, 0.3], dtype=np.float32), 'move')
+    small = processing.shrunk(observation)
+    assert {image.shape for image in small.images.values()} == {(224, 224, 3)}
+    for as_bytes in (False, True):
+        of, to = processing.prepare(observation, as_bytes), processing.prepare(small, as_bytes)
+        np.testing.assert_array_equal(of.images.numpy(), to.images.numpy())
+        np.testing.assert_array_equal(of.tokens.numpy(), to.tokens.numpy())

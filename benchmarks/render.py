@@ -39,12 +39,14 @@ def table(report: dict[str, Any], source: Path) -> str:
         '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
     ]
     lines += [_row(record) for record in engine_records(report)]
-    lines += ['', '| without the engine (2 views, horizon 50, 50 tokens) | bf16, p50 ms |', '| --- | --- |']
-    lines += [
-        f'| {NAMES[record["model"]]}, {record["implementation"]} | {record["p50_ms"]:.1f} |'
-        for record in report['records']
-        if record['implementation'] != 'engine'
-    ]
+    others = [record for record in report['records'] if record['implementation'] != 'engine']
+    if others:
+        lines += [
+            '',
+            '| without the engine (2 views, horizon 50, 50 tokens) | bf16, p50 ms |',
+            '| --- | --- |',
+        ]
+    lines += [f'| {NAMES[r["model"]]}, {r["implementation"]} | {r["p50_ms"]:.1f} |' for r in others]
     return '\n'.join(lines)
 
 

@@ -39,6 +39,12 @@ def prompt_sizes(max_tokens: int) -> tuple[int, ...]:
     return tuple(sorted({rows for rows in PROMPT_ROWS if rows < longest} | {longest}))
 
 
+def longest_prefix(spec: PolicySpec, views: int, rows: int) -> int:
+    """Valid rows of the longest prefix in a graph of so many prompt rows. A prompt never fills all rows of
+    the largest graph, and nothing behind the prefix (tables of rotations, room for keys) is made for that."""
+    return views * spec.vision.tokens + min(rows, spec.max_tokens)
+
+
 class Engine:
     """Call from one thread at a time."""
 
@@ -71,7 +77,7 @@ class Engine:
         self.denoise.actions.zero_()
         for views in range(self.views, 0, -1):
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
-                self.cache.length.fill_(views * self.spec.vision.tokens + rows)
+                self.cache.length.fill_(longest_prefix(self.spec, views, rows))
                 torch.cuda.synchronize()
                 self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool, timed)
 
@@ -149,6 +155,6 @@ def _make_denoise(
 ) -> PlainDenoise | FusedDenoise:
     """The loop that the weights were packed for."""
     if any(name.startswith(FUSED) for name in packed):
-        rows = views * spec.vision.tokens + spec.max_tokens
-        return FusedDenoise(operators.library, spec, packed, scales, cache, rows)
+        longest = longest_prefix(spec, views, spec.max_tokens)
+        return FusedDenoise(operators.library, spec, packed, scales, cache, longest)
     return PlainDenoise(operators, spec, packed, scales, cache)

@@ -92,6 +92,7 @@ class Executor:
         action: a safe action, see `ExecutorSettings`.
         """
         if self._stopped_by is None:
+            self._advance_phase(now_ns)  # counts what was over before the stop
             self._brake = self._new_brake(now_ns, action)
         self._stopped_by = action
         self._timeline.clear(now_ns)

@@ -235,6 +235,19 @@ class TestStarved:
         assert world.reason == 'no chunk came in time, safe action taken'
         assert (told[-1] is None) == (action == 'stop')
 
+    def test_it_is_counted_whoever_notices_first(self):
+        """The watchdog looks between two ticks."""
+        world = World(hold_ms=40)
+        world.send(2)
+        world.run(220)
+        world.ros += 40 * MS
+        world.wall += 40 * MS
+        assert world.motion.watch(world.ros, world.wall)
+        world.run(20)
+        assert world.reason == 'no chunk came in time, safe action taken'
+        counts = world.motion.executor.counts
+        assert (counts.underruns, counts.stops) == (1, 1)
+
     def test_the_next_chunk_ends_it(self):
         world = World(hold_ms=40)
         world.send(2)

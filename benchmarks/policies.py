@@ -27,15 +27,16 @@ class PolicyFactory:
     def __init__(self, library: KernelLibrary, family: str, spec: PolicySpec | None = None) -> None:
         self.library, self.spec = library, spec or replace(SPECS[family], max_tokens=200)
         self.tensors: RandomTensors = random_tensors(self.spec, 0, torch.float32, 'cuda')
-        self._packed: dict[str, dict[str, Tensor]] = {}
+        self._packed: dict[tuple[str, bool], dict[str, Tensor]] = {}
         self._scales: dict[str, float] = {}
 
-    def packed(self, precision: str) -> dict[str, Tensor]:
-        """For the fused denoise loop where it covers this GPU."""
-        if precision not in self._packed:
-            fused, wide = covers(self.library.gpu, self.spec), covers_prefill(self.library.gpu, self.spec)
-            self._packed[precision] = pack(self.tensors, self.spec, precision, fused, wide)
-        return self._packed[precision]
+    def packed(self, precision: str, views: int) -> dict[str, Tensor]:
+        """For the fused denoise loop and the wide products of the prefill where they cover GPU and policy."""
+        gpu = self.library.gpu
+        fused, wide = covers(gpu, self.spec), covers_prefill(gpu, self.spec, precision, views)
+        if (precision, wide) not in self._packed:
+            self._packed[precision, wide] = pack(self.tensors, self.spec, precision, fused, wide)
+        return self._packed[precision, wide]
 
     def scales(self) -> dict[str, float]:
         """Calibrated on eight random observations of two views."""
@@ -54,7 +55,7 @@ class PolicyFactory:
         """Not captured yet."""
         scales = self.scales() if precision == 'fp8' else {}
         spec = replace(self.spec, horizon=horizon)
-        return Engine(self.library, spec, self.packed(precision), views, scales)
+        return Engine(self.library, spec, self.packed(precision, views), views, scales)
 
 
 def observations(spec: PolicySpec, views: int, tokens: int, count: int, seed: int = 0) -> list[Observed]:

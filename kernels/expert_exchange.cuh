@@ -25,11 +25,6 @@ __device__ __forceinline__ uint4 look(const uint4* source) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ uint2 look(const uint2* source) {
-  uint2 v;
-  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(source) : "memory");
-  return v;
-}
 __device__ __forceinline__ uint32_t look(const uint32_t* source) {
   uint32_t v;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(source) : "memory");
@@ -38,7 +33,6 @@ __device__ __forceinline__ uint32_t look(const uint32_t* source) {
 
 // The largest of all words: PENDING if any of them is.
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint32_t v) { return max(top, v); }
-__device__ __forceinline__ uint32_t largest(uint32_t top, uint2 v) { return max(max(top, v.x), v.y); }
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint4 v) { return max(max(max(max(top, v.x), v.y), v.z), v.w); }
 
 // Look again until no lane of the warp misses a word.
@@ -71,15 +65,9 @@ __device__ __forceinline__ void put(uint2* target, uint2 v) {
 __device__ __forceinline__ void put(uint32_t* target, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(v) : "memory");
 }
-__device__ __forceinline__ void put(float4* target, float4 v) {
-  put(reinterpret_cast<uint4*>(target),
-      make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)));
-}
-
 __device__ __forceinline__ void set_pending(uint4* target) { put(target, make_uint4(PENDING, PENDING, PENDING, PENDING)); }
 __device__ __forceinline__ void set_pending(uint2* target) { put(target, make_uint2(PENDING, PENDING)); }
 __device__ __forceinline__ void set_pending(uint32_t* target) { put(target, PENDING); }
-__device__ __forceinline__ void set_pending(float4* target) { set_pending(reinterpret_cast<uint4*>(target)); }
 
 // Store a word into this layer's half of a buffer of two times `half` words, and reset it in the other half.
 template <class T>

@@ -1,23 +1,20 @@
-// Residual update and normalisation in one pass over a row; one block a row.
+// Residual update and RMSNorm in one pass over a row; one block a row.
 // Architectures: 80 86 89 90a 100 110 120
 //
-//   r   = (start ? start[row % start_rows] : residual[row]) + (sum over parts of delta[part, row] * delta_scale + bias) * gate
+//   r   = residual[row] + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
 //   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
 //
-// r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm, or with
-// LAYER_NORM a LayerNorm without affine part; eps is 1e-6 in both (Gemma, SigLIP). Affine weights that do not change
-// during a run are folded into the next product; scale and shift are adaRMS modulations, a vector for all rows.
-// delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale,
-// shift and start may be null. delta_scale and bias are read before the wait: they are weights.
+// r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm with an
+// eps of 1e-6 (Gemma). Weights that do not change during a run are folded into the next product; scale and shift are adaRMS
+// modulations, a vector for all rows.
+// delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale
+// and shift may be null. delta_scale and bias are read before the wait: they are weights.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
 #ifndef WIDTH
 #define WIDTH 2048
-#endif
-#ifndef LAYER_NORM
-#define LAYER_NORM 0
 #endif
 #ifndef FP8
 #define FP8 0
@@ -81,45 +78,26 @@ __device__ __forceinline__ void modulate(Float8& x, const float* scale, const fl
   }
 }
 
-// Normalise the row that the block holds, eight values a thread; inactive threads hold zeros. Each warp finds the mean
-// and the squares around it of its own columns, so the block meets once.
-__device__ __forceinline__ void normalise(Float8& x, bool active) {
+// Normalise the row that the block holds, eight values a thread; inactive threads hold zeros. The block meets once.
+__device__ __forceinline__ void normalise(Float8& x) {
   constexpr int WARPS = (WIDTH / 8 + 31) / 32;
-  __shared__ float2 partial[WARPS];
-  int warp = threadIdx.x / 32;
-  float center = 0, squares = 0;
-  if (LAYER_NORM) {
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum += x.v[i];
-    center = warp_sum(sum) / min(256, WIDTH - warp * 256);
-#pragma unroll
-    for (int i = 0; i < 8; i++) x.v[i] = active ? x.v[i] - center : 0.0f;
-  }
+  __shared__ float partial[WARPS];
+  float squares = 0, total = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) squares += x.v[i] * x.v[i];
   squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) partial[warp] = make_float2(center, squares);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
   __syncthreads();
-  float mean = 0, total = 0;
-  if (LAYER_NORM) {
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) mean += partial[i].x * ((float)min(256, WIDTH - i * 256) / WIDTH);
-  }
-#pragma unroll
-  for (int i = 0; i < WARPS; i++) {
-    float away = partial[i].x - mean;
-    total += partial[i].y + (LAYER_NORM ? away * away * min(256, WIDTH - i * 256) : 0.0f);
-  }
+  for (int i = 0; i < WARPS; i++) total += partial[i];
   float factor = rsqrtf(total / WIDTH + EPSILON);
 #pragma unroll
-  for (int i = 0; i < 8; i++) x.v[i] = (x.v[i] + (center - mean)) * factor;
+  for (int i = 0; i < 8; i++) x.v[i] *= factor;
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    residual_norm(float* residual, const float* start, int start_rows, const bf16* delta, int parts,
-                  const float* delta_scale, const float* bias, const float* gate, const float* scale, const float* shift, Output* out,
-                  float inverse_scale) {
+    residual_norm(float* residual, const bf16* delta, int parts, const float* delta_scale, const float* bias,
+                  const float* gate, const float* scale, const float* shift, Output* out, float inverse_scale) {
   size_t row = blockIdx.x;
   int column = threadIdx.x * 8;
   bool active = column < WIDTH;
@@ -129,18 +107,16 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   release_successor();
   Float8 x = {};
   if (active) {
-    x = load_float8((start ? start + (row % start_rows) * WIDTH : residual + row * WIDTH) + column);
+    x = load_float8(residual + row * WIDTH + column);
     if (delta) {
       Float8 d = load_parts(delta + row * WIDTH + column, parts, (size_t)gridDim.x * WIDTH);
       add_delta(x, d, vectors, gate, column);
-    }
-    if (delta || start) {
       float* target = residual + row * WIDTH + column;
       *reinterpret_cast<float4*>(target) = *reinterpret_cast<float4*>(x.v);
       *reinterpret_cast<float4*>(target + 4) = *reinterpret_cast<float4*>(x.v + 4);
     }
   }
-  normalise(x, active);
+  normalise(x);
   if (!active) return;
   modulate(x, scale, shift, column);
   if (FP8) {

@@ -1,7 +1,12 @@
-"""The figures as one picture: a row for each source of chunks, a column for each measure."""
+"""The figures as one picture: a row for each source of chunks, a column for each measure.
+
+python -m benchmarks.smoothness.plot FIGURES.json PICTURE.png
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +15,7 @@ matplotlib.use('Agg')
 from matplotlib import pyplot
 
 from benchmarks.smoothness.simulate import Figures
+from flashrt_ros.control import STRATEGIES
 
 MEASURES = {
     'seam_rms': ('jump at the seam, rms [mrad]', 1e3),
@@ -29,6 +35,7 @@ def write_plot(file: Path, results: dict[str, list[Figures]]) -> None:
                 axis.plot(
                     [one.latency_ms for one in own],
                     [getattr(one, measure) * scale for one in own],
+                    color=f'C{list(STRATEGIES).index(strategy)}',
                     marker='o',
                     markersize=3,
                     label=strategy,
@@ -41,3 +48,9 @@ def write_plot(file: Path, results: dict[str, list[Figures]]) -> None:
         row[0].legend(fontsize=8)
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
+
+
+if __name__ == '__main__':
+    stored = json.loads(Path(sys.argv[1]).read_text())
+    sources = {name: [Figures(**one) for one in rows] for name, rows in stored.items() if name != 'about'}
+    write_plot(Path(sys.argv[2]), sources)

@@ -25,7 +25,8 @@ def trajectory_of(executor: Executor, now_ns: int, period_ns: int) -> Trajectory
     The stamp is the grid's last point before now, so that every row is due at stamp + (i + 1) * step. Rows
     have passed ramp, seam and limits. Velocities are central differences, which a controller that
     interpolates with cubic splines needs to be smooth; the last is 0, so that it may end there.
-    period_ns: of the rows while the robot is coming to rest and follows no chunk.
+    now_ns: of the executor's last command. period_ns: of the rows while the robot is coming to rest and
+    follows no chunk.
     """
     start = executor.position
     if start is None:
@@ -41,16 +42,18 @@ def trajectory_of(executor: Executor, now_ns: int, period_ns: int) -> Trajectory
     positions = executor.preview(now_ns, stamp_ns + step_ns, step_ns, count)
     if len(positions) == 0:
         positions = start[None]
-    return Trajectory(
-        stamp_ns,
-        [step_ns * (row + 1) for row in range(len(positions))],
-        positions,
-        central_differences(np.vstack([start, positions]), step_ns * 1e-9)[1:],
-    )
+    offsets = [step_ns * (row + 1) for row in range(len(positions))]
+    velocities = velocities_of(np.vstack([start, positions]), [now_ns - stamp_ns, *offsets])
+    return Trajectory(stamp_ns, offsets, positions, velocities[1:])
 
 
-def central_differences(positions: np.ndarray, step_s: float) -> np.ndarray:
-    """Velocities [R, D] of rows [R, D] that come every step_s; 0 at both ends."""
-    velocities = np.zeros_like(positions)
-    velocities[1:-1] = (positions[2:] - positions[:-2]) / (2.0 * step_s)
-    return velocities
+def standing(positions: np.ndarray, now_ns: int, period_ns: int) -> Trajectory:
+    """To stand at these positions, float64 [D], a period from now."""
+    return Trajectory(now_ns, [period_ns], positions[None], np.zeros_like(positions)[None])
+
+
+def velocities_of(positions: np.ndarray, times_ns: list[int]) -> np.ndarray:
+    """Velocities [R, D] of rows [R, D] at these times: central differences, 0 in the last."""
+    velocities = np.gradient(positions, np.array(times_ns) * 1e-9, axis=0)
+    velocities[-1] = 0.0
+    return np.asarray(velocities)

@@ -69,9 +69,10 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) 
     size = parameter_count(spec) * BYTES[precision] + WORKSPACE
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
-    library.compile(policy_builds(gpu, spec, precision))
-    packed = load_packed(key, spec, precision, gpu, lambda: checkpoint.tensors)
-    engine = Engine(library, spec, packed, len(processing.views), scales, processing.resizes_to_bytes)
+    views = len(processing.views)
+    library.compile(policy_builds(gpu, spec, precision, views))
+    packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors)
+    engine = Engine(library, spec, packed, views, scales, processing.resizes_to_bytes)
     engine.capture()
     return engine
 

@@ -40,24 +40,18 @@ class Operators:
         delta: Tensor | None = None,
         preceding: Product | None = None,
         gate: Tensor | None = None,
-        start: Tensor | None = None,
         modulation: Modulation | None = None,
-        layer_norm: bool = False,
     ) -> None:
         """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`.
 
         delta: bf16 [rows, width] or more, or in parts of the product's K [parts, rows, width].
         """
         rows, width = residual.shape
-        kernel = self.library.kernel(
-            'norm', 'residual_norm', WIDTH=width, LAYER_NORM=int(layer_norm), FP8=_fp8(out)
-        )
+        kernel = self.library.kernel('norm', 'residual_norm', WIDTH=width, FP8=_fp8(out))
         kernel(
             rows,
             _threads(width // 8),
             residual,
-            start,
-            1 if start is None else start.shape[0],
             delta,
             delta.shape[0] if delta is not None and delta.dim() == 3 else 1,
             None if preceding is None else preceding.channel_scale,

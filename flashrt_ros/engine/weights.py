@@ -22,7 +22,7 @@ from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when packing changes, so that caches of an older version are not read."""
 
 SAMPLE = 4096
@@ -75,6 +75,7 @@ def load_packed(
     key: str,
     spec: PolicySpec,
     precision: str,
+    views: int,
     gpu: Gpu,
     tensors: Callable[[], Mapping[str, Tensor]],
     cache: Path | None = None,
@@ -85,7 +86,7 @@ def load_packed(
     packed.
     """
     folder = (cache or cache_directory()) / 'weights'
-    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec)
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
     form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
     path = folder / f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
     if path.exists():

@@ -55,9 +55,14 @@ TILINGS = (Tiling(2), Tiling(3))
 """The choice between them follows from the number of rows."""
 
 
-def covers(gpu: Gpu, spec: PolicySpec) -> bool:
-    """Whether the prefill multiplies by these kernels: on Hopper, at the published width."""
-    return gpu.capability == (9, 0) and replace(spec.language, layers=GEMMA_2B.layers) == GEMMA_2B
+def covers(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> bool:
+    """Whether the prefill of a policy with so many views multiplies by these kernels.
+
+    On Hopper, at the published width. The 320 rows of one view and a short prompt are faster with the library
+    in bf16, and weights are packed for one or the other (benchmarks/notes.md).
+    """
+    published = replace(spec.language, layers=GEMMA_2B.layers) == GEMMA_2B
+    return gpu.capability == (9, 0) and published and (precision == 'fp8' or views > 1)
 
 
 def build(kernel: str, fp8: bool, tiling: Tiling) -> tuple[str, dict[str, int]]:

@@ -133,7 +133,7 @@ class ActionStreamer(ManagedNode):
 
     def _watch(self) -> None:
         if self.state == 'active':
-            self._worker.watch()
+            self._worker.watch(self._loop.failure)
 
     def _act(self, what: str) -> tuple[bool, str]:
         """An emergency stop is kept for later also where nothing moves yet; the rest needs an active node."""

@@ -145,9 +145,16 @@ class CommandWorker:
         else:
             self.without_motion.clear()
 
-    def watch(self) -> None:
-        """Called now and then on real time: stops the robot also when no tick comes."""
+    def watch(self, failure: str = '') -> None:
+        """Called now and then on real time: stops the robot also when no tick comes.
+
+        failure: why the command thread has ended; then this is the only place from which commands come.
+        """
         with self._lock:
+            if failure:
+                self._motion.estop(f'the command loop has failed: {failure}')
+                self.tick(self._clock.now().nanoseconds)
+                return
             before, now_ns = self._motion.supervisor.stop, self._clock.now().nanoseconds
             if self._motion.watch(now_ns, time.monotonic_ns()) and not before:
                 self.tick(now_ns)

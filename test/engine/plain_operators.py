@@ -32,17 +32,16 @@ class PlainOperators:
     library = LIBRARY
 
     def norm(
-        self, residual, out, following, *, delta=None, preceding=None, gate=None, start=None, modulation=None,
-        layer_norm=False,
+        self, residual, out, following, *, delta=None, preceding=None, gate=None, modulation=None,
     ):  # fmt: skip
-        x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
+        x = residual
         if delta is not None:
             summed = delta.float().sum(0) if delta.dim() == 3 else delta[: len(residual)]
             added = real(summed, preceding)
             x = x + (added if gate is None else added * gate)
         residual.copy_(x)
         width = residual.shape[1:]
-        y = F.layer_norm(x, width, eps=1e-6) if layer_norm else F.rms_norm(x, width, eps=1e-6)
+        y = F.rms_norm(x, width, eps=1e-6)
         if modulation is not None:
             y = y * (1 + modulation.scale) + (0 if modulation.shift is None else modulation.shift)
         out[: len(residual)] = y.to(out.dtype)

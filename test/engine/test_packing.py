@@ -169,7 +169,7 @@ class TestPackedCache:
             return tensors
 
         return lambda key='key', precision='bf16': load_packed(
-            key, SPEC, precision, CpuAsGpu(), give, tmp_path
+            key, SPEC, precision, 2, CpuAsGpu(), give, tmp_path
         )
 
     def test_weights_are_packed_once(self, load):

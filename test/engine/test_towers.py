@@ -106,7 +106,7 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
     tokens = torch.zeros(PADDED, dtype=torch.int32)
     Prefill(operators, spec, packed, {}, VIEWS, cache).run(vision.output(VIEWS), vision.projector, tokens)
     PlainDenoise(operators, spec, packed, {}, cache).run()
-    compiled = builds.policy_builds(library.gpu, spec, 'bf16')
+    compiled = builds.policy_builds(library.gpu, spec, 'bf16', VIEWS)
     assert library.asked == {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
 
 
@@ -122,6 +122,8 @@ def test_so_are_those_of_the_wide_prefill(precision, monkeypatch):
     projected = torch.zeros(VIEWS * spec.vision.tokens, spec.language.width, dtype=torch.bfloat16)
     projector, tokens = Product(packed, 'vision.projector', CPU), torch.zeros(PADDED, dtype=torch.int32)
     Prefill(operators, spec, packed, {}, VIEWS, cache).run(projected, projector, tokens)
-    compiled = {(f, tuple(sorted(c.items()))) for f, c in builds.policy_builds(library.gpu, spec, precision)}
+    compiled = {
+        (f, tuple(sorted(c.items()))) for f, c in builds.policy_builds(library.gpu, spec, precision, VIEWS)
+    }
     assert library.asked <= compiled
     assert {file for file, _ in library.asked} >= {'gated_gemm_sm90', 'split_gemm_sm90'}

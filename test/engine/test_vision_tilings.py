@@ -14,6 +14,7 @@ from flashrt_ros.engine.builds import policy_builds
 from flashrt_ros.engine.fused_gemm import GELU, Tiling
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.packing import pack_vision
+from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.engine.vision_tilings import SO400M
 from flashrt_ros.models.random import random_tensors
@@ -67,12 +68,15 @@ def test_own_products_in_parts_give_what_the_librarys_do(monkeypatch, present):
 
 def test_calibration_sees_the_inputs_of_every_product(monkeypatch):
     monkeypatch.setattr(vision, 'FusedProduct', PlainFused)
-    observed: dict[str, float] = {}
+    ranges = Ranges()
     watched = tower({512: {'up': Tiling(64, 5), 'o': Tiling(64, 3, 3)}})
     for product in [watched.projector, *(p for layer in watched.layers for p in layer.values())]:
-        product.observer = observed
+        product.observer = ranges
     watched.run(torch.rand(2, 3, 224, 224))
-    assert len(observed) == 1 + 4 * NANO_PI05.vision.layers
+    parts = [
+        f'vision.{i}.{part}' for i in range(NANO_PI05.vision.layers) for part in ('qkv', 'o', 'up', 'down')
+    ]
+    assert set(ranges.names) == {'vision.projector', *parts}
 
 
 class RecordingLibrary:
@@ -95,7 +99,7 @@ def test_the_full_sized_towers_kernels_are_compiled_beforehand(monkeypatch, view
     VisionTower(Operators(library), SMALL.vision, packed, {}, 3).run(torch.zeros(views, 3, 224, 224))
     compiled = {
         (file, tuple(sorted(constants.items())))
-        for file, constants in policy_builds(library.gpu, SMALL, 'bf16')
+        for file, constants in policy_builds(library.gpu, SMALL, 'bf16', views)
     }
     assert set(library.asked) <= compiled
     products = [file for file, _ in library.asked if file == 'gemm_sm90']

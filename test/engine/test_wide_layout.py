@@ -1,13 +1,15 @@
 """Rows of weights in the order of accumulators: nothing is lost, and threads hold what the kernels store."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from flashrt_ros.engine.packing import pack_language
-from flashrt_ros.engine.wide_gemm import MOST_PARTS, choose, part_count
+from flashrt_ros.engine.wide_gemm import MOST_PARTS, choose, covers, part_count
 from flashrt_ros.engine.wide_layout import gated_order, lane_order, pack_wide_language
 from flashrt_ros.models.random import random_tensors
-from flashrt_ros.models.spec import GEMMA_2B, NANO_PI05
+from flashrt_ros.models.spec import GEMMA_2B, NANO_PI05, PI05
 
 SPEC = NANO_PI05
 LANGUAGE = SPEC.language
@@ -56,6 +58,15 @@ def test_wide_weights_are_the_plain_ones_in_another_order(precision):
         expected = tensor.float()[rows if parts[-1] == 'weight' else scales]
         assert torch.equal(found.float(), expected)
     assert not wide
+
+
+def test_one_view_in_bf16_is_left_to_the_library():
+    hopper, older = SimpleNamespace(capability=(9, 0)), SimpleNamespace(capability=(8, 9))
+    assert covers(hopper, PI05, 'bf16', 2)
+    assert covers(hopper, PI05, 'fp8', 1)
+    assert not covers(hopper, PI05, 'bf16', 1)
+    assert not covers(hopper, SPEC, 'fp8', 2)
+    assert not covers(older, PI05, 'fp8', 2)
 
 
 @pytest.mark.parametrize('blocks', [78, 114, 132])

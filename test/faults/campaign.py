@@ -135,6 +135,11 @@ class Campaign:
         end_ns = stamp_ns(last.start) + last.horizon * stamp_ns(last.step)
         return (stamp_ns(self.followed[-1][1].header.stamp) - end_ns) / SECOND
 
+    def last_told(self):
+        """Why nothing moved, the last time that the streamer's log said so."""
+        said = [line for line in self.streamer.output().splitlines() if 'no motion: ' in line]
+        return [line.split('no motion: ')[1] for line in said if 'over (' not in line][-1]
+
     def wait_for_message(self, part, name='/action_streamer'):
         """Until a status of the node says so; returns what it says."""
         wait_until(lambda: part in self.values(name).get('message', ''), 15.0, f'"{part}" of {name}')

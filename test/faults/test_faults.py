@@ -47,7 +47,7 @@ def test_policy_killed_and_restarted_while_the_robot_moves(campaign):
     world.signal(world.policy, signal.SIGKILL)
     world.policy = world.start('policy_node')
     world.wait_for_motion(60.0)
-    world.conclude(None, 'no chunk came in time, then motion again')
+    world.conclude(None, world.last_told() + ', then motion again')
 
 
 def test_streamer_killed(campaign):
@@ -58,6 +58,8 @@ def test_streamer_killed(campaign):
     world.pause(1.0)
     silence = world.commands[-1][0] - killed
     assert silence < 0.1
+    reports = [at for at, array in world.diagnostics if any('streamer' in s.name for s in array.status)]
+    assert max(reports) < killed + 0.1
     world.conclude(max(0.0, silence), 'commands end; its status is missing from /diagnostics')
 
 
@@ -81,7 +83,8 @@ def test_streamer_stopped_and_continued(campaign):
     world.pause(2.0)
     world.signal(world.streamer, signal.SIGCONT)
     world.wait_for_motion()
-    world.conclude(None, 'the last chunk is over, then motion again')
+    assert 'starved' in world.last_told()
+    world.conclude(None, world.last_told() + ', then motion again')
 
 
 def test_streamer_ended_by_sigterm(campaign):
@@ -220,15 +223,16 @@ def test_clock_jumps(alone, graph, jump_s):
     """Simulated time jumps while a chunk is in execution."""
     simulated = graph.simulate_time(begin_ns=1000 * SECOND, speed=1.0)
     world = alone(sim_time=True)
+    world.publisher.publish(chunk_to_message(chunk_of(world, 0.3, 2), 0))
+    wait_until(lambda: world.followed[-1][1].sequence == 2, 10.0, 'the second chunk')
     simulated['now'] += jump_s * SECOND
-    world.pause(0.5)
-    seen = world.values()['message']
+    wait_until(lambda: world.followed[-1][1].horizon == 0, 10.0, 'the end of the motion')
+    expected = 'no chunk came in time' if jump_s > 0 else 'waiting for a chunk'
+    seen = world.wait_for_message(expected)
+    assert (world.values()['clock_jumps'] == '1') == (jump_s < 0)
     count = len(world.commands)
-    world.publisher.publish(chunk_to_message(chunk_of(world, 0.0, 2), 0))
-    if jump_s > 0:
-        wait_until(lambda: len(world.commands) > count + 20, 10.0, 'commands')
-    else:
-        wait_until(lambda: len(world.commands) > count + 20, 10.0, 'commands after the jump')
+    world.publisher.publish(chunk_to_message(chunk_of(world, 0.0, 3), 0))
+    wait_until(lambda: len(world.commands) > count + 20, 10.0, 'commands after the jump')
     world.conclude(None, seen)
 
 

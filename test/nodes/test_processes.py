@@ -54,7 +54,8 @@ def drive(graph, name, *transitions):
         time.sleep(0.2)
         return any(answer.done() for answer in answers)
 
-    wait_until(ask, 30.0, name)
+    # On cores that others use too, importing torch alone may take most of a minute.
+    wait_until(ask, 90.0, name)
     for transition in transitions:
         request = ChangeState.Request(transition=Transition(id=transition))
         assert graph.call(change, request, 60.0).success

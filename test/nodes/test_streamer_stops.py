@@ -175,6 +175,34 @@ def test_a_chunk_is_one_trajectory_with_velocities_on_the_grid(graph, robot_yaml
     assert 0.15 < stop.points[-1].positions[0] < 0.5
 
 
+def test_an_estop_overrides_the_trajectory_that_the_controller_has(graph, robot_yaml):
+    """Also where the safe action is silence: the controller would go on to the end of the chunk."""
+    world = World(graph, robot_yaml({'output.mode': 'chunk', 'executor.safe_action': 'stop'}))
+    world.send(world.chunk(RISING))
+    wait_until(lambda: world.commands)
+    time.sleep(0.5)
+    call(world, 'estop')
+    stop = wait_until(lambda: len(world.commands) > 1 and world.commands[-1][1])
+    assert len(stop.points) == 1
+    assert stop.points[0].velocities.tolist() == [0.0] * 3
+    assert 0.2 < stop.points[0].positions[0] < 1.0
+
+
+def test_a_command_loop_that_fails_ends_in_an_emergency_stop(moving, monkeypatch):
+    world = moving({'executor.safe_action': 'hold'})
+    send, failing = world.node._worker._output.send, [True]
+
+    def fail_once(*arguments):
+        if failing.pop() if failing else False:
+            raise ZeroDivisionError('a fault in the loop')
+        send(*arguments)
+
+    monkeypatch.setattr(world.node._worker._output, 'send', fail_once)
+    wait_until(lambda: world.values().get('motion') == 'estopped', what='the emergency stop')
+    assert 'the command loop has failed: ZeroDivisionError' in world.values()['stop reason']
+    assert settled(world)
+
+
 def test_limits_of_the_robot_description_hold(graph, robot_yaml):
     publisher = graph.tester.create_publisher(String, '/robot_description', LATCHED)
     publisher.publish(String(data=URDF))

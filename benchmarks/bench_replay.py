@@ -81,6 +81,7 @@ def read(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         'CPU s': cpu,
         'x real time': arguments.seconds / wall,
         'x real time by CPU': arguments.seconds / cpu,
+        'peak MiB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 

@@ -78,7 +78,7 @@ def _connection(schema: Schema, channel: Channel, count: int) -> Connection:
         id=channel.id,
         topic=channel.topic,
         msgtype=schema.name,
-        msgdef=MessageDefinition(FORMATS[schema.encoding], schema.data.decode()),
+        msgdef=MessageDefinition(FORMATS[schema.encoding], schema.data.decode(errors='replace')),
         digest='',
         msgcount=count,
         ext=ConnectionExtRosbag2(channel.message_encoding, []),

@@ -340,3 +340,22 @@ def test_several_strategies_in_one_run(robot_bag, robot, tmp_path):
 def test_a_strategy_that_the_policy_cannot_do_is_told(robot_bag, robot, tmp_path, capsys):
     assert evaluate(robot_bag, robot, tmp_path / 'out', '--strategy', 'rtc_prefix') == 2
     assert 'cannot do rtc_prefix' in capsys.readouterr().err
+
+
+def test_without_ray_the_remedy_is_told(robot_bag, robot, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    assert evaluate(robot_bag, robot, tmp_path / 'out', '--ray') == 2
+    assert 'pip install ray' in capsys.readouterr().err.lower()
+
+
+@pytest.mark.slow
+def test_through_ray_the_same_comes_out(robot_bag, robot, tmp_path):
+    pytest.importorskip('ray', reason='needs Ray: pip install ray')
+    second = BagMaker(seed=5).write(tmp_path / 'second')
+    bad = BagMaker(left_out=('/wrist',)).write(tmp_path / 'bad')
+    assert evaluate([robot_bag, second, bad], robot, tmp_path / 'ray', '--ray') == 3
+    assert evaluate([robot_bag, second], robot, tmp_path / 'here') == 0
+    for name in ('episode', 'second'):
+        file = f'robot/{name}/episode.npz'
+        assert (tmp_path / 'ray' / file).read_bytes() == (tmp_path / 'here' / file).read_bytes()
+    assert list(results(tmp_path / 'ray')['failed']) == ['robot/bad']

@@ -1,0 +1,131 @@
+"""Any damage to a bag gives observations, or an error that says what is wrong; never a traceback, never no
+end."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rosbags.rosbag2 import StoragePlugin
+
+from evaluation.robots import BagMaker, write_config
+from flashrt_ros.configuration import load_config
+from flashrt_ros.errors import FlashRTError
+from flashrt_ros.evaluation.bag import open_bag
+from flashrt_ros.evaluation.inspection import inspect_bag
+from flashrt_ros.evaluation.replay.feed import Feed, find_sources
+from flashrt_ros.evaluation.replay.watch import Latency, Looked, Watch
+from flashrt_ros.ingest import Taken
+
+LIMITS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope='module', params=list(StoragePlugin), ids=lambda storage: storage.value)
+def whole(request, tmp_path_factory):
+    """The only file of a small bag."""
+    folder = BagMaker(seconds=0.5, storage=request.param, size=(16, 16)).write(
+        tmp_path_factory.mktemp('small') / 'bag'
+    )
+    return next(path for path in folder.iterdir() if path.suffix in ('.mcap', '.db3'))
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    return load_config(write_config(tmp_path_factory.mktemp('robot') / 'robot.yaml', '/nowhere'))
+
+
+def observations(path, config):
+    """How many observations come of a bag, and what is said of the rest."""
+    with open_bag(path, readable_part=True) as bag:
+        feed = Feed(bag, find_sources(bag, config))
+        looks = [event for event in Watch(feed, config, Latency(0.0)) if isinstance(event, Looked)]
+        assert all(problem.what and problem.count for problem in feed.problems.all())
+        return sum(isinstance(look.outcome, Taken) for look in looks), feed.problems.all()
+
+
+def watch(path, config):
+    for look in (observations, lambda path, _: inspect_bag(path)):
+        with suppress(FlashRTError):
+            look(path, config)
+
+
+@LIMITS
+@given(data=st.data())
+def test_flipped_bytes(whole, config, tmp_path, data):
+    suffix, content = whole.suffix, whole.read_bytes()
+    damaged = bytearray(content)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        damaged[place] ^= data.draw(st.integers(1, 255))
+    path = tmp_path / f'bag{suffix}'
+    path.write_bytes(damaged)
+    watch(path, config)
+
+
+@LIMITS
+@given(keep=st.floats(0, 1, exclude_max=True))
+def test_cut_anywhere(whole, config, tmp_path, keep):
+    suffix, content = whole.suffix, whole.read_bytes()
+    path = tmp_path / f'bag{suffix}'
+    path.write_bytes(content[: int(keep * len(content))])
+    watch(path, config)
+
+
+@LIMITS
+@given(place=st.floats(0, 1, exclude_max=True), length=st.integers(1, 5000), value=st.integers(0, 255))
+def test_overwritten_stretches(whole, config, tmp_path, place, length, value):
+    suffix, content = whole.suffix, whole.read_bytes()
+    begin = int(place * len(content))
+    path = tmp_path / f'bag{suffix}'
+    path.write_bytes(
+        content[:begin] + bytes([value]) * min(length, len(content) - begin) + content[begin + length :]
+    )
+    watch(path, config)
+
+
+def test_the_whole_bag_is_read_to_its_end(whole, config, tmp_path):
+    suffix, content = whole.suffix, whole.read_bytes()
+    path = tmp_path / f'bag{suffix}'
+    path.write_bytes(content)
+    assert observations(path, config) == (2, [])
+
+
+@LIMITS
+@given(
+    changes=st.lists(
+        st.sampled_from(
+            [
+                ('/front', 'width', 0),
+                ('/front', 'height', 2**31),
+                ('/front', 'step', 1),
+                ('/front', 'encoding', '32FC1'),
+                ('/wrist', 'data', np.zeros(0, np.uint8)),
+                ('/wrist', 'format', ''),
+                ('/joint_states', 'position', np.full(3, np.nan)),
+                ('/joint_states', 'position', np.zeros(1)),
+                ('/joint_states', 'name', ['a', 'a', 'b']),
+                ('/commands', 'points', []),
+                ('/commands', 'joint_names', []),
+            ]
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_messages_that_contradict_themselves(config, tmp_path_factory, changes):
+    def change(topic):
+        def apply(_, message):
+            for where, name, value in changes:
+                if where == topic:
+                    setattr(message, name, value)
+            return message
+
+        return apply
+
+    topics = {topic: change(topic) for topic, _, _ in changes}
+    bag = BagMaker(seconds=0.5, size=(16, 16), change=topics).write(tmp_path_factory.mktemp('odd') / 'bag')
+    _, problems = observations(bag, config)
+    # An image format is free text; everything else is noticed and named.
+    expected = {topic for topic, name, _ in changes if name != 'format'}
+    blocking = [p.topic for p in problems]
+    assert not expected or set(blocking) & expected

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from benchmarks.machine import ROOT
 
@@ -64,33 +65,46 @@ def _row(r: Record) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Left: every implementation, logarithmic. Right: where the engine's time goes, beside the roofline."""
+    """Where the engine's time goes, beside the roofline; and every implementation, if there are others."""
     typical = [r for r in report['records'] if all(r[key] == value for key, value in TYPICAL.items())]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout='constrained')
-    labels = [f'{NAMES[r["model"]]} {r["implementation"]} {r["precision"]}' for r in typical]
-    colours = ['#6a9f58' if r['implementation'] == 'engine' else '#b0b0b0' for r in typical]
-    bars = left.barh(labels, [r['p50_ms'] for r in typical], color=colours)
-    left.bar_label(bars, fmt='%.1f', padding=3)
-    left.set(xscale='log', xlabel='ms, p50 (logarithmic)', title='2 views, horizon 50, 50 prompt tokens')
-    left.margins(x=0.2)
-    left.invert_yaxis()
     engine = [r for r in typical if r['implementation'] == 'engine']
-    labels = [f'{NAMES[r["model"]]} {r["precision"]}' for r in engine]
-    start = [0.0] * len(engine)
-    for stage, colour in STAGES.items():
-        widths = [r[f'{stage}_ms'] for r in engine]
-        bars = right.barh(labels, widths, left=start, color=colour, label=stage)
-        right.bar_label(bars, fmt='%.2f', label_type='center', color='white')
-        start = [a + b for a, b in zip(start, widths, strict=True)]
-    right.scatter(
-        [r['roofline_ms'] for r in engine], labels, marker='|', s=500, color='black', label='roofline'
-    )
-    right.set(xlabel='ms, median of each stage', title='The engine, stage by stage')
-    right.invert_yaxis()
-    right.legend(loc='lower right', fontsize=8)
+    panels = 1 if len(engine) == len(typical) else 2
+    figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 3.2), layout='constrained', squeeze=False)
+    _plot_stages(axes[0, 0], engine)
+    if panels == 2:
+        _plot_implementations(axes[0, 1], typical)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _plot_stages(axis: Axes, engine: list[Record]) -> None:
+    labels, start = [f'{NAMES[r["model"]]} {r["precision"]}' for r in engine], [0.0] * len(engine)
+    for stage, colour in STAGES.items():
+        widths = [r[f'{stage}_ms'] for r in engine]
+        bars = axis.barh(labels, widths, left=start, color=colour, label=stage)
+        axis.bar_label(bars, fmt='%.2f', label_type='center', color='white')
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    axis.bar_label(bars, [f'{r["p50_ms"]:.2f}' for r in engine], padding=4)
+    roofline = [r['roofline_ms'] for r in engine]
+    axis.scatter(roofline, labels, marker='|', s=500, color='black', label='roofline')
+    axis.set(
+        xlabel='ms, medians: each stage, and behind the bar the whole graph',
+        title='The engine: 2 views, horizon 50, 50 prompt tokens',
+        xlim=(0, 1.15 * max(start)),
+    )
+    axis.invert_yaxis()
+    axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.22), ncols=4, fontsize=8, markerscale=0.4)
+
+
+def _plot_implementations(axis: Axes, typical: list[Record]) -> None:
+    labels = [f'{NAMES[r["model"]]} {r["implementation"]} {r["precision"]}' for r in typical]
+    colours = ['#6a9f58' if r['implementation'] == 'engine' else '#b0b0b0' for r in typical]
+    bars = axis.barh(labels, [r['p50_ms'] for r in typical], color=colours)
+    axis.bar_label(bars, fmt='%.1f', padding=3)
+    axis.set(xscale='log', xlabel='ms, p50 (logarithmic)', title='Beside the plain model')
+    axis.margins(x=0.2)
+    axis.invert_yaxis()
 
 
 def main() -> None:

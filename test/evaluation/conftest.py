@@ -33,3 +33,10 @@ def robot_bag(tmp_path_factory):
 def robot(tmp_path, tiny):
     """The robot's YAML."""
     return write_config(tmp_path / 'robot.yaml', tiny)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(request, monkeypatch):
+    """Intervals cost more than tiny policies; only where they are the subject are they drawn in full."""
+    if request.module.__name__.split('.')[-1] not in ('test_score', 'test_compare'):
+        monkeypatch.setattr('flashrt_ros.evaluation.score.sample.RESAMPLES', 100)

@@ -16,7 +16,7 @@ if [ -e "$_install/share/flashrt_ros/package.xml" ]; then
     _site=$(echo "$_venv"/lib/python3.*/site-packages)
     _built=$(echo "$_install"/lib/python3.*/site-packages)
     export VIRTUAL_ENV=$_venv
-    case :$PATH: in *:"$_venv/bin":*) ;; *) export PATH=$_venv/bin:$PATH ;; esac
+    case :$PATH: in *:"$_venv/bin":*) ;; *) export PATH=$_venv/bin:$_install/lib/flashrt_ros:$PATH ;; esac
     export AMENT_PREFIX_PATH=$_install:$_venv
     # The working tree comes first: its modules run as they are, only the compiled messages come from the build.
     export PYTHONPATH=$_root:$_built

@@ -114,7 +114,7 @@ def record(
             if recorder.counts and time.monotonic() - recorder.last > idle_s:
                 break
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        pass  # how a person ends a recording: what has come so far is written below
     finally:
         recorder.close()
         executor.shutdown()

@@ -47,6 +47,8 @@ def call_times(policy: CudaPolicy, observations: Sequence[Observation]) -> dict[
 
 def measure(path: Path, precision: str, observations: Sequence[Observation], calls: int) -> list[Record]:
     """Load and call; one record for loading and one for each kind of call."""
+    gc.collect()
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
     began = perf_counter()
     policy = load(path, PolicyOptions(device='cuda', precision=precision, seed=0))
@@ -60,8 +62,6 @@ def measure(path: Path, precision: str, observations: Sequence[Observation], cal
     for what, given in (('same observation', [one] * calls), ('new state', changing)):
         records.append({'what': what, **call_times(policy, given)})
     policy.close()
-    gc.collect()
-    torch.cuda.empty_cache()
     return records
 
 

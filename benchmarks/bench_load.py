@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument('--directory', type=Path)
     parser.add_argument('--output', type=Path)
     arguments = parser.parse_args()
-    report = {'machine': describe(), 'records': []}
+    records: list[Record] = []
+    report = {'machine': describe(), 'records': records}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         path = write_random_checkpoint(Path(folder) / 'policy', SPECS[arguments.family], dtype=torch.bfloat16)
         observations = [
@@ -92,7 +93,7 @@ def main() -> None:
                         'weights': state,
                         **record,
                     }
-                    report['records'].append(record)
+                    records.append(record)
                     print(json.dumps(record), flush=True)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -158,6 +158,7 @@ def main() -> None:
                 keep(record)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        report = {'machine': machine, 'ceilings': reached, 'records': records}
         arguments.output.write_text(json.dumps(report, indent=1) + '\n')
 
 

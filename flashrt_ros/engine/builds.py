@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flashrt_ros.engine.backward_operators import backward_builds
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
@@ -12,6 +13,11 @@ from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
+
+
+def exact_builds(gpu: Gpu, spec: PolicySpec) -> Builds:
+    """Kernel files and constants of `exact.ExactDenoise`."""
+    return [*_gemma(gpu, spec.expert, 0), ('flow_step', {}), *backward_builds(spec.expert)]
 
 
 def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Builds:

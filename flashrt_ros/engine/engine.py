@@ -14,8 +14,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.backward_operators import BackwardOperators
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.exact import ExactDenoise
 from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
 from flashrt_ros.engine.fused_denoise import FusedDenoise
 from flashrt_ros.engine.gemm import Product
@@ -57,7 +59,9 @@ class Engine:
         views: int,
         scales: Mapping[str, float] | None = None,
         byte_frames: bool = False,
+        exact: bool = False,
     ) -> None:
+        """exact: also take the guidance of that name (`pack` or `load_exact` have packed weights for it)."""
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
@@ -68,9 +72,11 @@ class Engine:
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
+            back = BackwardOperators(library)
+            self.exact = ExactDenoise(operators, back, spec, packed, self.cache) if exact else None
         self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
-        self._graphs: dict[tuple[int, int], StagedGraph] = {}
-        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1])
+        self._graphs: dict[tuple[int, int, bool], StagedGraph] = {}
+        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1], False)
 
     def capture(self, timed: bool = True) -> None:
         """Record every graph; afterwards no call allocates, compiles or records. timed: see `StagedGraph`."""
@@ -80,10 +86,13 @@ class Engine:
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
                 self.cache.length.fill_(longest_prefix(self.spec, views, rows))
                 torch.cuda.synchronize()
-                self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool, timed)
+                for exact in (False, True) if self.exact is not None else (False,):
+                    stages = self.stages(views, rows, exact)
+                    self._graphs[views, rows, exact] = StagedGraph(stages, self.stream, pool, timed)
 
-    def stages(self, views: int, rows: int) -> list[Stage]:
+    def stages(self, views: int, rows: int, exact: bool = False) -> list[Stage]:
         """The stages for this many present views and prompt rows, as functions that launch them."""
+        loop = self._loop(exact)
         frames, tokens = self.inputs.frames[:views], self.inputs.tokens[:rows]
         projected = self.vision.output(views)
 
@@ -94,8 +103,8 @@ class Engine:
             self.prefill.run(projected, self.vision.projector, tokens)
 
         def denoise() -> None:
-            self.denoise.run()
-            self._result.copy_(self.denoise.actions, non_blocking=True)
+            loop.run()
+            self._result.copy_(loop.actions, non_blocking=True)
 
         return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
 
@@ -115,14 +124,23 @@ class Engine:
             )
         if not 1 <= views <= self.views:
             raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
+        exact = guide is not None and guide.method == 'exact'
+        loop = self._loop(exact)
         with torch.cuda.stream(self.stream):
             self.inputs.frames[:views].copy_(images, non_blocking=True)
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
-            self.denoise.state.copy_(state, non_blocking=True)
-            self.denoise.actions.copy_(noise, non_blocking=True)
-            self.denoise.guide.write(guide)
+            loop.state.copy_(state, non_blocking=True)
+            loop.actions.copy_(noise, non_blocking=True)
+            loop.guide.write(guide)
             self.cache.length.fill_(views * self.spec.vision.tokens + count)
-        self._chosen = views, self.prompt_rows(count)
+        self._chosen = views, self.prompt_rows(count), exact
+
+    def _loop(self, exact: bool) -> PlainDenoise | FusedDenoise | ExactDenoise:
+        if not exact:
+            return self.denoise
+        if self.exact is None:
+            raise ValueError('the engine was not made for exact guidance')
+        return self.exact
 
     def prompt_rows(self, count: int) -> int:
         """The smallest captured prompt size that holds `count` tokens."""

@@ -12,12 +12,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.backward_operators import BackwardOperators
+from flashrt_ros.engine.buffers import PrefixCache, round_up
+from flashrt_ros.engine.exact import ExactDenoise
 from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Prefix
 from flashrt_ros.engine.expert_ranges import ExpertRanges, activation_scales
 from flashrt_ros.engine.expert_weights import pack_expert
-from flashrt_ros.engine.flow import flow_table
+from flashrt_ros.engine.flow import flow_table, pack_flow
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.weights import pack_exact
 from flashrt_ros.models.gemma import Cache, rotary_table
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.pi import PiModel, load_model
@@ -57,7 +62,7 @@ class ExpertTrial:
         rows = (shape.layers, shape.capacity, GEMMA_300M.head_dim)
         keys, values = (torch.full(rows, float('nan'), dtype=torch.bfloat16, device='cuda') for _ in range(2))
         self.prefix = Prefix(keys, values, torch.zeros(1, dtype=torch.int32, device='cuda'))
-        with torch.inference_mode():
+        with torch.no_grad():
             self._table = self.model.flow_table(shape.steps)
             weights = pack_expert(self.spec, self.tensors, flow_table(self.tensors, self.spec), precision)
             scales = self._calibrate() if precision == 'fp8' else None
@@ -72,7 +77,7 @@ class ExpertTrial:
         self.prefix.length.fill_(length)
         return self._draw(self.spec.horizon, self.spec.action_dim), self._draw(self.spec.action_dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def expected(
         self, noise: Tensor, state: Tensor, model: PiModel | None = None, guide: Guide | None = None
     ) -> Tensor:
@@ -85,7 +90,7 @@ class ExpertTrial:
             caches = model.expert(token, rotary_table(position, GEMMA_300M.head_dim), caches)[1]
         return model.denoise(noise[None], caches, self._table, guide)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def found(self, noise: Tensor, state: Tensor, guide: Guide | None = None) -> Tensor:
         """Actions of the loop."""
         self.guide.write(guide)
@@ -118,6 +123,19 @@ class ExpertTrial:
             for _ in range(observations):
                 self.expected(*self.observe(CALIBRATION_LENGTH))
         return activation_scales(ranges.largest)
+
+
+def exact_loop(trial: ExpertTrial) -> ExactDenoise:
+    """The loop of exact guidance on the trial's weights, behind a copy of its prefix as it is now."""
+    library, spec, length = trial.library, trial.spec, trial.prefix.length
+    packed = pack_exact(trial.tensors, spec) | pack_flow(trial.tensors, spec)
+    capacity = round_up(trial.prefix.keys.shape[1] + spec.horizon + spec.has_state_token)
+    shape = (spec.expert.layers, capacity, spec.expert.head_dim)
+    keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))
+    for target, source in ((keys, trial.prefix.keys), (values, trial.prefix.values)):
+        target[:, : int(length)] = source[:, : int(length)]
+    cache = PrefixCache(keys, values, length)
+    return ExactDenoise(Operators(library), BackwardOperators(library), spec, packed, cache)
 
 
 def small_policy(family: str, shape: TrialShape) -> PolicySpec:

@@ -1,5 +1,8 @@
 """Guidance as an input of the engine's loops, against the plain model; off, it changes no bit."""
 
+import copy
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -50,11 +53,20 @@ class PlainCase:
 
     @torch.no_grad()
     def expected(self, guide):
-        prefix, model = self.prefix, self.model
+        return self._denoise(self.model, self.prefix, self.noise, guide)
+
+    def expected_change(self, start):
+        """Actions less the start, in float64, to be differentiated by the start [H, A]."""
+        model, prefix = copy.deepcopy(self.model).double(), [(k.double(), v.double()) for k, v in self.prefix]
+        with patch.object(torch.Tensor, 'float', torch.Tensor.double):  # what the model keeps in fp32
+            return self._denoise(model, prefix, start) - start
+
+    def _denoise(self, model, prefix, start, guide=None):
         if self.spec.has_state_token:
-            token = model.state_proj(self.state[None])[:, None]
+            token = model.state_proj(self.state[None].to(start.dtype))[:, None]
             prefix = model.expert(token, model._rotary(prefix, 1), prefix)[1]
-        return model.denoise(self.noise[None], prefix, model.flow_table(self.spec.steps), guide)[0]
+        table = model.flow_table(self.spec.steps)
+        return model.denoise(start[None], prefix, table, guide)[0]
 
 
 @pytest.mark.parametrize(('spec', 'method'), METHODS, ids=str)

@@ -1,0 +1,115 @@
+"""The kernels that carry a gradient back through a Gemma layer, as calls on tensors; contracts are in the
+kernel files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import round_up
+from flashrt_ros.engine.guidance import GuideInputs
+from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.models.spec import GemmaSpec
+
+QUERIES, KEYS = 32, 64
+"""Flat queries and keys of a tile of kernels/attention_backward.cu."""
+
+
+def backward_builds(spec: GemmaSpec) -> list[tuple[str, dict[str, int]]]:
+    """Kernel files and constants."""
+    return [
+        ('norm_backward', {'WIDTH': spec.width}),
+        ('activation', {'WIDTH': spec.mlp, 'FP8': 0}),
+        ('attention_backward', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
+    ]
+
+
+class AttentionScratch:
+    """What the three kernels of the attention hand to each other, fp32; see kernels/attention_backward.cu."""
+
+    def __init__(self, heads: int, dim: int, rows: int, capacity: int, device: torch.device) -> None:
+        self.tiles, self.splits = -(-rows * heads // QUERIES), capacity // KEYS
+
+        def empty(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, device=device)
+
+        self.scores = empty(self.tiles * QUERIES, capacity)
+        self.statistics = empty(self.tiles * QUERIES, 2 * self.splits, 2)
+        self.query_parts = empty(self.splits, rows * heads, dim)
+        self.key_parts, self.value_parts = (empty(self.tiles, rows, dim) for _ in range(2))
+
+
+@dataclass(frozen=True)
+class BackwardOperators:
+    """Kernels of one library, launched on the current stream, each depending on the one before it."""
+
+    library: KernelLibrary
+
+    def norm(
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        gradient: Tensor,
+        out: Tensor | None,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        begins: bool = False,
+    ) -> None:
+        """Back through norm(x) * (1 + scale): add to `gradient` of x; out = gradient * gate for the product
+        in front. x, gradient fp32 [rows, width]; upstream, out bf16 of at least as many rows."""
+        rows, width = gradient.shape
+        kernel = self.library.kernel('norm_backward', 'norm_backward', WIDTH=width)
+        threads = round_up(width // 8, 32)
+        kernel(rows, threads, x, upstream, scale, gate, gradient, int(begins), out, dependent=True)
+
+    def gelu_gate(self, x: Tensor, upstream: Tensor, out: Tensor) -> None:
+        """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up."""
+        rows, width = upstream.shape
+        kernel = self.library.kernel('activation', 'gelu_gate_backward', WIDTH=width, FP8=0)
+        kernel(-(-rows * width // (8 * 256)), 256, x, upstream, out, rows, dependent=True)
+
+    def attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        length: Tensor,
+        table: Tensor,
+        attended: Tensor,
+        upstream: Tensor,
+        out: Tensor,
+        scratch: AttentionScratch,
+        constant: int = 0,
+    ) -> None:
+        """Gradient of the raw product q, k, v, bf16 [rows, (heads + 2) * dim], from that of the result.
+
+        queries, attended, upstream: bf16 [rows, heads * dim]. keys, values: the cache of one layer, whose
+        first *length + constant rows are constant. table: rotations.
+        """
+        rows, dim = queries.shape[0], keys.shape[1]
+        heads, grid = queries.shape[1] // dim, (scratch.tiles, scratch.splits)
+        shared = (QUERIES + KEYS) * (dim + 8) * 2
+
+        def launch(
+            name: str, *arguments: object, grid: tuple[int, int] = grid, threads: int = 128, shared: int = 0
+        ) -> None:
+            kernel = self.library.kernel('attention_backward', name, HEADS=heads, DIM=dim)
+            kernel(grid, threads, *arguments, shared=shared, dependent=True)  # type: ignore[arg-type]
+
+        between = scratch.scores, scratch.statistics
+        parts = scratch.query_parts, scratch.key_parts, scratch.value_parts
+        launch('attention_scores', queries, keys, length, constant, rows, *between, shared=shared)
+        given = queries, keys, values, attended, upstream, length, constant, rows
+        launch('attention_backward', *given, *between, *parts, shared=2 * shared)
+        ends = *parts, table, length, constant, scratch.tiles, out
+        launch('attention_gradients', *ends, grid=(rows, heads + 2), threads=dim // 2)
+
+    def pull(self, actions: Tensor, velocity: Tensor, guide: GuideInputs, step: int, out: Tensor) -> None:
+        """weights * (target - clean chunk that the step predicts), fp32 [H, A]."""
+        time, size = 1 - step / len(guide.gammas), actions.numel()
+        kernel = self.library.kernel('flow_step', 'flow_pull')
+        arguments = actions, velocity, guide.target, guide.weights, time, out, size
+        kernel(-(-size // 256), 256, *arguments, dependent=True)

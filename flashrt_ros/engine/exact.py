@@ -1,0 +1,134 @@
+"""The denoise loop with the true vector-Jacobian product: the action expert forward and back at every step.
+
+Only the gradient of the actions is wanted, so weights, prefix, state token and flow time are constants. The
+forward pass is the plain loop's in bf16, which keeps what the way back needs; its products are the library's
+on the same weights, which need no transposed copies: gradient [rows, out] @ weight [out, in]. The residual
+stream's gradient is fp32, what products take and give is bf16.
+
+Source of the formula: `models.guidance`. Each kernel's is in its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.backward_operators import AttentionScratch, BackwardOperators
+from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.denoise import Modulations, PlainDenoise
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.models.spec import PolicySpec
+
+PREFIX = 'exact.'
+"""Of the names of the plain loop's weights in bf16, where the engine's own loop has others."""
+
+
+def refusal(spec: PolicySpec) -> str:
+    """Why there are no kernels for this policy; '' where there are."""
+    dim = spec.expert.head_dim
+    if dim % 32 or dim < 64:
+        return f'the way back through attention takes heads of 64, 96, ..., not of {dim}'
+    return ''
+
+
+def exact_bytes(spec: PolicySpec) -> int:
+    """GPU memory of its weights, if they are not shared; activations are a twelfth of that."""
+    tower = spec.expert
+    heads = tower.heads * tower.head_dim
+    return 2 * tower.layers * tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)
+
+
+class ExactDenoise:
+    """All flow steps. actions, state, guide: as of `PlainDenoise`; `guide.frozen` is 0."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        backward: BackwardOperators,
+        spec: PolicySpec,
+        packed: Mapping[str, Tensor],
+        cache: PrefixCache,
+    ) -> None:
+        self.spec, self.operators, self._backward, self.cache = spec, operators, backward, cache
+        given = {name[len(PREFIX) :]: tensor for name, tensor in packed.items() if name.startswith(PREFIX)}
+        own = {**packed, **given}
+        self.forward = PlainDenoise(operators, spec, own, {}, cache, keeps=True)
+        self.actions, self.state, self.guide = self.forward.actions, self.forward.state, self.forward.guide
+        self._first = int(spec.has_state_token)
+        self._allocate()
+
+    def run(self) -> None:
+        """Launch all flow steps on the current stream."""
+        for step in range(self.spec.steps):
+            velocity = self.forward.velocity(step)
+            self._backward.pull(self.actions, velocity, self.guide, step, self._pull)
+            product = self.product(step, self._pull)
+            self.operators.flow_step(self.actions, velocity, self.guide, step, product)
+
+    def product(self, step: int, upstream: Tensor) -> Tensor:
+        """`upstream` [H, A] times the Jacobian of the velocity that was computed last, fp32 [H, A]."""
+        forward, modulations = self.forward, self.forward.modulations(step)
+        self._rows(self._to_norm).copy_(forward.heads.velocity_gradient(upstream))
+        for index in reversed(range(self.spec.expert.layers)):
+            layer = forward.layers[index]
+            self._through_norm(2 * index + 2, modulations)
+            torch.mm(self._to_product, layer['down'].weight, out=self._to_hidden)
+            self._backward.gelu_gate(forward.gate_up(index), self._to_hidden, self._to_gate_up)
+            torch.mm(self._to_gate_up, layer['gate_up'].weight, out=self._to_norm)
+            self._through_norm(2 * index + 1, modulations)
+            torch.mm(self._to_product, layer['o'].weight, out=self._to_attended)
+            self._through_attention(index)
+            torch.mm(self._to_qkv, layer['qkv'].weight, out=self._to_norm)
+        self._through_norm(0, modulations)
+        return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+
+    def _allocate(self) -> None:
+        spec, rows, device = self.spec.expert, self.forward.padded_rows, self.forward.device
+        attended = spec.heads * spec.head_dim
+
+        def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(rows, columns, dtype=dtype, device=device)
+
+        self._gradient = buffer(spec.width, torch.float32)
+        self._to_norm, self._to_product = buffer(spec.width), buffer(spec.width)
+        self._to_hidden, self._to_gate_up = buffer(spec.mlp), buffer(2 * spec.mlp)
+        self._to_attended, self._to_qkv = buffer(attended), buffer(attended + 2 * spec.head_dim)
+        self._pull = torch.zeros_like(self.actions)
+        self._scratch = AttentionScratch(
+            spec.heads, spec.head_dim, self.spec.horizon, self.cache.capacity, device
+        )
+
+    def _rows(self, buffer: Tensor) -> Tensor:
+        """Those of the actions: the state token's gradient is not wanted and stays 0."""
+        return buffer[self._first : self.forward.rows]
+
+    def _through_norm(self, norm: int, modulations: Modulations) -> None:
+        """From `_to_norm` to `_gradient` of the residual stream, and to `_to_product` in front of it."""
+        own, before = modulations[norm], modulations[norm - 1] if norm else None
+        self._backward.norm(
+            self._rows(self.forward.residual(norm)),
+            self._rows(self._to_norm),
+            self._rows(self._gradient),
+            self._rows(self._to_product) if norm else None,
+            scale=None if own is None else own.scale,
+            gate=None if before is None else before.gate,
+            begins=norm == 2 * self.spec.expert.layers,
+        )
+
+    def _through_attention(self, index: int) -> None:
+        """From `_to_attended` to `_to_qkv`."""
+        forward, cache = self.forward, self.cache
+        self._backward.attention(
+            self._rows(forward.queries(index)),
+            cache.keys[index],
+            cache.values[index],
+            cache.length,
+            forward.rotary,
+            self._rows(forward.attended(index)),
+            self._rows(self._to_attended),
+            self._rows(self._to_qkv),
+            self._scratch,
+            constant=self._first,
+        )

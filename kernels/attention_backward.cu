@@ -1,0 +1,270 @@
+// The way back through Gemma's attention (gemma_attention.cu): from the gradient of its result to that of q, k and v.
+// Architectures: 80 86 89 90a 100 110 120
+//
+// HEADS query heads on one key/value head. Keys 0 .. fixed - 1 are constant, fixed = *length + constant; `rows` keys of the
+// queries themselves follow. Every query sees all of them. With p the probabilities, o the result, u its gradient:
+//   ds = p * (u v^T - sum(u * o)) / sqrt(DIM),   dq = ds k,   dk = ds^T q,   dv = p^T u     (dk, dv of the last `rows` keys)
+//
+// Three kernels:
+//   attention_scores     logits in units of log2(e), and largest and sum of exponentials of each half tile of keys
+//   attention_backward   ds, and what each tile of keys adds to dq, each tile of queries to dk and dv
+//   attention_gradients  adds these up, turns dq and dk back (rope.cu), and writes them as the gradient of the raw product
+// queries, attended, upstream bf16 [rows, HEADS * DIM] (queries after RoPE, unscaled); keys, values bf16 [capacity, DIM], the
+// capacity a multiple of KEYS and what lies behind the last key finite; out bf16 [rows, (HEADS + 2) * DIM].
+// Between the kernels, fp32: scores [tiles * QUERIES][capacity], statistics [tiles * QUERIES][2 * splits] (largest, sum),
+// query_parts [splits][rows * HEADS][DIM], key_parts and value_parts [tiles][rows][DIM]; tiles of QUERIES flat queries
+// row * HEADS + head, splits of KEYS keys. Sums in a fixed order: the same bits at every run.
+//
+// Rounded to bf16: p and ds. DIM is a multiple of 32, at least 64. Grids (tiles, splits) of 128 threads, of the second with SHARED_BYTES of
+// dynamic shared memory, of the first with half of that; grid (rows, HEADS + 2) of DIM / 2 threads.
+// 50 rows, 612 keys: 0.5 GFLOP and 20 MB from the second-level cache; what decides is three launches in a row.
+#include "attention.cuh"
+
+#ifndef HEADS
+#define HEADS 8
+#endif
+#ifndef DIM
+#define DIM 256
+#endif
+
+constexpr int QUERIES = 32, KEYS = 64, STRIDE = DIM + 8, WEIGHTS_STRIDE = KEYS + 8, HALF = DIM / 2;
+constexpr int KEY_TILES = KEYS / 2 / 8;  // of a warp
+
+// Start copying rows of DIM values; zeros beyond `valid`.
+__device__ __forceinline__ void load_rows(bf16* target, const bf16* source, int rows, int valid) {
+  for (int i = threadIdx.x; i < rows * DIM / 8; i += blockDim.x) {
+    int row = i / (DIM / 8), d = i % (DIM / 8) * 8;
+    if (row < valid)
+      copy_async(target + row * STRIDE + d, source + (size_t)row * DIM + d);
+    else
+      *reinterpret_cast<uint4*>(target + row * STRIDE + d) = make_uint4(0, 0, 0, 0);
+  }
+}
+
+// c[16 x 32] = a[16][DIM] b[32][DIM]^T, both rows in shared memory.
+__device__ __forceinline__ void multiply_rows(float (&c)[KEY_TILES][4], const bf16* a_rows, const bf16* b_rows, int lane) {
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) c[t][0] = c[t][1] = c[t][2] = c[t][3] = 0;
+#pragma unroll 4
+  for (int k = 0; k < DIM; k += 16) {
+    uint32_t a[4];
+    load_matrices(a, a_rows + (lane % 16) * STRIDE + k + lane / 16 * 8);
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t += 2) {
+      uint32_t b[4];
+      load_matrices(b, b_rows + (t * 8 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
+      mma(c[t], a, b[0], b[1]);
+      mma(c[t + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// A warp's place in a tile: 16 queries and 32 keys.
+struct Place {
+  int lane, query, key;
+  __device__ Place() : lane(threadIdx.x % 32), query(threadIdx.x / 64 * 16), key(threadIdx.x / 32 % 2 * (KEYS / 2)) {}
+  __device__ int row(int half) const { return blockIdx.x * QUERIES + query + lane / 4 + half * 8; }  // flat query
+  __device__ int column(int tile) const { return blockIdx.y * KEYS + key + tile * 8 + lane % 4 * 2; }
+};
+
+extern "C" __global__ void __launch_bounds__(128)
+    attention_scores(const bf16* queries, const bf16* keys, const int* length, int constant, int rows, float* scores,
+                     float2* statistics) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *key_tile = query_tile + QUERIES * STRIDE;
+  const Place place;
+  wait_for_predecessor();
+  release_successor();
+  const int total = *length + constant + rows;
+  if ((int)blockIdx.y * KEYS >= total) return;
+  load_rows(query_tile, queries + (size_t)blockIdx.x * QUERIES * DIM, QUERIES, rows * HEADS - blockIdx.x * QUERIES);
+  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+  float logits[KEY_TILES][4];
+  multiply_rows(logits, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, place.lane);
+  const float scale = rsqrtf((float)DIM) * LOG2_E;
+  const size_t stride = (size_t)gridDim.y * KEYS;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float top = -INFINITY, sum = 0;
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+      float* pair = &logits[t][half * 2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        pair[j] = place.column(t) + j < total ? pair[j] * scale : -INFINITY;
+        top = fmaxf(top, pair[j]);
+      }
+      *reinterpret_cast<float2*>(scores + place.row(half) * stride + place.column(t)) = make_float2(pair[0], pair[1]);
+    }
+    top = quad_max(top);
+    const float reference = top == -INFINITY ? 0.0f : top;
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) sum += exp2f(logits[t][half * 2] - reference) + exp2f(logits[t][half * 2 + 1] - reference);
+    sum = quad_sum(sum);
+    if (place.lane % 4 == 0)
+      statistics[(size_t)place.row(half) * 2 * gridDim.y + blockIdx.y * 2 + place.key / (KEYS / 2)] = make_float2(top, sum);
+  }
+}
+
+// log2 of the sum of exponentials of a whole row; by the four lanes that share it.
+__device__ __forceinline__ float log_sum(const float2* statistics, int count, int lane) {
+  float top = -INFINITY, sum = 0;
+  for (int i = lane % 4; i < count; i += 4) top = fmaxf(top, statistics[i].x);
+  top = quad_max(top);
+  for (int i = lane % 4; i < count; i += 4) sum += statistics[i].y * exp2f(statistics[i].x - top);
+  return top + log2f(quad_sum(sum));
+}
+
+// Sum of upstream * attended over a row; by the four lanes that share it.
+__device__ __forceinline__ float dot_rows(const bf16* upstream, const bf16* attended, int lane) {
+  float sum = 0;
+  for (int d = lane % 4 * 8; d < DIM; d += 32) {
+    Float8 u = load_bf16x8(upstream + d), o = load_bf16x8(attended + d);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum += u.v[i] * o.v[i];
+  }
+  return quad_sum(sum);
+}
+
+// What this tile of queries adds to the gradient of 16 keys: weights[QUERIES][keys]^T rows[QUERIES][DIM]. first: of the warp's
+// keys among the last ones; may be negative.
+__device__ __forceinline__ void add_keys(float* parts, const bf16* weights, const bf16* rows_tile, int first, int rows, int lane) {
+#pragma unroll 1
+  for (int d = 0; d < DIM; d += 32) {
+    float c[4][4] = {};
+#pragma unroll
+    for (int k = 0; k < QUERIES; k += 16) {
+      uint32_t a[4];
+      load_matrices_transposed(a, weights + (k + lane / 16 * 8 + lane % 8) * WEIGHTS_STRIDE + lane / 8 % 2 * 8);
+#pragma unroll
+      for (int t = 0; t < 4; t += 2) {
+        uint32_t b[4];
+        load_matrices_transposed(b, rows_tile + (k + lane % 16) * STRIDE + d + t * 8 + lane / 16 * 8);
+        mma(c[t], a, b[0], b[1]);
+        mma(c[t + 1], a, b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int key = first + lane / 4 + half * 8;
+      if (key < 0 || key >= rows) continue;
+      float* target = parts + ((size_t)blockIdx.x * rows + key) * DIM + d + lane % 4 * 2;
+#pragma unroll
+      for (int t = 0; t < 4; t++) *reinterpret_cast<float2*>(target + t * 8) = make_float2(c[t][half * 2], c[t][half * 2 + 1]);
+    }
+  }
+}
+
+// What this tile of keys adds to the gradient of a warp's 16 queries, in half of the columns.
+__device__ __forceinline__ void add_queries(float* parts, const bf16* weights, const bf16* key_tile, const Place& place, int count) {
+  const int first = place.key / (KEYS / 2) * HALF, lane = place.lane;
+#pragma unroll 1
+  for (int d = first; d < first + HALF; d += 16) {
+    float c[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < KEYS; k += 16) {
+      uint32_t a[4], b[4];
+      load_matrices(a, weights + (place.query + lane % 16) * WEIGHTS_STRIDE + k + lane / 16 * 8);
+      load_matrices_transposed(b, key_tile + (k + lane % 16) * STRIDE + d + lane / 16 * 8);
+      mma(c[0], a, b[0], b[1]);
+      mma(c[1], a, b[2], b[3]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (place.row(half) >= count) continue;
+      float* target = parts + ((size_t)blockIdx.y * count + place.row(half)) * DIM + d + lane % 4 * 2;
+#pragma unroll
+      for (int t = 0; t < 2; t++) *reinterpret_cast<float2*>(target + t * 8) = make_float2(c[t][half * 2], c[t][half * 2 + 1]);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+    attention_backward(const bf16* queries, const bf16* keys, const bf16* values, const bf16* attended, const bf16* upstream,
+                       const int* length, int constant, int rows, const float* scores, const float2* statistics,
+                       float* query_parts, float* key_parts, float* value_parts) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
+  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
+  bf16 *slopes = value_tile, *probabilities = slopes + QUERIES * WEIGHTS_STRIDE;  // over the values, when they are used
+  const Place place;
+  const int lane = place.lane, count = rows * HEADS, first_query = blockIdx.x * QUERIES;
+  wait_for_predecessor();
+  release_successor();
+  const int fixed = *length + constant, total = fixed + rows;
+  if ((int)blockIdx.y * KEYS >= total) return;
+  load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
+  load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
+  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  float log_sums[2], means[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = place.row(half), own = min(row, count - 1);
+    log_sums[half] = log_sum(statistics + (size_t)row * 2 * gridDim.y, (total + KEYS - 1) / KEYS * 2, lane);
+    means[half] = dot_rows(upstream + (size_t)own * DIM, attended + (size_t)own * DIM, lane);
+  }
+  wait_copies<0>();
+  __syncthreads();
+  float slope[KEY_TILES][4];
+  multiply_rows(slope, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, lane);
+  __syncthreads();
+  const float scale = rsqrtf((float)DIM);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = place.row(half), own = place.query + lane / 4 + half * 8;
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+      float2 score = *reinterpret_cast<const float2*>(scores + (size_t)row * gridDim.y * KEYS + place.column(t));
+      float p[2] = {exp2f(score.x - log_sums[half]), exp2f(score.y - log_sums[half])};
+      float* ds = &slope[t][half * 2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) ds[j] = row < count ? p[j] * (ds[j] - means[half]) * scale : 0.0f;
+      const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
+      *reinterpret_cast<uint32_t*>(slopes + at) = pack_bf16(ds[0], ds[1]);
+      *reinterpret_cast<uint32_t*>(probabilities + at) = row < count ? pack_bf16(p[0], p[1]) : 0;
+    }
+  }
+  __syncthreads();
+  add_queries(query_parts, slopes, key_tile, place, count);
+  const int own_keys = threadIdx.x / 32 * 16, first = blockIdx.y * KEYS + own_keys - fixed;
+  if (first + 16 <= 0 || first >= rows) return;
+  add_keys(key_parts, slopes + own_keys, query_tile, first, rows, lane);
+  add_keys(value_parts, probabilities + own_keys, upstream_tile, first, rows, lane);
+}
+
+// The sum of `count` parts, `stride` values apart.
+__device__ __forceinline__ float add_up(const float* parts, int count, size_t stride) {
+  float sum = 0;
+#pragma unroll 4
+  for (int i = 0; i < count; i++) sum += parts[i * stride];
+  return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(HALF)
+    attention_gradients(const float* query_parts, const float* key_parts, const float* value_parts, const float2* table,
+                        const int* length, int constant, int tiles, bf16* out) {
+  const int row = blockIdx.x, head = blockIdx.y, rows = gridDim.x, i = threadIdx.x;
+  wait_for_predecessor();
+  release_successor();
+  const int position = *length + constant + row, splits = (*length + constant + rows + KEYS - 1) / KEYS;
+  const size_t one = (size_t)rows * DIM, place = (size_t)row * DIM + i;
+  const float* parts = query_parts + ((size_t)row * HEADS + head) * DIM + i;
+  int count = splits;
+  size_t stride = one * HEADS;
+  if (head >= HEADS) parts = (head == HEADS ? key_parts : value_parts) + place, count = tiles, stride = one;
+  float a = add_up(parts, count, stride), b = add_up(parts + HALF, count, stride);
+  if (head <= HEADS) {
+    const float2 angle = table[(size_t)position * HALF + i];
+    const float first = a * angle.x + b * angle.y;
+    b = b * angle.x - a * angle.y;
+    a = first;
+  }
+  bf16* target = out + ((size_t)row * (HEADS + 2) + head) * DIM + i;
+  target[0] = __float2bfloat16(a);
+  target[HALF] = __float2bfloat16(b);
+}

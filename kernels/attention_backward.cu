@@ -2,21 +2,23 @@
 // Architectures: 80 86 89 90a 100 110 120
 //
 // HEADS query heads on one key/value head. Keys 0 .. fixed - 1 are constant, fixed = *length + constant; `rows` keys of the
-// queries themselves follow. Every query sees all of them. With p the probabilities, o the result, u its gradient:
-//   ds = p * (u v^T - sum(u * o)) / sqrt(DIM),   dq = ds k,   dk = ds^T q,   dv = p^T u     (dk, dv of the last `rows` keys)
+// queries themselves follow. Every query sees all of them. With p the probabilities, u the gradient of the result:
+//   dp = u v^T,   ds = p * (dp - sum(p * dp)) / sqrt(DIM),   dq = ds k,   dk = ds^T q,   dv = p^T u
+// where dk and dv are those of the last `rows` keys.
 //
 // Three kernels:
-//   attention_scores     logits in units of log2(e), and largest and sum of exponentials of each half tile of keys
+//   attention_scores     logits in units of log2(e), dp, and what the sums over all keys are made of
 //   attention_backward   ds, and what each tile of keys adds to dq, each tile of queries to dk and dv
 //   attention_gradients  adds these up, turns dq and dk back (rope.cu), and writes them as the gradient of the raw product
-// queries, attended, upstream bf16 [rows, HEADS * DIM] (queries after RoPE, unscaled); keys, values bf16 [capacity, DIM], the
+// queries, upstream bf16 [rows, HEADS * DIM] (queries after RoPE, unscaled); keys, values bf16 [capacity, DIM], the
 // capacity a multiple of KEYS and what lies behind the last key finite; out bf16 [rows, (HEADS + 2) * DIM].
-// Between the kernels, fp32: scores [tiles * QUERIES][capacity], statistics [tiles * QUERIES][2 * splits] (largest, sum),
+// Between the kernels, fp32: scores [tiles * QUERIES][capacity / 2][2 logits, 2 dp], statistics [tiles * QUERIES][2 * splits] of
+// half a tile of keys: largest logit, sum of exponentials, sum of exponentials * dp, nothing;
 // query_parts [splits][rows * HEADS][DIM], key_parts and value_parts [tiles][rows][DIM]; tiles of QUERIES flat queries
 // row * HEADS + head, splits of KEYS keys. Sums in a fixed order: the same bits at every run.
 //
-// Rounded to bf16: p and ds. DIM is a multiple of 32, at least 64. Grids (tiles, splits) of 128 threads, of the second with SHARED_BYTES of
-// dynamic shared memory, of the first with half of that; grid (rows, HEADS + 2) of DIM / 2 threads.
+// Rounded to bf16: p and ds. DIM is a multiple of 32, at least 64. Grids (tiles, splits) of 128 threads with 192 * (DIM + 8) * 2
+// bytes of dynamic shared memory (99 KB at 256); grid (rows, HEADS + 2) of DIM / 2 threads.
 // 50 rows, 612 keys: 0.5 GFLOP and 20 MB from the second-level cache; what decides is three launches in a row.
 #include "attention.cuh"
 
@@ -68,27 +70,35 @@ struct Place {
 };
 
 extern "C" __global__ void __launch_bounds__(128)
-    attention_scores(const bf16* queries, const bf16* keys, const int* length, int constant, int rows, float* scores,
-                     float2* statistics) {
+    attention_scores(const bf16* queries, const bf16* keys, const bf16* values, const bf16* upstream, const int* length,
+                     int constant, int rows, float4* scores, float4* statistics) {
   extern __shared__ __align__(128) uint8_t shared[];
-  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *key_tile = query_tile + QUERIES * STRIDE;
+  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
+  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
   const Place place;
+  const int first = blockIdx.x * QUERIES, count = rows * HEADS;
   wait_for_predecessor();
   release_successor();
   const int total = *length + constant + rows;
   if ((int)blockIdx.y * KEYS >= total) return;
-  load_rows(query_tile, queries + (size_t)blockIdx.x * QUERIES * DIM, QUERIES, rows * HEADS - blockIdx.x * QUERIES);
+  load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, count - first);
   load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
   commit_copies();
+  load_rows(upstream_tile, upstream + (size_t)first * DIM, QUERIES, count - first);
+  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  wait_copies<1>();
+  __syncthreads();
+  float logits[KEY_TILES][4], slopes[KEY_TILES][4];
+  multiply_rows(logits, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, place.lane);
   wait_copies<0>();
   __syncthreads();
-  float logits[KEY_TILES][4];
-  multiply_rows(logits, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, place.lane);
+  multiply_rows(slopes, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, place.lane);
   const float scale = rsqrtf((float)DIM) * LOG2_E;
   const size_t stride = (size_t)gridDim.y * KEYS;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float top = -INFINITY, sum = 0;
+    float top = -INFINITY, sum = 0, weighted = 0;
 #pragma unroll
     for (int t = 0; t < KEY_TILES; t++) {
       float* pair = &logits[t][half * 2];
@@ -97,36 +107,37 @@ extern "C" __global__ void __launch_bounds__(128)
         pair[j] = place.column(t) + j < total ? pair[j] * scale : -INFINITY;
         top = fmaxf(top, pair[j]);
       }
-      *reinterpret_cast<float2*>(scores + place.row(half) * stride + place.column(t)) = make_float2(pair[0], pair[1]);
+      scores[(place.row(half) * stride + place.column(t)) / 2] = make_float4(pair[0], pair[1], slopes[t][half * 2], slopes[t][half * 2 + 1]);
     }
     top = quad_max(top);
     const float reference = top == -INFINITY ? 0.0f : top;
 #pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) sum += exp2f(logits[t][half * 2] - reference) + exp2f(logits[t][half * 2 + 1] - reference);
-    sum = quad_sum(sum);
+    for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+      for (int j = half * 2; j < half * 2 + 2; j++) {
+        const float e = exp2f(logits[t][j] - reference);
+        sum += e, weighted += e * slopes[t][j];
+      }
+    }
+    sum = quad_sum(sum), weighted = quad_sum(weighted);
     if (place.lane % 4 == 0)
-      statistics[(size_t)place.row(half) * 2 * gridDim.y + blockIdx.y * 2 + place.key / (KEYS / 2)] = make_float2(top, sum);
+      statistics[(size_t)place.row(half) * 2 * gridDim.y + blockIdx.y * 2 + place.key / (KEYS / 2)] =
+          make_float4(top, sum, weighted, 0);
   }
 }
 
-// log2 of the sum of exponentials of a whole row; by the four lanes that share it.
-__device__ __forceinline__ float log_sum(const float2* statistics, int count, int lane) {
-  float top = -INFINITY, sum = 0;
+// log2 of the sum of exponentials of a whole row, and the mean of dp by its probabilities; by the four lanes that share it.
+__device__ __forceinline__ float2 sums_of_row(const float4* statistics, int count, int lane) {
+  float top = -INFINITY, sum = 0, weighted = 0;
   for (int i = lane % 4; i < count; i += 4) top = fmaxf(top, statistics[i].x);
   top = quad_max(top);
-  for (int i = lane % 4; i < count; i += 4) sum += statistics[i].y * exp2f(statistics[i].x - top);
-  return top + log2f(quad_sum(sum));
-}
-
-// Sum of upstream * attended over a row; by the four lanes that share it.
-__device__ __forceinline__ float dot_rows(const bf16* upstream, const bf16* attended, int lane) {
-  float sum = 0;
-  for (int d = lane % 4 * 8; d < DIM; d += 32) {
-    Float8 u = load_bf16x8(upstream + d), o = load_bf16x8(attended + d);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum += u.v[i] * o.v[i];
+  for (int i = lane % 4; i < count; i += 4) {
+    const float4 part = statistics[i];
+    const float factor = exp2f(part.x - top);
+    sum += part.y * factor, weighted += part.z * factor;
   }
-  return quad_sum(sum);
+  sum = quad_sum(sum);
+  return make_float2(top + log2f(sum), quad_sum(weighted) / sum);
 }
 
 // What this tile of queries adds to the gradient of 16 keys: weights[QUERIES][keys]^T rows[QUERIES][DIM]. first: of the warp's
@@ -183,13 +194,13 @@ __device__ __forceinline__ void add_queries(float* parts, const bf16* weights, c
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    attention_backward(const bf16* queries, const bf16* keys, const bf16* values, const bf16* attended, const bf16* upstream,
-                       const int* length, int constant, int rows, const float* scores, const float2* statistics,
-                       float* query_parts, float* key_parts, float* value_parts) {
+    attention_backward(const bf16* queries, const bf16* keys, const bf16* upstream, const int* length, int constant, int rows,
+                       const float4* scores, const float4* statistics, float* query_parts, float* key_parts,
+                       float* value_parts) {
   extern __shared__ __align__(128) uint8_t shared[];
   bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
-  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
-  bf16 *slopes = value_tile, *probabilities = slopes + QUERIES * WEIGHTS_STRIDE;  // over the values, when they are used
+  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *slopes = key_tile + KEYS * STRIDE;
+  bf16* probabilities = slopes + QUERIES * WEIGHTS_STRIDE;
   const Place place;
   const int lane = place.lane, count = rows * HEADS, first_query = blockIdx.x * QUERIES;
   wait_for_predecessor();
@@ -199,36 +210,28 @@ extern "C" __global__ void __launch_bounds__(128)
   load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
   load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
   load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
-  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
   commit_copies();
   float log_sums[2], means[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int row = place.row(half), own = min(row, count - 1);
-    log_sums[half] = log_sum(statistics + (size_t)row * 2 * gridDim.y, (total + KEYS - 1) / KEYS * 2, lane);
-    means[half] = dot_rows(upstream + (size_t)own * DIM, attended + (size_t)own * DIM, lane);
+    const float2 row_sums = sums_of_row(statistics + (size_t)place.row(half) * 2 * gridDim.y, (total + KEYS - 1) / KEYS * 2, lane);
+    log_sums[half] = row_sums.x, means[half] = row_sums.y;
   }
-  wait_copies<0>();
-  __syncthreads();
-  float slope[KEY_TILES][4];
-  multiply_rows(slope, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, lane);
-  __syncthreads();
   const float scale = rsqrtf((float)DIM);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int row = place.row(half), own = place.query + lane / 4 + half * 8;
 #pragma unroll
     for (int t = 0; t < KEY_TILES; t++) {
-      float2 score = *reinterpret_cast<const float2*>(scores + (size_t)row * gridDim.y * KEYS + place.column(t));
-      float p[2] = {exp2f(score.x - log_sums[half]), exp2f(score.y - log_sums[half])};
-      float* ds = &slope[t][half * 2];
-#pragma unroll
-      for (int j = 0; j < 2; j++) ds[j] = row < count ? p[j] * (ds[j] - means[half]) * scale : 0.0f;
+      const float4 score = scores[((size_t)row * gridDim.y * KEYS + place.column(t)) / 2];
+      const float p[2] = {exp2f(score.x - log_sums[half]), exp2f(score.y - log_sums[half])};
+      const float ds[2] = {p[0] * (score.z - means[half]) * scale, p[1] * (score.w - means[half]) * scale};
       const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
-      *reinterpret_cast<uint32_t*>(slopes + at) = pack_bf16(ds[0], ds[1]);
+      *reinterpret_cast<uint32_t*>(slopes + at) = row < count ? pack_bf16(ds[0], ds[1]) : 0;
       *reinterpret_cast<uint32_t*>(probabilities + at) = row < count ? pack_bf16(p[0], p[1]) : 0;
     }
   }
+  wait_copies<0>();
   __syncthreads();
   add_queries(query_parts, slopes, key_tile, place, count);
   const int own_keys = threadIdx.x / 32 * 16, first = blockIdx.y * KEYS + own_keys - fixed;

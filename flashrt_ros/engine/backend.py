@@ -73,7 +73,9 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str, 
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
     views = len(processing.views)
-    library.compile(policy_builds(gpu, spec, precision, views) + (exact_builds(gpu, spec) if exact else []))
+    library.compile(
+        policy_builds(gpu, spec, precision, views) + (exact_builds(gpu, spec, precision) if exact else [])
+    )
     packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors)
     if more:
         packed |= load_exact(key, spec, gpu, lambda: checkpoint.tensors)

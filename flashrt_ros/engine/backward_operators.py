@@ -35,8 +35,8 @@ class AttentionScratch:
         def empty(*sizes: int) -> Tensor:
             return torch.zeros(sizes, device=device)
 
-        self.scores = empty(self.tiles * QUERIES, capacity)
-        self.statistics = empty(self.tiles * QUERIES, 2 * self.splits, 2)
+        self.scores = empty(self.tiles * QUERIES, capacity, 2)
+        self.statistics = empty(self.tiles * QUERIES, 2 * self.splits, 4)
         self.query_parts = empty(self.splits, rows * heads, dim)
         self.key_parts, self.value_parts = (empty(self.tiles, rows, dim) for _ in range(2))
 
@@ -78,7 +78,6 @@ class BackwardOperators:
         values: Tensor,
         length: Tensor,
         table: Tensor,
-        attended: Tensor,
         upstream: Tensor,
         out: Tensor,
         scratch: AttentionScratch,
@@ -86,12 +85,12 @@ class BackwardOperators:
     ) -> None:
         """Gradient of the raw product q, k, v, bf16 [rows, (heads + 2) * dim], from that of the result.
 
-        queries, attended, upstream: bf16 [rows, heads * dim]. keys, values: the cache of one layer, whose
+        queries, upstream: bf16 [rows, heads * dim]. keys, values: the cache of one layer, whose
         first *length + constant rows are constant. table: rotations.
         """
         rows, dim = queries.shape[0], keys.shape[1]
         heads, grid = queries.shape[1] // dim, (scratch.tiles, scratch.splits)
-        shared = (QUERIES + KEYS) * (dim + 8) * 2
+        shared = 2 * (QUERIES + KEYS) * (dim + 8) * 2
 
         def launch(
             name: str, *arguments: object, grid: tuple[int, int] = grid, threads: int = 128, shared: int = 0
@@ -101,9 +100,9 @@ class BackwardOperators:
 
         between = scratch.scores, scratch.statistics
         parts = scratch.query_parts, scratch.key_parts, scratch.value_parts
-        launch('attention_scores', queries, keys, length, constant, rows, *between, shared=shared)
-        given = queries, keys, values, attended, upstream, length, constant, rows
-        launch('attention_backward', *given, *between, *parts, shared=2 * shared)
+        given = length, constant, rows, *between
+        launch('attention_scores', queries, keys, values, upstream, *given, shared=shared)
+        launch('attention_backward', queries, keys, upstream, *given, *parts, shared=shared)
         ends = *parts, table, length, constant, scratch.tiles, out
         launch('attention_gradients', *ends, grid=(rows, heads + 2), threads=dim // 2)
 

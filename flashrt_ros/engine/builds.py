@@ -15,9 +15,13 @@ from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 Builds = list[tuple[str, dict[str, int]]]
 
 
-def exact_builds(gpu: Gpu, spec: PolicySpec) -> Builds:
+def exact_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     """Kernel files and constants of `exact.ExactDenoise`."""
-    return [*_gemma(gpu, spec.expert, 0), ('flow_step', {}), *backward_builds(spec.expert)]
+    backward: Builds = [('flow_step', {}), *backward_builds(spec.expert)]
+    if not covers(gpu, spec):
+        return [*_gemma(gpu, spec.expert, 0), *backward]
+    layers = {'FP8': int(expert_precision(spec, precision) == 'fp8'), 'KEEPS': 1}
+    return [('expert_layers', layers), ('norm', {'WIDTH': spec.expert.width, 'FP8': 0}), *backward]
 
 
 def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Builds:

@@ -77,11 +77,8 @@ class PlainDenoise:
         return self._residuals[norm % len(self._residuals)]
 
     def queries(self, layer: int) -> Tensor:
-        """After rotation, bf16 [padded rows, heads * dim]; `attended`, `gate_up`: likewise."""
+        """After rotation, bf16 [padded rows, heads * dim]; `gate_up`: likewise."""
         return self._queries[layer % len(self._queries)]
-
-    def attended(self, layer: int) -> Tensor:
-        return self._attended[layer % len(self._attended)]
 
     def gate_up(self, layer: int) -> Tensor:
         return self._gate_up[layer % len(self._gate_up)]
@@ -95,7 +92,7 @@ class PlainDenoise:
             return torch.zeros(count, self.padded_rows, columns, dtype=dtype, device=self.device)
 
         self._residuals = buffer(width, torch.float32, norms)
-        self._queries, self._attended = buffer(attended, count=layers), buffer(attended, narrow, layers)
+        self._queries, self._attended = buffer(attended, count=layers), buffer(attended, narrow)[0]
         self._gate_up = buffer(2 * spec.mlp, count=layers)
         self._normed, self._activated = buffer(width, narrow)[0], buffer(spec.mlp, narrow)[0]
         self._final, self._delta = buffer(width)[0], buffer(width)[0]
@@ -150,25 +147,31 @@ class PlainDenoise:
         ops, cache, rows = self.operators, self.cache, self.rows
         keys, values = cache.keys[index], cache.values[index]
         layer['qkv'](self._normed, self._qkv)
-        queries, attended = self.queries(index), self.attended(index)
+        queries = self.queries(index)
         ops.rope(self._qkv[:rows], layer['qkv'], self.rotary, cache.length, queries, keys, values)
         ops.attention(
             queries[:rows],
             keys,
             values,
             cache.length,
-            attended,
+            self._attended,
             layer['o'],
             appended=rows,
             first_sees=1 if self.spec.has_state_token else -1,
         )
-        layer['o'](attended, self._delta)
+        layer['o'](self._attended, self._delta)
+
+    def begin(self) -> None:
+        """Nothing has to be launched before the first step."""
 
     def modulations(self, step: int) -> Modulations:
-        """Of every norm in order of use. pi0's layer norms are folded; its final norm is a constant scale."""
-        norms = 2 * self.spec.expert.layers + 1
-        if self.spec.has_ada_rms:
-            table, frozen = self.heads.table, self.guide.frozen
-            clean = (self.spec.steps - step) * table[0].numel()
-            return [Modulation(s, h, g, frozen, clean) for s, h, g in table[step]]
-        return [*[None] * (norms - 1), Modulation(self.heads.norms[-1], None, None)]
+        """Of every norm in order of use."""
+        return expert_modulations(self.spec, self.heads, self.guide.frozen, step)
+
+
+def expert_modulations(spec: PolicySpec, heads: FlowHeads, frozen: Tensor, step: int) -> Modulations:
+    """Of every norm in order of use. pi0's layer norms are folded; its final norm is a constant scale."""
+    if spec.has_ada_rms:
+        clean = (spec.steps - step) * heads.table[0].numel()
+        return [Modulation(s, h, g, frozen, clean) for s, h, g in heads.table[step]]
+    return [*[None] * (2 * spec.expert.layers), Modulation(heads.norms[-1], None, None)]

@@ -17,9 +17,11 @@ from torch import Tensor
 from flashrt_ros.engine.backward_operators import BackwardOperators
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
-from flashrt_ros.engine.exact import ExactDenoise
+from flashrt_ros.engine.exact import ExactDenoise, Forward, own_weights
+from flashrt_ros.engine.flow import FlowHeads
 from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
-from flashrt_ros.engine.fused_denoise import FusedDenoise
+from flashrt_ros.engine.fused_denoise import FusedDenoise, restore
+from flashrt_ros.engine.fused_forward import FusedForward
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.graph import Stage, StagedGraph
 from flashrt_ros.engine.library import KernelLibrary
@@ -72,8 +74,7 @@ class Engine:
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
-            back = BackwardOperators(library)
-            self.exact = ExactDenoise(operators, back, spec, packed, self.cache) if exact else None
+            self.exact = _make_exact(operators, spec, packed, scales, self.cache, views) if exact else None
         self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
         self._graphs: dict[tuple[int, int, bool], StagedGraph] = {}
         self._chosen = (views, prompt_sizes(spec.max_tokens)[-1], False)
@@ -166,6 +167,26 @@ class Engine:
         towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)
         inner = [product for layers in towers for layer in layers for product in layer.values()]
         return [*inner, self.vision.projector, self.prefill.last]
+
+
+def _make_exact(
+    operators: Operators,
+    spec: PolicySpec,
+    packed: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    cache: PrefixCache,
+    views: int,
+) -> ExactDenoise:
+    """Its forward pass is the fused loop's where the weights were packed for that."""
+    forward: Forward
+    if any(name.startswith(FUSED) for name in packed):
+        weights, activations = restore(packed, spec, scales, cache.length.device)
+        heads = FlowHeads(packed, spec, cache.length.device)
+        longest = longest_prefix(spec, views, spec.max_tokens)
+        forward = FusedForward(operators, spec, weights, activations, heads, cache, longest)
+    else:
+        forward = PlainDenoise(operators, spec, own_weights(packed), {}, cache, keeps=True)
+    return ExactDenoise(operators, BackwardOperators(operators.library), forward, packed, cache)
 
 
 def _make_denoise(

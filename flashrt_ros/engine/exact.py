@@ -1,9 +1,9 @@
 """The denoise loop with the true vector-Jacobian product: the action expert forward and back at every step.
 
 Only the gradient of the actions is wanted, so weights, prefix, state token and flow time are constants. The
-forward pass is the plain loop's in bf16, which keeps what the way back needs; its products are the library's
-on the same weights, which need no transposed copies: gradient [rows, out] @ weight [out, in]. The residual
-stream's gradient is fp32, what products take and give is bf16.
+forward pass is that of the fused or the plain loop, which keep what the way back needs. The way back
+multiplies by the weights in bf16 as they are, without transposed copies: gradient [rows, out] @ weight [out,
+in]. The gradient of the residual stream is fp32; what products take and give is bf16.
 
 Source of the formula: `models.guidance`. Each kernel's is in its file.
 """
@@ -11,13 +11,16 @@ Source of the formula: `models.guidance`. Each kernel's is in its file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flashrt_ros.engine.backward_operators import AttentionScratch, BackwardOperators
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.denoise import Modulations, PlainDenoise
+from flashrt_ros.engine.denoise import Modulations
+from flashrt_ros.engine.flow import FlowHeads
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.models.spec import PolicySpec
 
@@ -40,6 +43,33 @@ def exact_bytes(spec: PolicySpec) -> int:
     return 2 * tower.layers * tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)
 
 
+class Forward(Protocol):
+    """Flow steps that keep what the way back needs: `fused_forward.FusedForward`, `denoise.PlainDenoise`."""
+
+    spec: PolicySpec
+    heads: FlowHeads
+    device: torch.device
+    rows: int
+    padded_rows: int
+    rotary: Tensor
+    actions: Tensor
+    state: Tensor
+    guide: GuideInputs
+
+    def begin(self) -> None: ...
+    def velocity(self, step: int) -> Tensor: ...
+    def modulations(self, step: int) -> Modulations: ...
+    def residual(self, norm: int) -> Tensor: ...
+    def queries(self, layer: int) -> Tensor: ...
+    def gate_up(self, layer: int) -> Tensor: ...
+
+
+def own_weights(packed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Packed weights with those in bf16 that are packed for it in their places."""
+    given = {name[len(PREFIX) :]: tensor for name, tensor in packed.items() if name.startswith(PREFIX)}
+    return {**packed, **given}
+
+
 class ExactDenoise:
     """All flow steps. actions, state, guide: as of `PlainDenoise`; `guide.frozen` is 0."""
 
@@ -47,20 +77,24 @@ class ExactDenoise:
         self,
         operators: Operators,
         backward: BackwardOperators,
-        spec: PolicySpec,
+        forward: Forward,
         packed: Mapping[str, Tensor],
         cache: PrefixCache,
     ) -> None:
-        self.spec, self.operators, self._backward, self.cache = spec, operators, backward, cache
-        given = {name[len(PREFIX) :]: tensor for name, tensor in packed.items() if name.startswith(PREFIX)}
-        own = {**packed, **given}
-        self.forward = PlainDenoise(operators, spec, own, {}, cache, keeps=True)
-        self.actions, self.state, self.guide = self.forward.actions, self.forward.state, self.forward.guide
-        self._first = int(spec.has_state_token)
+        self.operators, self.forward, self._backward = operators, forward, backward
+        self.spec, self.cache = forward.spec, cache
+        self.actions, self.state, self.guide = forward.actions, forward.state, forward.guide
+        self._first = int(self.spec.has_state_token)
+        weights, layers = own_weights(packed), range(self.spec.expert.layers)
+        self._weights = {
+            part: [weights[f'expert.{i}.{part}.weight'].to(forward.device) for i in layers]
+            for part in ('qkv', 'o', 'gate_up', 'down')
+        }
         self._allocate()
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
+        self.forward.begin()
         for step in range(self.spec.steps):
             velocity = self.forward.velocity(step)
             self._backward.pull(self.actions, velocity, self.guide, step, self._pull)
@@ -72,15 +106,14 @@ class ExactDenoise:
         forward, modulations = self.forward, self.forward.modulations(step)
         self._rows(self._to_norm).copy_(forward.heads.velocity_gradient(upstream))
         for index in reversed(range(self.spec.expert.layers)):
-            layer = forward.layers[index]
             self._through_norm(2 * index + 2, modulations)
-            torch.mm(self._to_product, layer['down'].weight, out=self._to_hidden)
+            torch.mm(self._to_product, self._weights['down'][index], out=self._to_hidden)
             self._backward.gelu_gate(forward.gate_up(index), self._to_hidden, self._to_gate_up)
-            torch.mm(self._to_gate_up, layer['gate_up'].weight, out=self._to_norm)
+            torch.mm(self._to_gate_up, self._weights['gate_up'][index], out=self._to_norm)
             self._through_norm(2 * index + 1, modulations)
-            torch.mm(self._to_product, layer['o'].weight, out=self._to_attended)
+            torch.mm(self._to_product, self._weights['o'][index], out=self._to_attended)
             self._through_attention(index)
-            torch.mm(self._to_qkv, layer['qkv'].weight, out=self._to_norm)
+            torch.mm(self._to_qkv, self._weights['qkv'][index], out=self._to_norm)
         self._through_norm(0, modulations)
         return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
 
@@ -126,7 +159,6 @@ class ExactDenoise:
             cache.values[index],
             cache.length,
             forward.rotary,
-            self._rows(forward.attended(index)),
             self._rows(self._to_attended),
             self._rows(self._to_qkv),
             self._scratch,

@@ -28,14 +28,15 @@ class PlainBackwardOperators:
         out.copy_(torch.cat([gradient, u * F.gelu(gate, approximate='tanh')], -1))
 
     def attention(
-        self, queries, keys, values, length, table, attended, upstream, out, scratch, constant=0
+        self, queries, keys, values, length, table, upstream, out, scratch, constant=0
     ):  # fmt: skip
         rows, dim, fixed = len(queries), keys.shape[1], int(length) + constant
         wide = _wide(queries)
-        q, o, u = (x.to(wide).unflatten(1, (-1, dim)).transpose(0, 1) for x in (queries, attended, upstream))
+        q, u = (x.to(wide).unflatten(1, (-1, dim)).transpose(0, 1) for x in (queries, upstream))
         k, v = (x[: fixed + rows].to(wide) for x in (keys, values))
         p = torch.softmax(q @ k.T / math.sqrt(dim), -1)
-        ds = p * (u @ v.T - (u * o).sum(-1, keepdim=True)) / math.sqrt(dim)
+        dp = u @ v.T
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(dim)
         dk, dv = ((x.transpose(1, 2) @ y).sum(0)[fixed:] for x, y in ((ds, q), (p, u)))
         cos, sin = table[fixed : fixed + rows, None].to(wide).unbind(-1)
         a, b = torch.cat([(ds @ k).transpose(0, 1), dk[:, None]], 1).chunk(2, -1)

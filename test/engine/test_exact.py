@@ -14,6 +14,7 @@ from engine.test_engine import Case
 from engine.test_guidance import PlainCase
 from flashrt_ros.engine.backward_operators import AttentionScratch, BackwardOperators
 from flashrt_ros.engine.buffers import rotary_table
+from flashrt_ros.engine.denoise import PlainDenoise
 from flashrt_ros.engine.exact import ExactDenoise
 from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
 from flashrt_ros.engine.weights import pack
@@ -75,9 +76,7 @@ def test_back_through_attention_is_the_derivative(constant):
     expected = torch.autograd.grad(attended, qkv, upstream)[0]
     out = torch.empty_like(qkv)
     given = (x.detach() for x in (queries, keys, values))
-    PLAIN.attention(
-        *given, torch.tensor([length]), table, attended.detach(), upstream.detach(), out, None, constant
-    )
+    PLAIN.attention(*given, torch.tensor([length]), table, upstream.detach(), out, None, constant)
     assert relative_error(out, expected) < EXACT
 
 
@@ -87,7 +86,9 @@ class ExactCase(PlainCase):
     def __init__(self, spec):
         super().__init__(spec)
         packed = pack(random_tensors(spec, 1), spec, 'bf16')
-        self.loop = ExactDenoise(PlainOperators(), PLAIN, spec, packed, self.loop.cache)
+        operators, cache = PlainOperators(), self.loop.cache
+        forward = PlainDenoise(operators, spec, packed, {}, cache, keeps=True)
+        self.loop = ExactDenoise(operators, PLAIN, forward, packed, cache)
 
 
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
@@ -158,12 +159,9 @@ def test_gate_kernel(library, rows, width):
     ('rows', 'length', 'dim'), [(50, 562, 256), (50, 590, 256), (1, 1, 256), (63, 64, 64), (10, 701, 64)]
 )
 def test_attention_kernels(library, rows, length, dim, constant):
-    heads, capacity, fixed = 8, 832, length + constant
+    heads, capacity = 8, 832
     queries, upstream = (normal(rows, heads * dim, dtype=torch.bfloat16, scale=s) for s in (2, 1))
     keys, values = (normal(capacity, dim, dtype=torch.bfloat16) for _ in range(2))
-    split = queries.float().unflatten(1, (heads, dim)).transpose(0, 1)
-    p = torch.softmax(split @ keys[: fixed + rows].float().T / dim**0.5, -1)
-    attended = (p @ values[: fixed + rows].float()).transpose(0, 1).flatten(1).bfloat16()
     table = rotary_table(capacity, dim, torch.device('cuda'))
     count = torch.tensor([length], dtype=torch.int32, device='cuda')
     scratch = AttentionScratch(heads, dim, rows, capacity, torch.device('cuda'))
@@ -178,9 +176,9 @@ def test_attention_kernels(library, rows, length, dim, constant):
     width = (heads + 2) * dim
     out, expected = poisoned(rows, width), torch.empty(rows, width, dtype=torch.float64, device='cuda')
     given = [x.double() for x in (queries, keys, values)]
-    PLAIN.attention(*given, count, table, attended.double(), upstream.double(), expected, None, constant)
+    PLAIN.attention(*given, count, table, upstream.double(), expected, None, constant)
     BackwardOperators(library).attention(
-        queries, keys, values, count, table, attended, upstream, out, scratch, constant
+        queries, keys, values, count, table, upstream, out, scratch, constant
     )
     for part in (slice(0, heads * dim), slice(heads * dim, -dim), slice(-dim, None)):  # of q, k and v
         assert relative_error(out[:, part], expected[:, part]) < 2 * ROUNDED
@@ -201,19 +199,29 @@ def test_the_engine_takes_exact_guidance(library, spec):
 
 
 @gpu
-@pytest.mark.parametrize('family', ['pi05', 'pi0'])
-def test_exact_guidance_at_published_width(library, family):
-    trial = ExpertTrial(library, family, 'bf16', TrialShape())
+@pytest.mark.parametrize(
+    ('family', 'precision', 'fused'),
+    [
+        ('pi05', 'bf16', False),
+        ('pi0', 'bf16', False),
+        ('pi05', 'bf16', True),
+        ('pi0', 'bf16', True),
+        ('pi05', 'fp8', True),
+    ],
+)
+def test_exact_guidance_at_published_width(library, family, precision, fused):
+    trial = ExpertTrial(library, family, precision, TrialShape())
     noise, state = trial.observe(562)
-    guide, loop = random_guide(trial.spec, 'exact', 20, 'cuda'), exact_loop(trial)
+    guide, loop = random_guide(trial.spec, 'exact', 20, 'cuda'), exact_loop(trial, fused)
     found = {}
-    for name, given in (('free', None), ('guided', guide)):
+    for name, given in (('free', None), ('guided', guide), ('again', guide)):
         loop.guide.write(given)
         loop.actions.copy_(noise)
         loop.state.copy_(state)
         with torch.no_grad():
             loop.run()
         found[name] = loop.actions.clone()
+    assert torch.equal(found['again'], found['guided'])
     free, guided = trial.expected(noise, state), trial.expected(noise, state, guide=guide)
-    assert cosine(found['free'] - noise, free - noise) > 0.9999
-    assert cosine(found['guided'] - found['free'], guided - free) > 0.999
+    assert cosine(found['free'] - noise, free - noise) > (0.9999 if precision == 'bf16' else 0.996)
+    assert cosine(found['guided'] - found['free'], guided - free) > (0.999 if precision == 'bf16' else 0.99)

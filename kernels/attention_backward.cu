@@ -19,6 +19,8 @@
 //
 // Rounded to bf16: p and ds. DIM is a multiple of 32, at least 64. Grids (tiles, splits) of 128 threads with 192 * (DIM + 8) * 2
 // bytes of dynamic shared memory (99 KB at 256); grid (rows, HEADS + 2) of DIM / 2 threads.
+// Queries, keys, values and *length are read before the wait: between the kernel that wrote them and these lies a product that
+// started after it had ended.
 // 50 rows, 612 keys: 0.5 GFLOP and 20 MB from the second-level cache; what decides is three launches in a row.
 #include "attention.cuh"
 
@@ -77,15 +79,18 @@ extern "C" __global__ void __launch_bounds__(128)
   bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
   const Place place;
   const int first = blockIdx.x * QUERIES, count = rows * HEADS;
-  wait_for_predecessor();
   release_successor();
   const int total = *length + constant + rows;
-  if ((int)blockIdx.y * KEYS >= total) return;
-  load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, count - first);
-  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  const bool used = (int)blockIdx.y * KEYS < total;
+  if (used) {
+    load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, count - first);
+    load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+    load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  }
   commit_copies();
+  wait_for_predecessor();
+  if (!used) return;
   load_rows(upstream_tile, upstream + (size_t)first * DIM, QUERIES, count - first);
-  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
   commit_copies();
   wait_copies<1>();
   __syncthreads();
@@ -128,34 +133,48 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // log2 of the sum of exponentials of a whole row, and the mean of dp by its probabilities; by the four lanes that share it.
 __device__ __forceinline__ float2 sums_of_row(const float4* statistics, int count, int lane) {
+  constexpr int BATCH = 8;
   float top = -INFINITY, sum = 0, weighted = 0;
-  for (int i = lane % 4; i < count; i += 4) top = fmaxf(top, statistics[i].x);
-  top = quad_max(top);
-  for (int i = lane % 4; i < count; i += 4) {
-    const float4 part = statistics[i];
-    const float factor = exp2f(part.x - top);
-    sum += part.y * factor, weighted += part.z * factor;
+  for (int first = lane % 4; first < count; first += 4 * BATCH) {
+    float4 part[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++)
+      part[i] = first + 4 * i < count ? statistics[first + 4 * i] : make_float4(-INFINITY, 0, 0, 0);
+    float most = top;
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) most = fmaxf(most, part[i].x);
+    const float reference = most == -INFINITY ? 0.0f : most, correction = exp2f(top - reference);
+    sum *= correction, weighted *= correction;
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const float factor = exp2f(part[i].x - reference);
+      sum += part[i].y * factor, weighted += part[i].z * factor;
+    }
+    top = most;
   }
-  sum = quad_sum(sum);
-  return make_float2(top + log2f(sum), quad_sum(weighted) / sum);
+  const float all = quad_max(top), factor = exp2f(top - all);
+  sum = quad_sum(sum * factor);
+  return make_float2(all + log2f(sum), quad_sum(weighted * factor) / sum);
 }
 
 // What this tile of queries adds to the gradient of 16 keys: weights[QUERIES][keys]^T rows[QUERIES][DIM]. first: of the warp's
 // keys among the last ones; may be negative.
 __device__ __forceinline__ void add_keys(float* parts, const bf16* weights, const bf16* rows_tile, int first, int rows, int lane) {
-#pragma unroll 1
+  uint32_t a[QUERIES / 16][4];
+#pragma unroll
+  for (int k = 0; k < QUERIES / 16; k++)
+    load_matrices_transposed(a[k], weights + (k * 16 + lane / 16 * 8 + lane % 8) * WEIGHTS_STRIDE + lane / 8 % 2 * 8);
+#pragma unroll 2
   for (int d = 0; d < DIM; d += 32) {
     float c[4][4] = {};
 #pragma unroll
-    for (int k = 0; k < QUERIES; k += 16) {
-      uint32_t a[4];
-      load_matrices_transposed(a, weights + (k + lane / 16 * 8 + lane % 8) * WEIGHTS_STRIDE + lane / 8 % 2 * 8);
+    for (int k = 0; k < QUERIES / 16; k++) {
 #pragma unroll
       for (int t = 0; t < 4; t += 2) {
         uint32_t b[4];
-        load_matrices_transposed(b, rows_tile + (k + lane % 16) * STRIDE + d + t * 8 + lane / 16 * 8);
-        mma(c[t], a, b[0], b[1]);
-        mma(c[t + 1], a, b[2], b[3]);
+        load_matrices_transposed(b, rows_tile + (k * 16 + lane % 16) * STRIDE + d + t * 8 + lane / 16 * 8);
+        mma(c[t], a[k], b[0], b[1]);
+        mma(c[t + 1], a[k], b[2], b[3]);
       }
     }
 #pragma unroll
@@ -172,16 +191,19 @@ __device__ __forceinline__ void add_keys(float* parts, const bf16* weights, cons
 // What this tile of keys adds to the gradient of a warp's 16 queries, in half of the columns.
 __device__ __forceinline__ void add_queries(float* parts, const bf16* weights, const bf16* key_tile, const Place& place, int count) {
   const int first = place.key / (KEYS / 2) * HALF, lane = place.lane;
-#pragma unroll 1
+  uint32_t a[KEYS / 16][4];
+#pragma unroll
+  for (int k = 0; k < KEYS / 16; k++)
+    load_matrices(a[k], weights + (place.query + lane % 16) * WEIGHTS_STRIDE + k * 16 + lane / 16 * 8);
+#pragma unroll 4
   for (int d = first; d < first + HALF; d += 16) {
     float c[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < KEYS; k += 16) {
-      uint32_t a[4], b[4];
-      load_matrices(a, weights + (place.query + lane % 16) * WEIGHTS_STRIDE + k + lane / 16 * 8);
-      load_matrices_transposed(b, key_tile + (k + lane % 16) * STRIDE + d + lane / 16 * 8);
-      mma(c[0], a, b[0], b[1]);
-      mma(c[1], a, b[2], b[3]);
+    for (int k = 0; k < KEYS / 16; k++) {
+      uint32_t b[4];
+      load_matrices_transposed(b, key_tile + (k * 16 + lane % 16) * STRIDE + d + lane / 16 * 8);
+      mma(c[0], a[k], b[0], b[1]);
+      mma(c[1], a[k], b[2], b[3]);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -203,14 +225,24 @@ extern "C" __global__ void __launch_bounds__(128)
   bf16* probabilities = slopes + QUERIES * WEIGHTS_STRIDE;
   const Place place;
   const int lane = place.lane, count = rows * HEADS, first_query = blockIdx.x * QUERIES;
-  wait_for_predecessor();
   release_successor();
   const int fixed = *length + constant, total = fixed + rows;
-  if ((int)blockIdx.y * KEYS >= total) return;
-  load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
+  const bool used = (int)blockIdx.y * KEYS < total;
+  if (used) {
+    load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
+    load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  }
+  wait_for_predecessor();
+  if (!used) return;
   load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
-  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
   commit_copies();
+  float4 score[2][KEY_TILES];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++)
+      score[half][t] = scores[((size_t)place.row(half) * gridDim.y * KEYS + place.column(t)) / 2];
+  }
   float log_sums[2], means[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -223,9 +255,9 @@ extern "C" __global__ void __launch_bounds__(128)
     const int row = place.row(half), own = place.query + lane / 4 + half * 8;
 #pragma unroll
     for (int t = 0; t < KEY_TILES; t++) {
-      const float4 score = scores[((size_t)row * gridDim.y * KEYS + place.column(t)) / 2];
-      const float p[2] = {exp2f(score.x - log_sums[half]), exp2f(score.y - log_sums[half])};
-      const float ds[2] = {p[0] * (score.z - means[half]) * scale, p[1] * (score.w - means[half]) * scale};
+      const float4 s = score[half][t];
+      const float p[2] = {exp2f(s.x - log_sums[half]), exp2f(s.y - log_sums[half])};
+      const float ds[2] = {p[0] * (s.z - means[half]) * scale, p[1] * (s.w - means[half]) * scale};
       const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
       *reinterpret_cast<uint32_t*>(slopes + at) = row < count ? pack_bf16(ds[0], ds[1]) : 0;
       *reinterpret_cast<uint32_t*>(probabilities + at) = row < count ? pack_bf16(p[0], p[1]) : 0;
@@ -240,11 +272,20 @@ extern "C" __global__ void __launch_bounds__(128)
   add_keys(value_parts, probabilities + own_keys, upstream_tile, first, rows, lane);
 }
 
-// The sum of `count` parts, `stride` values apart.
-__device__ __forceinline__ float add_up(const float* parts, int count, size_t stride) {
-  float sum = 0;
-#pragma unroll 4
-  for (int i = 0; i < count; i++) sum += parts[i * stride];
+// The sums of `count` parts, `stride` values apart, of two values.
+__device__ __forceinline__ float2 add_up(const float* first, const float* second, int count, size_t stride) {
+  constexpr int BATCH = 14;
+  float2 sum = {0, 0};
+  for (int start = 0; start < count; start += BATCH) {
+    float2 part[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const bool there = start + i < count;
+      part[i].x = there ? first[(start + i) * stride] : 0.0f, part[i].y = there ? second[(start + i) * stride] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) sum.x += part[i].x, sum.y += part[i].y;
+  }
   return sum;
 }
 
@@ -252,21 +293,18 @@ extern "C" __global__ void __launch_bounds__(HALF)
     attention_gradients(const float* query_parts, const float* key_parts, const float* value_parts, const float2* table,
                         const int* length, int constant, int tiles, bf16* out) {
   const int row = blockIdx.x, head = blockIdx.y, rows = gridDim.x, i = threadIdx.x;
-  wait_for_predecessor();
   release_successor();
   const int position = *length + constant + row, splits = (*length + constant + rows + KEYS - 1) / KEYS;
+  const float2 angle = table[(size_t)position * HALF + i];
   const size_t one = (size_t)rows * DIM, place = (size_t)row * DIM + i;
   const float* parts = query_parts + ((size_t)row * HEADS + head) * DIM + i;
   int count = splits;
   size_t stride = one * HEADS;
   if (head >= HEADS) parts = (head == HEADS ? key_parts : value_parts) + place, count = tiles, stride = one;
-  float a = add_up(parts, count, stride), b = add_up(parts + HALF, count, stride);
-  if (head <= HEADS) {
-    const float2 angle = table[(size_t)position * HALF + i];
-    const float first = a * angle.x + b * angle.y;
-    b = b * angle.x - a * angle.y;
-    a = first;
-  }
+  wait_for_predecessor();
+  const float2 sum = add_up(parts, parts + HALF, count, stride);
+  float a = sum.x, b = sum.y;
+  if (head <= HEADS) a = sum.x * angle.x + sum.y * angle.y, b = sum.y * angle.x - sum.x * angle.y;
   bf16* target = out + ((size_t)row * (HEADS + 2) + head) * DIM + i;
   target[0] = __float2bfloat16(a);
   target[HALF] = __float2bfloat16(b);

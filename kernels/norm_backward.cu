@@ -5,7 +5,9 @@
 //   gradient += (g - y * mean(g * y)) / rms(x)        of x; with `begins` it starts from 0
 //   out       = bf16(gradient * gate)                 of the sublayer whose gated output went into x; not if out is null
 //
-// x fp32, upstream bf16, gradient fp32, out bf16: [rows, WIDTH]. scale and gate fp32 [WIDTH], may be null (0 and 1).
+// x fp32, gradient fp32, out bf16: [rows, WIDTH]; upstream bf16, in `parts` to be added up, `stride` values apart. scale and gate fp32 [WIDTH], may be null (0 and 1).
+// x and gradient are read before the wait: between the kernel that wrote them and this one lies a product that started after it
+// had ended.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
@@ -34,19 +36,21 @@ __device__ __forceinline__ float2 block_sums(float a, float b) {
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    norm_backward(const float* x, const bf16* upstream, const float* scale, const float* gate, float* gradient, int begins,
+    norm_backward(const float* x, const bf16* upstream, int parts, int stride, const float* scale, const float* gate, float* gradient, int begins,
                   bf16* out) {
   const size_t place = (size_t)blockIdx.x * WIDTH + threadIdx.x * 8;
   const int column = threadIdx.x * 8;
   const bool active = column < WIDTH;
   Float8 value = {}, g = {}, total = {};
-  wait_for_predecessor();
   release_successor();
-  float squares = 0, dot = 0;
   if (active) {
     value = load_float8(x + place);
-    g = load_bf16x8(upstream + place);
     if (!begins) total = load_float8(gradient + place);
+  }
+  wait_for_predecessor();
+  float squares = 0, dot = 0;
+  if (active) {
+    g = load_parts(upstream + place, parts, stride);
     if (scale) {
       Float8 s = load_float8(scale + column);
 #pragma unroll

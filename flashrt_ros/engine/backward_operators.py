@@ -9,21 +9,41 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import round_up
+from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.tensor_map import tensor_map
 from flashrt_ros.models.spec import GemmaSpec
 
 QUERIES, KEYS = 32, 64
 """Flat queries and keys of a tile of kernels/attention_backward.cu."""
 
 
-def backward_builds(spec: GemmaSpec) -> list[tuple[str, dict[str, int]]]:
+def backward_builds(gpu: Gpu, spec: GemmaSpec) -> list[tuple[str, dict[str, int]]]:
     """Kernel files and constants."""
+    own: list[tuple[str, dict[str, int]]] = [('back_gemm_sm90', {})] if gpu.capability == (9, 0) else []
     return [
+        *own,
         ('norm_backward', {'WIDTH': spec.width}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': 0}),
         ('attention_backward', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
     ]
+
+
+BOX, MOST_STEPS, BLOCKS = 64, 16, 128
+"""Of kernels/back_gemm_sm90.cu: rows and columns of a box, most boxes of a block along K, blocks to aim at."""
+
+
+def product_parts(depth: int, columns: int) -> int:
+    """Ranges of K: as many as occupy BLOCKS, at least as many as make each fit a block."""
+    steps, tiles = depth // BOX, columns // BOX
+    possible = [n for n in range(1, steps + 1) if steps % n == 0 and steps // n <= MOST_STEPS]
+    return max([n for n in possible if n * tiles <= BLOCKS] or possible[:1])
+
+
+def _parts(upstream: Tensor) -> tuple[int, int]:
+    """Number of parts and how many values lie between them."""
+    return upstream.shape[0], upstream.stride(0)
 
 
 class AttentionScratch:
@@ -47,6 +67,33 @@ class BackwardOperators:
 
     library: KernelLibrary
 
+    def parts(self, weight: Tensor, rows: int) -> int:
+        """In how many parts `product` leaves gradient [rows, out] @ weight [out, in]."""
+        return product_parts(*weight.shape) if self._own(weight, rows) else 1
+
+    def product(self, gradient: Tensor, weight: Tensor, out: Tensor) -> None:
+        """gradient bf16 [rows, out] @ weight bf16 [out, in] -> out bf16 [parts, rows, in], to be added up."""
+        rows, (depth, columns), parts = len(gradient), weight.shape, len(out)
+        if not self._own(weight, rows):
+            torch.mm(gradient, weight, out=out[0])
+            return
+        steps = depth // BOX // parts
+        self.library.kernel('back_gemm_sm90', 'back_gemm')(
+            (columns // BOX, parts),
+            160,
+            tensor_map(gradient, BOX),
+            tensor_map(weight, BOX),
+            out,
+            columns,
+            steps,
+            shared=(steps + min(steps, 8)) * BOX * 128 + 1024,
+            dependent=True,
+        )
+
+    def _own(self, weight: Tensor, rows: int) -> bool:
+        hopper = self.library.gpu.capability == (9, 0)
+        return hopper and rows == BOX and not any(size % BOX for size in weight.shape)
+
     def norm(
         self,
         x: Tensor,
@@ -59,17 +106,20 @@ class BackwardOperators:
         begins: bool = False,
     ) -> None:
         """Back through norm(x) * (1 + scale): add to `gradient` of x; out = gradient * gate for the product
-        in front. x, gradient fp32 [rows, width]; upstream, out bf16 of at least as many rows."""
-        rows, width = gradient.shape
+        in front. x, gradient fp32 [rows, width]; upstream bf16 [parts, rows, width]; out bf16."""
+        (rows, width), (parts, stride) = gradient.shape, _parts(upstream)
         kernel = self.library.kernel('norm_backward', 'norm_backward', WIDTH=width)
         threads = round_up(width // 8, 32)
-        kernel(rows, threads, x, upstream, scale, gate, gradient, int(begins), out, dependent=True)
+        kernel(
+            rows, threads, x, upstream, parts, stride, scale, gate, gradient, int(begins), out, dependent=True
+        )
 
     def gelu_gate(self, x: Tensor, upstream: Tensor, out: Tensor) -> None:
-        """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up."""
-        rows, width = upstream.shape
+        """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up, bf16 [parts,
+        rows, width]."""
+        (_, rows, width), (parts, stride) = upstream.shape, _parts(upstream)
         kernel = self.library.kernel('activation', 'gelu_gate_backward', WIDTH=width, FP8=0)
-        kernel(-(-rows * width // (8 * 256)), 256, x, upstream, out, rows, dependent=True)
+        kernel(-(-rows * width // (8 * 256)), 256, x, upstream, parts, stride, out, rows, dependent=True)
 
     def attention(
         self,

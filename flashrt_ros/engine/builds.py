@@ -17,7 +17,7 @@ Builds = list[tuple[str, dict[str, int]]]
 
 def exact_builds(gpu: Gpu, spec: PolicySpec, precision: str) -> Builds:
     """Kernel files and constants of `exact.ExactDenoise`."""
-    backward: Builds = [('flow_step', {}), *backward_builds(spec.expert)]
+    backward: Builds = [('flow_step', {}), *backward_builds(gpu, spec.expert)]
     if not covers(gpu, spec):
         return [*_gemma(gpu, spec.expert, 0), *backward]
     layers = {'FP8': int(expert_precision(spec, precision) == 'fp8'), 'KEEPS': 1}

@@ -104,45 +104,55 @@ class ExactDenoise:
     def product(self, step: int, upstream: Tensor) -> Tensor:
         """`upstream` [H, A] times the Jacobian of the velocity that was computed last, fp32 [H, A]."""
         forward, modulations = self.forward, self.forward.modulations(step)
-        self._rows(self._to_norm).copy_(forward.heads.velocity_gradient(upstream))
+        self._rows(self._start[0]).copy_(forward.heads.velocity_gradient(upstream))
+        arriving = self._start
         for index in reversed(range(self.spec.expert.layers)):
-            self._through_norm(2 * index + 2, modulations)
-            torch.mm(self._to_product, self._weights['down'][index], out=self._to_hidden)
-            self._backward.gelu_gate(forward.gate_up(index), self._to_hidden, self._to_gate_up)
-            torch.mm(self._to_gate_up, self._weights['gate_up'][index], out=self._to_norm)
-            self._through_norm(2 * index + 1, modulations)
-            torch.mm(self._to_product, self._weights['o'][index], out=self._to_attended)
-            self._through_attention(index)
-            torch.mm(self._to_qkv, self._weights['qkv'][index], out=self._to_norm)
-        self._through_norm(0, modulations)
+            self._through_norm(2 * index + 2, arriving, modulations)
+            hidden = self._multiply('down', index, self._to_product)
+            self._backward.gelu_gate(forward.gate_up(index), hidden, self._to_gate_up)
+            arriving = self._multiply('gate_up', index, self._to_gate_up)
+            self._through_norm(2 * index + 1, arriving, modulations)
+            attended = self._multiply('o', index, self._to_product)
+            self._through_attention(index, attended[0])
+            arriving = self._multiply('qkv', index, self._to_qkv)
+        self._through_norm(0, arriving, modulations)
         return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
 
     def _allocate(self) -> None:
+        """What arrives behind each product in parts, and what goes back into each, [padded rows, columns]."""
         spec, rows, device = self.spec.expert, self.forward.padded_rows, self.forward.device
-        attended = spec.heads * spec.head_dim
 
-        def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.zeros(rows, columns, dtype=dtype, device=device)
+        def buffer(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=device)
 
-        self._gradient = buffer(spec.width, torch.float32)
-        self._to_norm, self._to_product = buffer(spec.width), buffer(spec.width)
-        self._to_hidden, self._to_gate_up = buffer(spec.mlp), buffer(2 * spec.mlp)
-        self._to_attended, self._to_qkv = buffer(attended), buffer(attended + 2 * spec.head_dim)
+        self._arriving = {}
+        for part, (weight, *_) in self._weights.items():
+            parts = 1 if part == 'o' else self._backward.parts(weight, rows)  # attention takes a whole one
+            self._arriving[part] = buffer(parts, rows, weight.shape[1])
+        self._start = buffer(1, rows, spec.width)
+        self._gradient = buffer(rows, spec.width, dtype=torch.float32)
+        self._to_product, self._to_gate_up = buffer(rows, spec.width), buffer(rows, 2 * spec.mlp)
+        self._to_qkv = buffer(rows, (spec.heads + 2) * spec.head_dim)
         self._pull = torch.zeros_like(self.actions)
         self._scratch = AttentionScratch(
             spec.heads, spec.head_dim, self.spec.horizon, self.cache.capacity, device
         )
 
+    def _multiply(self, part: str, index: int, gradient: Tensor) -> Tensor:
+        """Back through a product of a layer, bf16 [parts, padded rows, columns]."""
+        self._backward.product(gradient, self._weights[part][index], self._arriving[part])
+        return self._arriving[part]
+
     def _rows(self, buffer: Tensor) -> Tensor:
         """Those of the actions: the state token's gradient is not wanted and stays 0."""
         return buffer[self._first : self.forward.rows]
 
-    def _through_norm(self, norm: int, modulations: Modulations) -> None:
-        """From `_to_norm` to `_gradient` of the residual stream, and to `_to_product` in front of it."""
+    def _through_norm(self, norm: int, upstream: Tensor, modulations: Modulations) -> None:
+        """From `upstream` to `_gradient` of the residual stream, and to `_to_product` in front of it."""
         own, before = modulations[norm], modulations[norm - 1] if norm else None
         self._backward.norm(
             self._rows(self.forward.residual(norm)),
-            self._rows(self._to_norm),
+            upstream[:, self._first : self.forward.rows],
             self._rows(self._gradient),
             self._rows(self._to_product) if norm else None,
             scale=None if own is None else own.scale,
@@ -150,8 +160,8 @@ class ExactDenoise:
             begins=norm == 2 * self.spec.expert.layers,
         )
 
-    def _through_attention(self, index: int) -> None:
-        """From `_to_attended` to `_to_qkv`."""
+    def _through_attention(self, index: int, upstream: Tensor) -> None:
+        """From `upstream` of its result to `_to_qkv`."""
         forward, cache = self.forward, self.cache
         self._backward.attention(
             self._rows(forward.queries(index)),
@@ -159,7 +169,7 @@ class ExactDenoise:
             cache.values[index],
             cache.length,
             forward.rotary,
-            self._rows(self._to_attended),
+            self._rows(upstream),
             self._rows(self._to_qkv),
             self._scratch,
             constant=self._first,

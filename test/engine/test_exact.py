@@ -43,10 +43,11 @@ def test_back_through_a_norm_is_the_derivative():
     normed = F.rms_norm(x, (24,), eps=1e-6) * (1 + scale) + shift
     expected = torch.autograd.grad(normed, x, upstream)[0] + before
     gradient, out = before.detach().clone(), torch.empty(7, 24, dtype=torch.float64)
-    PLAIN.norm(x.detach(), upstream.detach(), gradient, out, scale=scale, gate=gate)
+    parts = torch.stack([0.3 * upstream, 0.7 * upstream]).detach()
+    PLAIN.norm(x.detach(), parts, gradient, out, scale=scale, gate=gate)
     assert relative_error(gradient, expected) < EXACT
     assert relative_error(out, expected * gate) < EXACT
-    PLAIN.norm(x.detach(), upstream.detach(), gradient, None, scale=scale, begins=True)
+    PLAIN.norm(x.detach(), parts, gradient, None, scale=scale, begins=True)
     assert relative_error(gradient, expected - before) < EXACT
 
 
@@ -55,7 +56,7 @@ def test_back_through_the_gate_is_the_derivative():
     gate, up = x.chunk(2, -1)
     expected = torch.autograd.grad(F.gelu(gate, approximate='tanh') * up, x, upstream)[0]
     out = torch.empty_like(x)
-    PLAIN.gelu_gate(x.detach(), upstream.detach(), out)
+    PLAIN.gelu_gate(x.detach(), torch.stack([0.3 * upstream, 0.7 * upstream]).detach(), out)
     assert relative_error(out, expected) < EXACT
 
 
@@ -120,11 +121,26 @@ def test_the_exact_loop_guides_as_the_plain_model(spec):
 
 
 @gpu
-@pytest.mark.parametrize(('rows', 'width'), [(1, 128), (50, 1024), (51, 1024)])
+@pytest.mark.parametrize(
+    ('depth', 'columns'), [(8192, 1024), (1024, 4096), (2560, 1024), (1024, 2048), (64, 64)]
+)
+def test_product_kernel(library, depth, columns):
+    operators = BackwardOperators(library)
+    gradient, weight = (normal(*sizes, dtype=torch.bfloat16) for sizes in ((64, depth), (depth, columns)))
+    parts = operators.parts(weight, 64)
+    for count in {1, parts} if depth <= 1024 else {parts}:
+        out = poisoned(count, 64, columns)
+        operators.product(gradient, weight, out)
+        assert relative_error(out.double().sum(0), gradient.double() @ weight.double()) < ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize(('rows', 'width', 'parts'), [(1, 128, 1), (50, 1024, 8), (51, 1024, 3)])
 @pytest.mark.parametrize('begins', [False, True])
-def test_norm_kernel(library, rows, width, begins):
+def test_norm_kernel(library, rows, width, parts, begins):
     x, gradient, scale, gate = normal(rows, width, scale=3), normal(rows, width), normal(width), normal(width)
-    upstream, out = normal(rows, width, dtype=torch.bfloat16), poisoned(rows, width)
+    upstream = normal(parts, 64, width, dtype=torch.bfloat16)[:, 64 - rows :]
+    out = poisoned(rows, width)
     expected, expected_out = gradient.double(), torch.empty(rows, width, dtype=torch.float64, device='cuda')
     wide = x.double(), upstream.double()
     PLAIN.norm(*wide, expected, expected_out, scale=scale, gate=gate, begins=begins)
@@ -141,9 +157,12 @@ def test_norm_kernel(library, rows, width, begins):
 
 
 @gpu
-@pytest.mark.parametrize(('rows', 'width'), [(1, 256), (64, 4096)])
-def test_gate_kernel(library, rows, width):
-    x, upstream = (normal(rows, n, dtype=torch.bfloat16, scale=2) for n in (2 * width, width))
+@pytest.mark.parametrize(('rows', 'width', 'parts'), [(1, 256, 1), (64, 4096, 2)])
+def test_gate_kernel(library, rows, width, parts):
+    x, upstream = (
+        normal(rows, 2 * width, dtype=torch.bfloat16),
+        normal(parts, rows, width, dtype=torch.bfloat16),
+    )
     out, expected = (
         poisoned(rows, 2 * width),
         torch.empty(rows, 2 * width, dtype=torch.float64, device='cuda'),

@@ -2,6 +2,7 @@
 against the plain model, the kernels against the parts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,23 @@ from engine.plain_backward import PlainBackwardOperators
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, cosine, normal, poisoned, random_guide, relative_error
 from engine.test_engine import Case
-from engine.test_guidance import PlainCase
-from flashrt_ros.engine.backward_operators import AttentionScratch, BackwardOperators
-from flashrt_ros.engine.buffers import rotary_table
+from engine.test_guidance import PlainCase, without_towers
+from engine.test_towers import RecordingLibrary
+from flashrt_ros.engine import attention_sm90, backward_operators, builds
+from flashrt_ros.engine.backward_operators import (
+    BOX,
+    MOST_STEPS,
+    AttentionScratch,
+    BackwardOperators,
+    product_parts,
+)
+from flashrt_ros.engine.buffers import PrefixCache, rotary_table
 from flashrt_ros.engine.denoise import PlainDenoise
-from flashrt_ros.engine.exact import ExactDenoise
+from flashrt_ros.engine.exact import ExactDenoise, exact_bytes, own_weights, refusal
 from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
-from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.packing import pack_expert
+from flashrt_ros.engine.weights import load_exact, pack
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05
 
@@ -86,7 +97,7 @@ class ExactCase(PlainCase):
 
     def __init__(self, spec):
         super().__init__(spec)
-        packed = pack(random_tensors(spec, 1), spec, 'bf16')
+        packed, spec = pack(random_tensors(self.spec, 1), self.spec, 'bf16'), self.spec
         operators, cache = PlainOperators(), self.loop.cache
         forward = PlainDenoise(operators, spec, packed, {}, cache, keeps=True)
         self.loop = ExactDenoise(operators, PLAIN, forward, packed, cache)
@@ -95,7 +106,7 @@ class ExactCase(PlainCase):
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
 def test_the_product_is_that_of_autograd(spec):
     """One step: bf16 forward and back against the plain model in float64."""
-    case = ExactCase(replace(spec, steps=1))
+    case = ExactCase(spec)
     upstream = torch.randn(case.noise.shape)
     case.found(None)
     with torch.inference_mode():
@@ -103,8 +114,7 @@ def test_the_product_is_that_of_autograd(spec):
         case.loop.forward.velocity(0)
         found = case.loop.product(0, upstream)
     start = case.noise.double().requires_grad_()
-    change = case.expected_change(start)  # actions at the end, less the start: minus the velocity
-    expected = -torch.autograd.grad(change, start, upstream.double())[0]
+    expected = torch.autograd.grad(case.expected_velocity(start), start, upstream.double())[0]
     assert relative_error(found, expected) < 0.02
     assert cosine(found, expected) > 0.9998
 
@@ -113,11 +123,56 @@ def test_the_product_is_that_of_autograd(spec):
 def test_the_exact_loop_guides_as_the_plain_model(spec):
     case = ExactCase(spec)
     free, expected_free = case.found(None), case.expected(None)
-    guide = random_guide(spec, 'exact', 12)
+    guide = random_guide(case.spec, 'exact', 12)
     found, expected = case.found(guide), case.expected(guide)
     assert relative_error(found - free, expected - expected_free) < 0.02
     identity = case.expected(replace(guide, method='identity'))
     assert relative_error(identity - expected_free, expected - expected_free) > 0.05
+
+
+@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0), (12, 0)])
+def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, monkeypatch):
+    for module in (attention_sm90, backward_operators):
+        monkeypatch.setattr(module, 'tensor_map', lambda *_: None)  # a driver's work
+    library, spec = RecordingLibrary(capability), replace(without_towers(spec), horizon=50)
+    packed, cache = (
+        pack(random_tensors(spec, 1), spec, 'bf16'),
+        PrefixCache.allocate(spec, 1, torch.device('cpu')),
+    )
+    forward = PlainDenoise(Operators(library), spec, packed, {}, cache, keeps=True)
+    ExactDenoise(forward.operators, BackwardOperators(library), forward, packed, cache).run()
+    compiled = builds.exact_builds(library.gpu, spec, 'bf16')
+    assert library.asked == {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
+
+
+@pytest.mark.parametrize(
+    ('depth', 'columns', 'parts'),
+    [(8192, 1024, 8), (1024, 4096, 2), (2560, 1024, 8), (1024, 2048, 4), (64, 64, 1)],
+)
+def test_products_occupy_the_gpu_and_fit_a_block(depth, columns, parts):
+    assert product_parts(depth, columns) == parts
+    assert depth % (parts * BOX) == 0
+    assert depth // BOX // parts <= MOST_STEPS
+
+
+def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path):
+    machine = SimpleNamespace(device=torch.device('cpu'))
+    tensors, asked = random_tensors(NANO_PI05, 1), []
+    given = lambda: asked.append(1) or tensors  # noqa: E731
+    first, second = (load_exact('key', NANO_PI05, machine, given, tmp_path) for _ in range(2))
+    assert len(asked) == 1
+    plain = pack_expert(tensors, NANO_PI05, 'bf16')
+    assert own_weights(first).keys() == {*first, *plain}
+    assert all(torch.equal(own_weights(second)[name], value) for name, value in plain.items())
+    size = sum(value.numel() * value.element_size() for value in first.values())
+    assert size == exact_bytes(NANO_PI05)
+
+
+@pytest.mark.parametrize(('dim', 'refused'), [(256, False), (64, False), (32, True), (80, True)])
+def test_heads_without_kernels_are_refused_with_the_reason(dim, refused):
+    reason = refusal(replace(NANO_PI05, expert=replace(NANO_PI05.expert, head_dim=dim)))
+    assert (f'not of {dim}' in reason) == refused
 
 
 @gpu

@@ -72,13 +72,6 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-// gelu_tanh and its derivative.
-__device__ __forceinline__ float2 gelu_with_slope(float x) {
-  constexpr float ROOT = 0.7978845608028654f, CUBIC = 0.044715f;
-  float t = fast_tanh(ROOT * (x + CUBIC * x * x * x)), half = 0.5f * (1.0f + t);
-  return make_float2(x * half, half + 0.5f * x * (1.0f - t * t) * ROOT * (1.0f + 3.0f * CUBIC * x * x));
-}
-
 extern "C" __global__ void __launch_bounds__(256) gelu_gate_backward(const bf16* x, const bf16* upstream, int parts, int stride,
                                                                               bf16* out, int rows) {
   release_successor();

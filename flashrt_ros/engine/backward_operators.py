@@ -21,7 +21,9 @@ QUERIES, KEYS = 32, 64
 
 def backward_builds(gpu: Gpu, spec: GemmaSpec) -> list[tuple[str, dict[str, int]]]:
     """Kernel files and constants."""
-    own: list[tuple[str, dict[str, int]]] = [('back_gemm_sm90', {})] if gpu.capability == (9, 0) else []
+    own: list[tuple[str, dict[str, int]]] = []
+    if gpu.capability == (9, 0):
+        own = [('back_gemm_sm90', {}), ('back_gemm_sm90', {'GATED': 1})]
     return [
         *own,
         ('norm_backward', {'WIDTH': spec.width}),
@@ -31,7 +33,7 @@ def backward_builds(gpu: Gpu, spec: GemmaSpec) -> list[tuple[str, dict[str, int]
 
 
 BOX, MOST_STEPS, BLOCKS = 64, 16, 128
-"""Of kernels/back_gemm_sm90.cu: rows and columns of a box, most boxes of a block along K, blocks to aim at."""
+"""Of kernels/back_gemm_sm90.cu: rows and columns of a box, most boxes of a block along K, blocks wanted."""
 
 
 def product_parts(depth: int, columns: int) -> int:
@@ -73,12 +75,29 @@ class BackwardOperators:
 
     def product(self, gradient: Tensor, weight: Tensor, out: Tensor) -> None:
         """gradient bf16 [rows, out] @ weight bf16 [out, in] -> out bf16 [parts, rows, in], to be added up."""
-        rows, (depth, columns), parts = len(gradient), weight.shape, len(out)
-        if not self._own(weight, rows):
+        if not self._own(weight, len(gradient)):
             torch.mm(gradient, weight, out=out[0])
             return
+        self._launch_product(gradient, weight, out, len(out))
+
+    def gated_product(self, gradient: Tensor, weight: Tensor, x: Tensor, hidden: Tensor, out: Tensor) -> None:
+        """`product` with the down projection and `gelu_gate` behind it: the gradient of x, gate before up.
+
+        hidden: room for what is between them, as `product` leaves it.
+        """
+        rows, depth = len(gradient), len(weight)
+        if self._own(weight, rows) and depth <= MOST_STEPS * BOX:
+            self._launch_product(gradient, weight, out, 1, x)
+            return
+        self.product(gradient, weight, hidden)
+        self.gelu_gate(x, hidden, out)
+
+    def _launch_product(
+        self, gradient: Tensor, weight: Tensor, out: Tensor, parts: int, gated: Tensor | None = None
+    ) -> None:
+        (depth, columns), constants = weight.shape, {} if gated is None else {'GATED': 1}
         steps = depth // BOX // parts
-        self.library.kernel('back_gemm_sm90', 'back_gemm')(
+        self.library.kernel('back_gemm_sm90', 'back_gemm', **constants)(
             (columns // BOX, parts),
             160,
             tensor_map(gradient, BOX),
@@ -86,6 +105,7 @@ class BackwardOperators:
             out,
             columns,
             steps,
+            gated,
             shared=(steps + min(steps, 8)) * BOX * 128 + 1024,
             dependent=True,
         )

@@ -108,8 +108,7 @@ class ExactDenoise:
         arriving = self._start
         for index in reversed(range(self.spec.expert.layers)):
             self._through_norm(2 * index + 2, arriving, modulations)
-            hidden = self._multiply('down', index, self._to_product)
-            self._backward.gelu_gate(forward.gate_up(index), hidden, self._to_gate_up)
+            self._through_gate(index)
             arriving = self._multiply('gate_up', index, self._to_gate_up)
             self._through_norm(2 * index + 1, arriving, modulations)
             attended = self._multiply('o', index, self._to_product)
@@ -142,6 +141,16 @@ class ExactDenoise:
         """Back through a product of a layer, bf16 [parts, padded rows, columns]."""
         self._backward.product(gradient, self._weights[part][index], self._arriving[part])
         return self._arriving[part]
+
+    def _through_gate(self, index: int) -> None:
+        """From `_to_product` of the down projection to `_to_gate_up`."""
+        self._backward.gated_product(
+            self._to_product,
+            self._weights['down'][index],
+            self.forward.gate_up(index),
+            self._arriving['down'],
+            self._to_gate_up,
+        )
 
     def _rows(self, buffer: Tensor) -> Tensor:
         """Those of the actions: the state token's gradient is not wanted and stays 0."""

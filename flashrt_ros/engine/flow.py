@@ -75,6 +75,7 @@ class FlowHeads:
         }
         self.table = self._weights['flow.table']
         self.norms = self._weights.get('flow.norms', self.table)
+        self._into_actions = self._weights['flow.action_in_proj.weight'].t().contiguous()
 
     def embed(self, actions: Tensor, state: Tensor, step: int) -> Tensor:
         """Actions fp32 [H, A] at a step (and pi0's state fp32 [A]) -> tokens fp32 [H or 1 + H, width]."""
@@ -99,13 +100,12 @@ class FlowHeads:
 
     def embed_gradient(self, upstream: Tensor, actions: Tensor, step: int) -> Tensor:
         """The gradient of the actions at a step, fp32 [H, A], from that of their tokens."""
-        first = self._weights['flow.action_in_proj.weight']
         if not self.spec.has_state_token:
-            return upstream @ first
+            return F.linear(upstream, self._into_actions)
         mixing = self._weights['flow.action_time_mlp_in.weight']
         mixed = F.linear(self._linear(actions, 'action_in_proj'), mixing) + self.table[step]
         inner = upstream @ self._weights['flow.action_time_mlp_out.weight']
-        return torch.ops.aten.silu_backward(inner, mixed) @ mixing @ first
+        return torch.ops.aten.silu_backward(inner, mixed) @ mixing @ self._into_actions.t()
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self._weights[f'flow.{name}.weight'], self._weights[f'flow.{name}.bias'])

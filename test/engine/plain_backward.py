@@ -20,6 +20,10 @@ class PlainBackwardOperators:
             some = slice(i * depth, (i + 1) * depth)
             part.copy_(gradient[:, some] @ weight[some])
 
+    def gated_product(self, gradient, weight, x, hidden, out):
+        self.product(gradient, weight, hidden)
+        self.gelu_gate(x, hidden, out)
+
     def norm(self, x, upstream, gradient, out, *, scale=None, gate=None, begins=False):
         g = upstream.to(x.dtype).sum(0) * (1 if scale is None else 1 + scale)
         factor = torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)

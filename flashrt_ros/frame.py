@@ -16,12 +16,13 @@ import numpy as np
 class Frame:
     """A view of memory that somebody else wrote; nothing is copied. It must not be written to.
 
-    The bytes stay as they are for as long as anything refers to `data` (the frame, or any array or tensor made
-    of it): a ring never gives a slot away whose frame is still alive. Work that reads them in the background,
+    The bytes stay as they are for as long as anything refers to `data` (the frame, an array or tensor made of
+    it): a ring never gives a slot away whose frame is still alive. Work that reads them in the background,
     such as a GPU stream, therefore keeps the frame until it has finished.
 
-    data: uint8 [N], the `data` field of the message, first pixel first. N, step, width and height are what the
-    sender claims and nobody has checked: compare them before reading a pixel.
+    data: uint8 [N], the `data` field of the message, first pixel first. N, step, width and height are what
+    the sender claims and nobody has checked: compare them before reading a pixel. It mostly begins at a
+    multiple of 256 bytes; the first frame of a ring, and those of bags, lie anywhere.
     encoding: a name of sensor_msgs/image_encodings; for a compressed picture its free text `format`.
     width, height: pixels. step: bytes from one row to the next. All three are 0 for a compressed picture.
     is_bigendian: of channels wider than 8 bits.
@@ -43,10 +44,21 @@ class Frame:
     device_address: int = 0
 
 
-class FrameSource(Protocol):
-    """Where the frames of one camera come from: a subscription, or the GPU buffers of some later middleware."""
+class FrameSink(Protocol):
+    """What a source gives its frames to; `ingest.stream.Stream` is one."""
 
-    def start(self, keep: Callable[[Frame], None]) -> Callable[[], None]:
-        """Give every frame that comes to `keep`, from one thread at a time, until the returned function is
-        called. A frame that cannot be read is counted where it is dropped, and never given."""
+    def keep(self, frame: Frame) -> None:
+        """The newest frame of the camera."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """A frame came that cannot be read, and why."""
+        ...
+
+
+class FrameSource(Protocol):
+    """Where the frames of one camera come from: a subscription, or GPU buffers of some later middleware."""
+
+    def start(self, sink: FrameSink) -> Callable[[], None]:
+        """Give all that comes to `sink`, from one thread at a time, until the returned function is called."""
         ...

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
+from flashrt_ros.configuration.intake import Intake
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
 """A joint, view or robot name; one component of a ROS parameter name."""
@@ -253,6 +254,7 @@ class RobotConfig(Section):
     policy: PolicySection
     rates: Rates
     gates: Gates = Gates()
+    ingest: Intake = Intake()
     output: Output
     executor: Executor = Executor()
     safety: Safety = Safety()

@@ -7,12 +7,12 @@ truncated file, where OpenCV fills the missing part with grey and returns it as 
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flashrt_ros.errors import ObservationError
+from flashrt_ros.frame import Frame
 
 _MAGIC = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG'}
 _MODES = ('RGB', 'RGBA', 'L')
@@ -22,18 +22,18 @@ MAX_PIXELS = 3840 * 2160
 """Largest picture accepted; a few corrupt bytes in a header can otherwise demand gigabytes."""
 
 
-def decode_compressed(message: Any, view: str) -> np.ndarray:
-    """Compressed image message -> uint8 [height, width, 3], RGB.
+def decode_compressed(frame: Frame, view: str) -> np.ndarray:
+    """Compressed frame -> uint8 [height, width, 3], RGB.
 
-    message: has the fields of sensor_msgs/CompressedImage. view: named in errors.
+    view: named in errors.
     Raises ObservationError for anything but a whole JPEG or PNG of 8 bits a channel.
     """
-    data = bytes(message.data)
+    data = bytes(frame.data)
     kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
     if kind is None:
         begin = data[:4].hex() or 'none'
         raise ObservationError(
-            f"neither JPEG nor PNG (format '{message.format}', {len(data)} bytes, first bytes {begin})",
+            f"neither JPEG nor PNG (format '{frame.encoding}', {len(data)} bytes, first bytes {begin})",
             view,
             'let the camera publish JPEG or PNG',
         )

@@ -45,7 +45,8 @@ class Refusal:
 def check_sample(stream: Stream, sample: Sample | None, now_ns: int, limits: Limits) -> Refusal | None:
     """The first reason, if any, why the latest message of one input cannot be used."""
     if sample is None:
-        return Refusal(stream.name, 'missing', f"no message on '{stream.topic}' yet")
+        dropped = f', but one that was dropped: {stream.last_drop}' if stream.last_drop else ''
+        return Refusal(stream.name, 'missing', f"no message on '{stream.topic}' yet{dropped}")
     if sample.stamp_ns == 0:
         return Refusal(stream.name, 'unstamped', 'its header.stamp is 0: let the driver stamp its messages')
     age = (now_ns - sample.stamp_ns) / _SECOND
@@ -56,8 +57,9 @@ def check_sample(stream: Stream, sample: Sample | None, now_ns: int, limits: Lim
         return Refusal(stream.name, 'future', f'its stamp is {-age:.3f} s in the future: {hint}')
     if age > limit:
         transport = (sample.received_ns - sample.stamp_ns) / _SECOND
-        slow = f'it took {transport:.3f} s to arrive' if transport > age / 2 else 'no newer message has come'
-        hint = _clock_hint(transport) or slow
+        late = f'it took {transport:.3f} s to arrive' if transport > age / 2 else 'no newer message has come'
+        newer = f'the newer one was dropped: {stream.last_drop}' if stream.last_drop else late
+        hint = _clock_hint(transport) or newer
         return Refusal(stream.name, 'stale', f'it is {age:.3f} s old, max_age_s is {limit:g}: {hint}')
     if sample.fault:
         return Refusal(stream.name, 'invalid', sample.fault)

@@ -21,6 +21,7 @@ from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
 from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.joints import STATE, JointMap
 from flashrt_ros.ingest.stream import Sample, Stream
+from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.policy import Observation
 
 _SECOND = 1_000_000_000
@@ -75,6 +76,7 @@ class Ingest:
         self.limits = Limits.of(config)
         self.prompt = config.prompt
         self._prompt_topic = config.prompt_topic
+        self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
         self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
         self.streams = {view: Stream(view, camera.topic) for view, camera in config.cameras.items()}
         self.streams[STATE] = Stream(STATE, config.joint_states.topic)
@@ -82,8 +84,14 @@ class Ingest:
         self._since_ns = 0
 
     def offer(self, name: str, message: Any, received_ns: int) -> None:
-        """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time."""
-        self.streams[name].offer(message, received_ns)
+        """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time.
+
+        Sources that have frames already give them to the stream of the view (`Stream.keep`).
+        """
+        if name == STATE:
+            self.streams[name].offer(message, received_ns)
+        else:
+            self.streams[name].keep(self._frames[name](message, received_ns, 0))
 
     def observe(self, now_ns: int) -> Taken | Blocked:
         """Take the latest message of every input, if all pass the gates and can be decoded."""

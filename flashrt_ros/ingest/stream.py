@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from flashrt_ros.frame import Frame
+
 
 @dataclass
 class Sample:
@@ -21,7 +23,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class StreamCounts:
-    """Since the stream was made. unused: replaced by a newer message before anyone took it."""
+    """Since the stream was made. unused: replaced by a newer message before anyone took it.
+
+    rejected: messages that cannot be used, whether they were dropped on arrival or found out later.
+    """
 
     received: int
     unused: int
@@ -29,19 +34,37 @@ class StreamCounts:
 
 
 class Stream:
-    """Latest message wins. One thread offers, another takes."""
+    """Latest message wins. One thread offers, another takes. For a camera it is a `FrameSink`.
+
+    last_drop: why the last message that was dropped on arrival cannot be read; '' while the newest could.
+    """
 
     def __init__(self, name: str, topic: str) -> None:
         self.name, self.topic = name, topic
         self._lock = threading.Lock()
         self._latest: Sample | None = None
         self._received = self._unused = self._rejected = 0
+        self.last_drop = ''
 
     def offer(self, message: Any, received_ns: int) -> None:
         """Keep a message with a header as the latest."""
-        sample = Sample(message, stamp_ns(message.header.stamp), received_ns)
+        self._keep(Sample(message, stamp_ns(message.header.stamp), received_ns))
+
+    def keep(self, frame: Frame) -> None:
+        """See `FrameSink.keep`."""
+        self._keep(Sample(frame, frame.stamp_ns, frame.received_ns))
+
+    def drop(self, reason: str) -> None:
+        """See `FrameSink.drop`. What was the latest before stays it, and grows old."""
         with self._lock:
             self._received += 1
+            self._rejected += 1
+            self.last_drop = reason
+
+    def _keep(self, sample: Sample) -> None:
+        with self._lock:
+            self._received += 1
+            self.last_drop = ''
             if self._latest is not None and not self._latest.taken:
                 self._unused += 1
             self._latest = sample

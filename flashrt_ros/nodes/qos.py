@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -24,7 +25,11 @@ RECORD = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability
 
 
 def subscribe_latest(
-    node: Node, message_type: type, topic: str, callback: Callable[[Any], None]
+    node: Node,
+    message_type: type,
+    topic: str,
+    callback: Callable[[Any], None],
+    callback_group: CallbackGroup | None = None,
 ) -> Subscription[Any]:
     """Subscribe to sensor data. The QoS can be overridden by the usual qos_overrides parameters."""
 
@@ -39,6 +44,7 @@ def subscribe_latest(
         topic,
         callback,
         LATEST_SENSOR,
+        callback_group=callback_group,
         event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         qos_overriding_options=QoSOverridingOptions.with_default_policies(),
     )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed
 from flashrt_ros.ingest.image import SUPPORTED, decode_image
+from flashrt_ros.ingest.typed import compressed_frame, image_frame
 from ingest.messages import compressed, compressed_bytes, image, smooth_picture
 
 RGB = smooth_picture()
@@ -20,15 +21,23 @@ IN_ENCODING = {
 }
 
 
+def rgb_of(message):
+    return decode_image(image_frame(message), 'front')
+
+
+def picture_of(message):
+    return decode_compressed(compressed_frame(message), 'wrist')
+
+
 @pytest.mark.parametrize('padding', [0, 5])
 @pytest.mark.parametrize('encoding', IN_ENCODING)
 def test_colour_encodings_become_rgb(encoding, padding):
     message = image(np.ascontiguousarray(IN_ENCODING[encoding]), encoding, padding)
-    np.testing.assert_array_equal(decode_image(message, 'front'), RGB)
+    np.testing.assert_array_equal(rgb_of(message), RGB)
 
 
 def test_grey_becomes_three_equal_channels():
-    decoded = decode_image(image(RGB[:, :, :1], 'mono8', padding=3), 'front')
+    decoded = rgb_of(image(RGB[:, :, :1], 'mono8', padding=3))
     np.testing.assert_array_equal(decoded, np.repeat(RGB[:, :, :1], 3, axis=2))
 
 
@@ -37,14 +46,14 @@ def test_an_unsupported_encoding_is_named_with_those_supported(encoding):
     with pytest.raises(
         ObservationError, match=f"front: the encoding '{encoding}' is not supported.*{SUPPORTED[0]}"
     ):
-        decode_image(image(RGB, encoding), 'front')
+        rgb_of(image(RGB, encoding))
 
 
 def test_a_step_shorter_than_the_width():
     message = image(RGB)
     message.step -= 1
     with pytest.raises(ObservationError, match=r"step 191 is less than the 192 bytes of 64 pixels in 'rgb8'"):
-        decode_image(message, 'front')
+        rgb_of(message)
 
 
 @pytest.mark.parametrize('change', [-1, 1, -len(RGB.tobytes())])
@@ -52,12 +61,12 @@ def test_data_that_is_not_as_long_as_its_header_says(change):
     message = image(RGB)
     message.data = message.data[:change] if change < 0 else message.data + message.data[:change]
     with pytest.raises(ObservationError, match=r'bytes of data, but step 192 x height 48 is 9216'):
-        decode_image(message, 'front')
+        rgb_of(message)
 
 
 def test_an_empty_image():
     with pytest.raises(ObservationError, match=r'the image is empty \(0 x 0\)'):
-        decode_image(image(np.zeros((0, 0, 3), np.uint8)), 'front')
+        rgb_of(image(np.zeros((0, 0, 3), np.uint8)))
 
 
 @given(
@@ -71,7 +80,7 @@ def test_lying_headers_are_refused_and_never_read_past_the_data(height, width, s
     message = image(RGB, encoding)
     message.height, message.width, message.step, message.data = height, width, step, message.data[:size]
     try:
-        decoded = decode_image(message, 'front')
+        decoded = rgb_of(message)
     except ObservationError:
         return
     assert decoded.shape == (height, width, 3)
@@ -80,24 +89,24 @@ def test_lying_headers_are_refused_and_never_read_past_the_data(height, width, s
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_compressed_colour(kind):
-    decoded = decode_compressed(compressed(RGB, kind), 'wrist')
+    decoded = picture_of(compressed(RGB, kind))
     assert decoded.dtype == np.uint8
     assert np.abs(decoded.astype(int) - RGB).max() <= (0 if kind == 'PNG' else 12)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_compressed_grey_becomes_rgb(kind):
-    assert decode_compressed(compressed(RGB[:, :, 0], kind), 'wrist').shape == RGB.shape
+    assert picture_of(compressed(RGB[:, :, 0], kind)).shape == RGB.shape
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_a_truncated_picture_is_refused_unless_every_pixel_is_there(kind):
     data = compressed(RGB, kind).data
-    whole = decode_compressed(compressed_bytes(data), 'wrist')
+    whole = picture_of(compressed_bytes(data))
     refused = 0
     for length in range(8, len(data)):
         try:
-            np.testing.assert_array_equal(decode_compressed(compressed_bytes(data[:length]), 'wrist'), whole)
+            np.testing.assert_array_equal(picture_of(compressed_bytes(data[:length])), whole)
         except ObservationError as error:
             refused += 'corrupt' in error.what
     assert refused > 0.7 * len(data)
@@ -109,13 +118,13 @@ def test_other_formats_are_refused_by_their_first_bytes(data):
     with pytest.raises(
         ObservationError, match=f"neither JPEG nor PNG .format 'free text', .*first bytes {first}"
     ):
-        decode_compressed(compressed_bytes(data), 'wrist')
+        picture_of(compressed_bytes(data))
 
 
 def test_a_depth_picture_is_refused():
     depth = (RGB[:, :, 0].astype(np.uint16) * 100).astype(np.uint16)
     with pytest.raises(ObservationError, match="a PNG of mode 'I;16' is not an 8-bit colour or grey image"):
-        decode_compressed(compressed(depth, 'PNG'), 'wrist')
+        picture_of(compressed(depth, 'PNG'))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,7 @@ def test_a_header_that_demands_gigabytes_is_refused(side, message):
     frame = data.index(b'\xff\xc0')
     data[frame + 5 : frame + 9] = side.to_bytes(2, 'big') * 2
     with pytest.raises(ObservationError, match=message):
-        decode_compressed(compressed_bytes(bytes(data)), 'wrist')
+        picture_of(compressed_bytes(bytes(data)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -140,7 +149,7 @@ def test_flipped_bytes_give_a_picture_or_an_error_but_never_a_crash(kind, flips,
     for position, value in flips:
         data[position % len(data)] = value
     try:
-        decoded = decode_compressed(compressed_bytes(bytes(data[: len(data) - cut])), 'wrist')
+        decoded = picture_of(compressed_bytes(bytes(data[: len(data) - cut])))
     except ObservationError:
         return
     assert decoded.dtype == np.uint8

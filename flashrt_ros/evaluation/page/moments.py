@@ -18,6 +18,7 @@ from flashrt_ros.evaluation.replay.episode import Episode
 from flashrt_ros.evaluation.score.actions import action_errors
 from flashrt_ros.ingest.compressed import decode_compressed
 from flashrt_ros.ingest.image import decode_image
+from flashrt_ros.ingest.typed import compressed_frame, image_frame
 
 COUNT = 6
 APART_S = 1.0
@@ -94,8 +95,10 @@ def _topics(config: RobotConfig, there: set[str]) -> dict[str, str]:
 
 
 def _thumbnail(message: object, view: str) -> bytes:
-    decode = decode_image if hasattr(message, 'encoding') else decode_compressed
-    picture = Image.fromarray(decode(message, view))
+    if hasattr(message, 'encoding'):
+        picture = Image.fromarray(decode_image(image_frame(message), view))
+    else:
+        picture = Image.fromarray(decode_compressed(compressed_frame(message), view))
     picture.thumbnail((WIDTH, WIDTH))
     buffer = io.BytesIO()
     picture.save(buffer, 'JPEG', quality=QUALITY)

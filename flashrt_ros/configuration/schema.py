@@ -112,6 +112,14 @@ class Camera(Section):
     transport: Literal['raw', 'compressed'] = setting(
         'raw', description='Message type: sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)'
     )
+    latency_s: float = setting(
+        0.0,
+        description='From the exposure to the stamp, subtracted from it: readout and transfer, where the '
+        'driver stamps on arrival',
+        unit='s',
+        ge=0.0,
+        le=10.0,
+    )
     max_age_s: float = setting(
         0.2, description='An older frame blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
@@ -119,6 +127,9 @@ class Camera(Section):
 
 class JointStates(Section):
     topic: Topic = setting('joint_states', description='Topic of sensor_msgs/JointState')
+    latency_s: float = setting(
+        0.0, description='From the measurement to the stamp, subtracted from it', unit='s', ge=0.0, le=10.0
+    )
     max_age_s: float = setting(
         0.1, description='An older joint state blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
@@ -78,10 +78,11 @@ class Ingest:
         self._prompt_topic = config.prompt_topic
         self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
         self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
-        self.streams = {view: Stream(view, camera.topic) for view, camera in config.cameras.items()}
-        self.streams[STATE] = Stream(STATE, config.joint_states.topic)
+        inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
+        self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
+        self._fine_ns = 0
 
     def offer(self, name: str, message: Any, received_ns: int) -> None:
         """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time.
@@ -101,7 +102,7 @@ class Ingest:
         if refusal is None:
             taken = self._take(present, now_ns)
             if isinstance(taken, Taken):
-                self._episode = None
+                self._episode, self._fine_ns = None, now_ns
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)
@@ -110,13 +111,24 @@ class Ingest:
         for name, sample in samples.items():
             refusal = check_sample(self.streams[name], sample, now_ns, self.limits)
             if refusal is not None:
-                return refusal
+                return self._all_at_once(refusal, samples, now_ns)
         stamps = {name: sample.stamp_ns for name, sample in samples.items() if sample is not None}
         refusal = check_skew(stamps, self.limits)
         if refusal is None and not self.prompt.strip():
             where = f"set the parameter 'prompt' or publish on '{self._prompt_topic}'"
             return Refusal('prompt', 'prompt', f'it is empty: {where}')
         return refusal
+
+    def _all_at_once(self, refusal: Refusal, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal:
+        """The same refusal; where every input was fine a moment ago and is stale now, it says so."""
+        checked = (check_sample(self.streams[name], s, now_ns, self.limits) for name, s in samples.items())
+        if self._fine_ns == 0 or not all(found and found.kind == 'stale' for found in checked):
+            return refusal
+        gap = (now_ns - self._fine_ns) / _SECOND
+        hint = (
+            f'as is every input, {gap:.3f} s after all were fine: the clock jumped ahead, or all stood still'
+        )
+        return replace(refusal, detail=f'{refusal.detail}; {hint}')
 
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()

@@ -108,7 +108,7 @@ def _never(message: Any) -> None:
     """The callback of a subscription whose messages are taken otherwise."""
 
 
-class _Frames(Waitable[None]):
+class _Frames(Waitable):
     """Waits for messages of a subscription and takes all that are there; the last one wins."""
 
     def __init__(

@@ -74,7 +74,7 @@ class PolicyNode(ManagedNode):
         waits = STRATEGIES[config.executor.strategy].waits
         rate_hz = config.rates.control_rate_hz if waits else config.rates.chunk_rate_hz
         self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger)
-        self._monitor = diagnostics.InputMonitor()
+        self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._subscribe(config, self._worker)
 
     def activate(self) -> None:
@@ -135,7 +135,7 @@ class PolicyNode(ManagedNode):
         own = diagnostics.status(name, robot, level, trouble or self.state, values)
         ages = ingest.limits.max_age_s
         inputs = ingest.streams.items()
-        return [own, *(self._monitor.report(s, ages[key], now_ns, name, robot) for key, s in inputs)]
+        return [own, *(self._monitor.report(stream, ages[key], now_ns) for key, stream in inputs)]
 
     def _subscribe(self, config: RobotConfig, worker: PolicyWorker) -> None:
         for view, camera in config.cameras.items():

@@ -218,6 +218,11 @@ class Rates(Section):
         le=1000.0,
     )
     control_rate_hz: float = setting(description='Commands per second', unit='Hz', ge=1.0, le=1000.0)
+    trigger: Literal['tick', 'frame'] = setting(
+        'tick',
+        description='What starts an inference: the clock (tick), or new frames of all cameras (frame), '
+        'at most chunk_rate_hz times a second',
+    )
 
     @model_validator(mode='after')
     def _chunks_can_be_executed(self) -> Rates:

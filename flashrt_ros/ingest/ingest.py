@@ -17,6 +17,7 @@ import numpy as np
 from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
 from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.joints import STATE, JointMap
@@ -66,6 +67,7 @@ class Blocked:
 class Ingest:
     """The inputs of one robot. `limits` and `prompt` may be replaced at any time.
 
+    fresh: whether every camera has a frame that no observation has used.
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
     cores does.
     """
@@ -80,6 +82,7 @@ class Ingest:
         self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
         inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
+        self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
         self._fine_ns = 0
@@ -103,6 +106,7 @@ class Ingest:
             taken = self._take(present, now_ns)
             if isinstance(taken, Taken):
                 self._episode, self._fine_ns = None, now_ns
+                self.fresh.used()
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class Stream:
     """Latest message wins. One thread offers, another takes. For a camera it is a `FrameSink`.
 
     latency_s: from what happened to the stamp of the message, which is put back by as much.
+    kept: called after a message was kept.
     last_drop: why the last message that was dropped on arrival cannot be read; '' while the newest could.
     """
 
@@ -46,6 +48,7 @@ class Stream:
         self._lock = threading.Lock()
         self._latest: Sample | None = None
         self._received = self._unused = self._rejected = 0
+        self.kept: Callable[[], None] = lambda: None
         self.last_drop = ''
 
     def offer(self, message: Any, received_ns: int) -> None:
@@ -71,6 +74,7 @@ class Stream:
             if self._latest is not None and not self._latest.taken:
                 self._unused += 1
             self._latest = sample
+        self.kept()
 
     def latest(self) -> Sample | None:
         return self._latest

@@ -73,7 +73,8 @@ class PolicyNode(ManagedNode):
         # With sync the end of a chunk decides when to plan: look for it at every control period.
         waits = STRATEGIES[config.executor.strategy].waits
         rate_hz = config.rates.control_rate_hz if waits else config.rates.chunk_rate_hz
-        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger)
+        before = {'frame': self._worker.await_frames, 'tick': lambda in_time: None}[config.rates.trigger]
+        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger, before)
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._subscribe(config, self._worker)
 

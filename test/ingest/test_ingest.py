@@ -179,6 +179,29 @@ def test_a_dropped_frame_is_counted_and_named_once_the_one_before_is_too_old(ing
     assert (stream.counts.received, stream.counts.rejected) == (3, 2)
 
 
+def test_frames_are_fresh_when_every_camera_has_one_that_was_not_used(ingest):
+    offer(ingest, wrist=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest)
+    assert ingest.fresh.wait(0.0)
+    ingest.observe(NOW)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
+
+
+def test_frames_that_were_there_are_not_those_expected(ingest):
+    offer(ingest)
+    ingest.fresh.expect()
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
+
+
 def test_the_reason_says_since_when_and_starts_again_after_recovery(ingest):
     offer(ingest, front=300)
     assert refusal(ingest, NOW).reason.endswith('(for 0.0 s)')

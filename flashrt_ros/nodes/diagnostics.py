@@ -32,6 +32,7 @@ def pace_values(what: str, loop: FixedRateLoop) -> dict[str, Any]:
         f'{what} rate [Hz]': pace.rate_hz,
         f'{what} late p50 [ms]': pace.late_p50_s * 1e3,
         f'{what} late p99 [ms]': pace.late_p99_s * 1e3,
+        f'{what} late p99.9 [ms]': pace.late_p999_s * 1e3,
         f'{what} late max [ms]': pace.late_max_s * 1e3,
         f'{what} deadlines skipped': loop.skipped,
     }

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe(device: str) -> dict[str, str]:
-    """Processor, cores, what else they were doing, middleware, commit and date; GPU and driver where the policy runs on one."""
+    """Processor, its load, middleware, commit and date; GPU and driver where the policy runs on one."""
     found = {
         'cpu': _cpu(),
         'cores': str(os.cpu_count()),

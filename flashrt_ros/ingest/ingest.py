@@ -111,6 +111,16 @@ class Ingest:
             refusal = taken
         return self._blocked(refusal, present, now_ns)
 
+    def fault_of(self, name: str) -> ObservationError | None:
+        """Why the latest message of an input cannot be used, its times aside; None if it can or there is none."""
+        sample = self.streams[name].latest()
+        try:
+            if sample is not None:
+                self._decode(name, sample)
+        except ObservationError as error:
+            return error
+        return None
+
     def _gates(self, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal | None:
         for name, sample in samples.items():
             refusal = check_sample(self.streams[name], sample, now_ns, self.limits)

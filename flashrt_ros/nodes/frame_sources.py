@@ -46,7 +46,11 @@ class TypedSource:
             sink.keep(make(message, clock.now().nanoseconds, sequence))
 
         subscription = subscribe_latest(self._node, _TYPES[self._transport], self._topic, keep)
-        return lambda: self._node.destroy_subscription(subscription) and None
+
+        def stop() -> None:
+            self._node.destroy_subscription(subscription)
+
+        return stop
 
 
 class DirectSource:

@@ -112,7 +112,7 @@ class Ingest:
         return self._blocked(refusal, present, now_ns)
 
     def fault_of(self, name: str) -> ObservationError | None:
-        """Why the latest message of an input cannot be used, its times aside; None if it can or there is none."""
+        """What is wrong with the latest message of an input, its times aside; None if nothing is."""
         sample = self.streams[name].latest()
         try:
             if sample is not None:

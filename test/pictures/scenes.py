@@ -26,7 +26,7 @@ def demo_frames(count=2):
     """Camera frames of the demo's recorded episode."""
     frames = []
     with open_bag(resource_folder('kernels').parent / 'demo' / 'episode') as bag:
-        topics = [topic for topic, kind in bag.topics.items() if kind.endswith('CompressedImage')]
+        topics = [topic for topic, kind in bag.topics.items() if kind.type.endswith('CompressedImage')]
         for record in bag.records(topics):
             message = bag.decode(record)
             frames.append(np.asarray(Image.open(io.BytesIO(bytes(message.data))).convert('RGB')))

@@ -113,6 +113,14 @@ class Camera(Section):
     transport: Literal['raw', 'compressed'] = setting(
         'raw', description='Message type: sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)'
     )
+    latency_s: float = setting(
+        0.0,
+        description='From the exposure to the stamp, subtracted from it: readout and transfer, where the '
+        'driver stamps on arrival',
+        unit='s',
+        ge=0.0,
+        le=10.0,
+    )
     max_age_s: float = setting(
         0.2, description='An older frame blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
@@ -153,6 +161,9 @@ class Camera(Section):
 
 class JointStates(Section):
     topic: Topic = setting('joint_states', description='Topic of sensor_msgs/JointState')
+    latency_s: float = setting(
+        0.0, description='From the measurement to the stamp, subtracted from it', unit='s', ge=0.0, le=10.0
+    )
     max_age_s: float = setting(
         0.1, description='An older joint state blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
@@ -241,6 +252,11 @@ class Rates(Section):
         le=1000.0,
     )
     control_rate_hz: float = setting(description='Commands per second', unit='Hz', ge=1.0, le=1000.0)
+    trigger: Literal['tick', 'frame'] = setting(
+        'tick',
+        description='What starts an inference: the clock (tick), or new frames of all cameras (frame), '
+        'at most chunk_rate_hz times a second',
+    )
 
     @model_validator(mode='after')
     def _chunks_can_be_executed(self) -> Rates:

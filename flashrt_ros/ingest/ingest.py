@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
 from flashrt_ros.ingest.joints import STATE, JointMap
 from flashrt_ros.ingest.stream import Sample, Stream
@@ -62,6 +63,7 @@ class Blocked:
 class Ingest:
     """The inputs of one robot. `limits` and `prompt` may be replaced at any time.
 
+    fresh: whether every camera has a frame that no observation has used.
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
     cores does. decode: False leaves raw frames to the policy as they are (`CameraImage`); what is wrong with
     them is still found here.
@@ -76,10 +78,12 @@ class Ingest:
         self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
         self._raw = {view: camera.transport == 'raw' for view, camera in config.cameras.items()}
         self._framings = {view: camera.framing for view, camera in config.cameras.items()}
-        self.streams = {view: Stream(view, camera.topic) for view, camera in config.cameras.items()}
-        self.streams[STATE] = Stream(STATE, config.joint_states.topic)
+        inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
+        self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
+        self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
+        self._fine_ns = 0
 
     def offer(self, name: str, message: Any, received_ns: int) -> None:
         """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time.
@@ -99,7 +103,8 @@ class Ingest:
         if refusal is None:
             taken = self._take(present, now_ns)
             if isinstance(taken, Taken):
-                self._episode = None
+                self._episode, self._fine_ns = None, now_ns
+                self.fresh.used()
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)
@@ -108,13 +113,24 @@ class Ingest:
         for name, sample in samples.items():
             refusal = check_sample(self.streams[name], sample, now_ns, self.limits)
             if refusal is not None:
-                return refusal
+                return self._all_at_once(refusal, samples, now_ns)
         stamps = {name: sample.stamp_ns for name, sample in samples.items() if sample is not None}
         refusal = check_skew(stamps, self.limits)
         if refusal is None and not self.prompt.strip():
             where = f"set the parameter 'prompt' or publish on '{self._prompt_topic}'"
             return Refusal('prompt', 'prompt', f'it is empty: {where}')
         return refusal
+
+    def _all_at_once(self, refusal: Refusal, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal:
+        """The same refusal; where every input was fine a moment ago and is stale now, it says so."""
+        checked = (check_sample(self.streams[name], s, now_ns, self.limits) for name, s in samples.items())
+        if self._fine_ns == 0 or not all(found and found.kind == 'stale' for found in checked):
+            return refusal
+        gap = (now_ns - self._fine_ns) / _SECOND
+        hint = (
+            f'as is every input, {gap:.3f} s after all were fine: the clock jumped ahead, or all stood still'
+        )
+        return replace(refusal, detail=f'{refusal.detail}; {hint}')
 
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()

@@ -22,7 +22,7 @@ from flashrt_ros.frame import FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import LAYOUTS, MalformedMessage
 from flashrt_ros.ingest.ring import FrameRing, pinned_memory, plain_memory
 from flashrt_ros.ingest.typed import FRAMES
-from flashrt_ros.nodes.qos import subscribe_latest
+from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
 
 _TYPES = {'raw': Image, 'compressed': CompressedImage}
@@ -59,7 +59,7 @@ class DirectSource:
         """See `FrameSource.start`."""
         node = self._node
         subscription = subscribe_latest(
-            node, _TYPES[self._transport], self._topic, _never, callback_group=_Unattended()
+            node, _TYPES[self._transport], self._topic, _never, _Unattended(), LATEST_FRAMES
         )
         waiting = _Frames(node, subscription, self._transport, self._ring, sink)
         node.add_waitable(waiting)
@@ -108,7 +108,7 @@ def _never(message: Any) -> None:
     """The callback of a subscription whose messages are taken otherwise."""
 
 
-class _Frames(Waitable[None]):
+class _Frames(Waitable):
     """Waits for messages of a subscription and takes all that are there; the last one wins."""
 
     def __init__(

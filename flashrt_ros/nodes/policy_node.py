@@ -73,8 +73,9 @@ class PolicyNode(ManagedNode):
         # With sync the end of a chunk decides when to plan: look for it at every control period.
         waits = STRATEGIES[config.executor.strategy].waits
         rate_hz = config.rates.control_rate_hz if waits else config.rates.chunk_rate_hz
-        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger)
-        self._monitor = diagnostics.InputMonitor()
+        before = {'frame': self._worker.await_frames, 'tick': lambda in_time: None}[config.rates.trigger]
+        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger, before)
+        self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._subscribe(config, self._worker)
 
     def activate(self) -> None:
@@ -135,7 +136,7 @@ class PolicyNode(ManagedNode):
         own = diagnostics.status(name, robot, level, trouble or self.state, values)
         ages = ingest.limits.max_age_s
         inputs = ingest.streams.items()
-        return [own, *(self._monitor.report(s, ages[key], now_ns, name, robot) for key, s in inputs)]
+        return [own, *(self._monitor.report(stream, ages[key], now_ns) for key, stream in inputs)]
 
     def _subscribe(self, config: RobotConfig, worker: PolicyWorker) -> None:
         for view, camera in config.cameras.items():

@@ -90,6 +90,13 @@ class PolicyWorker:
             values = {'inference p50 [ms]': float(p50) * 1e3, 'inference p99 [ms]': float(p99) * 1e3}
         return {**values, 'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
 
+    def await_frames(self, in_time: bool) -> None:
+        """Wait for a new frame of every camera: for the next ones if the tick is in time, and if it is late
+        for any that no inference has used. Frames that stay away are too old in the end, as the tick says."""
+        if in_time:
+            self.ingest.fresh.expect()
+        self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()))
+
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
         if self._wanted_epoch is not None:

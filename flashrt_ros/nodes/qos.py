@@ -17,6 +17,11 @@ LATEST_SENSOR = QoSProfile(
 )
 """A best-effort reader matches reliable and best-effort writers; depth 1: a newer frame wins."""
 
+LATEST_FRAMES = QoSProfile(
+    depth=4, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE
+)
+"""For a reader that takes all that is there: what comes while it is held up is late, but not lost."""
+
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 """For chunks and commands. Never transient local: a late joiner would execute what is long over."""
 
@@ -30,6 +35,7 @@ def subscribe_latest(
     topic: str,
     callback: Callable[[Any], None],
     callback_group: CallbackGroup | None = None,
+    qos: QoSProfile = LATEST_SENSOR,
 ) -> Subscription[Any]:
     """Subscribe to sensor data. The QoS can be overridden by the usual qos_overrides parameters."""
 
@@ -43,7 +49,7 @@ def subscribe_latest(
         message_type,
         topic,
         callback,
-        LATEST_SENSOR,
+        qos,
         callback_group=callback_group,
         event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         qos_overriding_options=QoSOverridingOptions.with_default_policies(),

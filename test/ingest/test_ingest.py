@@ -159,6 +159,91 @@ def test_a_clock_that_jumped_back_is_named_until_new_messages_come(ingest):
     assert isinstance(ingest.observe(earlier), Taken)
 
 
+@pytest.mark.parametrize(
+    ('now', 'stamp', 'message'),
+    [
+        (NOW, 90 * SECOND, 'it counts from the start of a simulation: set use_sim_time for this node'),
+        (90 * SECOND, NOW, 'goes by simulated time and the sensor does not: set use_sim_time for both or'),
+        (0, NOW, 'goes by simulated time (use_sim_time), and nobody publishes /clock'),
+        (NOW, NOW + 86400 * SECOND, 'another time base, is use_sim_time right?'),
+    ],
+)
+def test_a_forgotten_use_sim_time_is_named_on_whichever_side(ingest, now, stamp, message):
+    for name in ('base_0_rgb', 'left_wrist_0_rgb'):
+        ingest.offer(name, compressed(PICTURE, stamp_ns=stamp), now)
+    ingest.offer('state', joint_state(NAMES, range(6), stamp_ns=stamp), now)
+    assert message in refusal(ingest, now).reason
+
+
+def test_a_clock_that_jumps_ahead_is_named_until_new_messages_come(ingest):
+    offer(ingest)
+    assert isinstance(ingest.observe(NOW), Taken)
+    later = NOW + 50 * SECOND
+    named = 'as is every input, 50.000 s after all were fine: the clock jumped ahead'
+    assert named in refusal(ingest, later).reason
+    offer(ingest, now=later)
+    assert isinstance(ingest.observe(later), Taken)
+
+
+def test_a_single_stale_input_is_no_jump_of_the_clock(ingest):
+    offer(ingest)
+    ingest.observe(NOW)
+    later = NOW + SECOND
+    offer(ingest, now=later, front=None)
+    assert 'no newer message has come (for' in refusal(ingest, later).reason
+
+
+def test_seconds_on_the_way_may_be_clocks_that_differ(ingest):
+    offer(ingest, front=5000, transport=4990)
+    assert 'it took 4.990 s to arrive, or the clocks of sensor and computer differ' in refusal(ingest).reason
+
+
+def test_a_known_latency_puts_the_stamp_back():
+    latencies = {'cameras.base_0_rgb.latency_s': 0.04, 'joint_states.latency_s': 0.01}
+    ingest = Ingest(with_values(CONFIG, latencies))
+    offer(ingest, front=20, wrist=10, state=5)
+    taken = ingest.observe(NOW)
+    assert list(taken.ages_s.values()) == pytest.approx([0.060, 0.010, 0.015])
+    assert taken.stamp_ns == NOW - 60 * MILLISECOND
+    assert taken.skew_s == pytest.approx(0.050)
+    offer(ingest, front=NOW // MILLISECOND)
+    assert 'base_0_rgb: its header.stamp is 0' in refusal(ingest).reason
+
+
+def test_a_dropped_frame_is_counted_and_named_once_the_one_before_is_too_old(ingest):
+    stream = ingest.streams['base_0_rgb']
+    stream.drop('data needs 9 bytes and 3 are left')
+    assert 'yet, but one that was dropped: data needs 9 bytes' in refusal(ingest).reason
+    offer(ingest, front=90)
+    stream.drop('data needs 9 bytes and 3 are left')
+    assert isinstance(ingest.observe(NOW), Taken)
+    assert 'the newer one was dropped: data needs 9 bytes' in refusal(ingest, NOW + 200 * MILLISECOND).reason
+    assert (stream.counts.received, stream.counts.rejected) == (3, 2)
+
+
+def test_frames_are_fresh_when_every_camera_has_one_that_was_not_used(ingest):
+    offer(ingest, wrist=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest)
+    assert ingest.fresh.wait(0.0)
+    ingest.observe(NOW)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
+
+
+def test_frames_that_were_there_are_not_those_expected(ingest):
+    offer(ingest)
+    ingest.fresh.expect()
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
+
+
 def test_the_reason_says_since_when_and_starts_again_after_recovery(ingest):
     offer(ingest, front=300)
     assert refusal(ingest, NOW).reason.endswith('(for 0.0 s)')

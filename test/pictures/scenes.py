@@ -5,7 +5,6 @@ import io
 import numpy as np
 from PIL import Image
 
-from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.frame import Frame
 from flashrt_ros.pictures import ENCODINGS
 from flashrt_ros.resources import resource_folder
@@ -24,6 +23,8 @@ def natural_picture(height=96, width=128, seed=0):
 
 def demo_frames(count=2):
     """Camera frames of the demo's recorded episode."""
+    from flashrt_ros.evaluation.bag import open_bag  # needs what reads bags, which a GPU machine may lack
+
     frames = []
     with open_bag(resource_folder('kernels').parent / 'demo' / 'episode') as bag:
         topics = [topic for topic, kind in bag.topics.items() if kind.type.endswith('CompressedImage')]

@@ -126,6 +126,7 @@ def _ours(node: Node, device: str) -> Callable[[], bool]:
 
 def _preparation(device: str) -> Callable[[Frame], Any]:
     from flashrt_ros.ingest.image import decode_image
+
     from flashrt_ros.models.image import resize_with_pad
 
     return lambda frame: resize_with_pad(decode_image(frame, 'camera'), SQUARE, 'pil')

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
 from flashrt_ros.configuration.intake import Intake
+from flashrt_ros.pictures.framing import TURNS, Framing
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
 """A joint, view or robot name; one component of a ROS parameter name."""
@@ -123,6 +124,39 @@ class Camera(Section):
     max_age_s: float = setting(
         0.2, description='An older frame blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
+    rotate: int = setting(
+        0,
+        description='How far the picture is turned clockwise to stand upright: 0, 90, 180 or 270',
+        unit='deg',
+        ge=0,
+        le=270,
+    )
+    flip: Literal['none', 'horizontal', 'vertical'] = setting(
+        'none', description='Mirrors the picture once it is turned: left and right, or top and bottom'
+    )
+    crop: list[int] | None = setting(
+        None,
+        description='Part that is kept: x, y, width and height, before the picture is turned; unset: all',
+        unit='pixels of the frame',
+    )
+
+    @model_validator(mode='after')
+    def _framing_makes_sense(self) -> Camera:
+        if self.rotate not in TURNS:
+            raise problem(
+                'rotate', f'{self.rotate} is no quarter turn', 'choose 0, 90, 180 or 270; clockwise'
+            )
+        crop = self.crop
+        if crop is not None and (len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1):
+            raise problem(
+                'crop', f'{crop} is no part of a picture', 'give [x, y, width, height] in pixels, from 0'
+            )
+        return self
+
+    @property
+    def framing(self) -> Framing:
+        crop = None if self.crop is None else (self.crop[0], self.crop[1], self.crop[2], self.crop[3])
+        return Framing(self.rotate, self.flip, crop)
 
 
 class JointStates(Section):

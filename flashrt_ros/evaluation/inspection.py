@@ -22,7 +22,6 @@ from flashrt_ros.evaluation.replay.feed import (
 )
 from flashrt_ros.ingest import JointMap
 from flashrt_ros.ingest.compressed import decode_compressed
-from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.stream import stamp_ns
 from flashrt_ros.ingest.typed import compressed_frame, image_frame
 from flashrt_ros.loading import options_of
@@ -30,6 +29,7 @@ from flashrt_ros.models.backend import describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
 from flashrt_ros.models.guidance import guidance_refusals
 from flashrt_ros.models.normalize import MeanStd, Normalizer, Range
+from flashrt_ros.pictures import decode_image
 from flashrt_ros.policy import PolicyOptions
 
 SAMPLE = 50

@@ -7,7 +7,7 @@ nobody uses cost nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,17 +19,13 @@ from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed
 from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
-from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.joints import STATE, JointMap
 from flashrt_ros.ingest.stream import Sample, Stream
 from flashrt_ros.ingest.typed import FRAMES
+from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import Observation
 
 _SECOND = 1_000_000_000
-_DECODERS: dict[str, Callable[[Any, str], np.ndarray]] = {
-    'raw': decode_image,
-    'compressed': decode_compressed,
-}
 
 
 @dataclass(frozen=True)
@@ -69,17 +65,19 @@ class Ingest:
 
     fresh: whether every camera has a frame that no observation has used.
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
-    cores does.
+    cores does. decode: False leaves raw frames to the policy as they are (`CameraImage`); what is wrong with
+    them is still found here.
     """
 
-    def __init__(self, config: RobotConfig, pool: Executor | None = None) -> None:
-        self._pool = pool
+    def __init__(self, config: RobotConfig, pool: Executor | None = None, decode: bool = True) -> None:
+        self._pool, self._decode_raw = pool, decode
         self.joints = JointMap.of(config)
         self.limits = Limits.of(config)
         self.prompt = config.prompt
         self._prompt_topic = config.prompt_topic
         self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
-        self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
+        self._raw = {view: camera.transport == 'raw' for view, camera in config.cameras.items()}
+        self._framings = {view: camera.framing for view, camera in config.cameras.items()}
         inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
         self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
@@ -146,7 +144,7 @@ class Ingest:
 
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         ahead = {
             name: self._pool.submit(self._decode, name, sample)
             for name, sample in samples.items()
@@ -171,10 +169,16 @@ class Ingest:
             skew_s=(max(stamps) - min(stamps)) / _SECOND,
         )
 
-    def _decode(self, name: str, sample: Sample) -> np.ndarray:
+    def _decode(self, name: str, sample: Sample) -> np.ndarray | CameraImage:
         if name == STATE:
             return self.joints.to_checkpoint(self.joints.positions(sample.message))
-        return self._decoders[name](sample.message, name)
+        if not self._raw[name]:
+            return self._framings[name].apply(decode_compressed(sample.message, name), name)
+        image = CameraImage(sample.message, self._framings[name])
+        if self._decode_raw:
+            return image.array(name)
+        image.check(name)
+        return image
 
     def _blocked(self, refusal: Refusal, samples: Mapping[str, Sample], now_ns: int) -> Blocked:
         episode = (refusal.input, refusal.kind)

@@ -22,6 +22,7 @@ from flashrt_ros.models.image import check_image, resize_with_pad, square_bytes
 from flashrt_ros.models.normalize import Normalizer
 from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
 from flashrt_ros.models.tokenizer import Tokenizer
+from flashrt_ros.pictures import CameraImage, picture_array
 from flashrt_ros.policy import Observation
 
 CONSTANT_WIDTH = 1e-5
@@ -90,7 +91,10 @@ class Processing:
         if not self.resizes_to_bytes:
             return observation
         self.check(observation)
-        images = {view: square_bytes(x, self.image_size) for view, x in observation.images.items()}
+        images = {
+            view: square_bytes(picture_array(x, view), self.image_size)
+            for view, x in observation.images.items()
+        }
         return replace(observation, images=images)
 
     def check(self, observation: Observation) -> None:
@@ -107,7 +111,10 @@ class Processing:
                 'there is no image at all', 'observation', f'give at least one of {", ".join(self.views)}'
             )
         for view, image in observation.images.items():
-            check_image(view, image)
+            if isinstance(image, CameraImage):
+                image.check(view)
+            else:
+                check_image(view, image)
         self._check_state(observation.state)
         if not observation.prompt.strip():
             raise ObservationError('the prompt is empty', 'observation', 'say what the robot should do')
@@ -124,7 +131,8 @@ class Processing:
         return torch.from_numpy(np.stack(resized))
 
     def _present(self, observation: Observation) -> list[np.ndarray]:
-        return [observation.images[view] for view in self.views if view in observation.images]
+        images = observation.images
+        return [picture_array(images[view], view) for view in self.views if view in images]
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:
         """State in robot units [D] -> normalised [D], in the precision of the statistics."""

@@ -45,7 +45,9 @@ class PolicyWorker:
         publish_chunk: Callable[[ActionChunk], None],
         publish_stats: Callable[[InferenceStats], None],
     ) -> None:
-        self.ingest, self.counts = Ingest(config), InferenceCounts()
+        # A GPU decodes raw frames in no time, straight from the memory that they were taken into.
+        self.ingest = Ingest(config, decode=policy.info.device == 'cpu')
+        self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
         self._clock = clock
         self._planner = Planner(

@@ -8,8 +8,8 @@ from rosbags.typesys import Stores, get_typestore
 
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.cdr import LAYOUTS, LONGEST_TEXT, MalformedMessage, compressed_layout, image_layout
-from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.pictures import decode_image
 
 STORE = get_typestore(Stores.ROS2_KILTED)
 TYPES = STORE.types

@@ -9,7 +9,8 @@ from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.gates import Limits
 from flashrt_ros.ingest.stream import Stream
-from ingest.messages import SECOND, compressed, compressed_bytes, joint_state, smooth_picture
+from flashrt_ros.pictures import CameraImage, Framing
+from ingest.messages import SECOND, compressed, compressed_bytes, image, joint_state, smooth_picture
 
 CONFIG = load_config(Path(__file__).parents[2] / 'config' / 'so101.yaml')
 NAMES = CONFIG.joint_names
@@ -34,6 +35,47 @@ def offer(ingest, now=NOW, front=20, wrist=10, state=5, transport=3, positions=r
         if age is not None:
             stamp = now - age * MILLISECOND
             ingest.offer(name, make(stamp), stamp + transport * MILLISECOND)
+
+
+RAW = {
+    'cameras.base_0_rgb.transport': 'raw',
+    'cameras.base_0_rgb.rotate': 90,
+    'cameras.base_0_rgb.crop': [4, 2, 40, 30],
+    'cameras.left_wrist_0_rgb.flip': 'vertical',
+}
+FRAMING = Framing(rotate=90, crop=(4, 2, 40, 30))
+
+
+def observe_raw(decode=True, **changes):
+    ingest = Ingest(with_values(CONFIG, {**RAW, **changes}), decode=decode)
+    offer(ingest, front=None)
+    message = image(PICTURE[..., ::-1].copy(), 'bgr8', padding=5, stamp_ns=NOW)
+    ingest.offer('base_0_rgb', message, NOW)
+    return ingest.observe(NOW)
+
+
+def test_pictures_come_cut_turned_and_mirrored_as_the_cameras_are_mounted():
+    images = observe_raw().observation.images
+    np.testing.assert_array_equal(images['base_0_rgb'], np.rot90(PICTURE[2:32, 4:44], -1))
+    plain = Ingest(CONFIG)
+    offer(plain)
+    wrist = plain.observe(NOW).observation.images['left_wrist_0_rgb']
+    np.testing.assert_array_equal(images['left_wrist_0_rgb'], wrist[::-1])
+
+
+def test_raw_frames_can_be_left_to_the_policy():
+    picture = observe_raw(decode=False).observation.images['base_0_rgb']
+    assert isinstance(picture, CameraImage)
+    assert picture.framing == FRAMING
+    np.testing.assert_array_equal(picture.array('base_0_rgb'), FRAMING.apply(PICTURE, 'base_0_rgb'))
+
+
+@pytest.mark.parametrize('decode', [True, False])
+def test_a_crop_beyond_the_frame_blocks_and_says_so(decode):
+    blocked = observe_raw(decode, **{'cameras.base_0_rgb.crop': [40, 0, 40, 30]})
+    assert isinstance(blocked, Blocked)
+    assert blocked.refusal.kind == 'invalid'
+    assert 'crop of 40 x 30 pixels at (40, 0) reaches beyond the frame of 64 x 48' in blocked.reason
 
 
 def refusal(ingest, now=NOW):

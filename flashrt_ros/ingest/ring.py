@@ -11,15 +11,17 @@ import weakref
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest.cdr import Layout
 
 ALIGNMENT = 256
 """Pixels begin at a multiple of this, so that a GPU reads them in whole lines; from the second frame on."""
 
-SLOTS = 4
-"""One being written, the latest, one that inference reads, and one to spare."""
+SLOTS = 6
+"""One being written, the latest, one that inference reads, one that it read before, and two to spare."""
 
 LIMIT = 64 << 20
 """Most bytes of one message; a 4K picture of four bytes a pixel has half as many."""
@@ -37,9 +39,15 @@ def plain_memory(size: int) -> np.ndarray:
 
 def pinned_memory(size: int) -> np.ndarray:
     """Page-locked and mapped: with unified addressing the GPU reads it at the CPU's own address."""
-    import torch
-
     return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def ring_of(config: RobotConfig) -> FrameRing:
+    """For one camera, in memory that the GPU reads where the policy runs on one."""
+    limit = config.ingest.max_frame_mib << 20
+    if config.policy.device == 'cuda' and torch.cuda.is_available():
+        return FrameRing(pinned_memory, mapped=True, limit=limit)
+    return FrameRing(limit=limit)
 
 
 class _Lease:

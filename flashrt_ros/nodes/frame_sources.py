@@ -16,11 +16,10 @@ from rclpy.subscription import Subscription
 from rclpy.waitable import NumberOfEntities, Waitable
 from sensor_msgs.msg import CompressedImage, Image
 
-from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.errors import BackendError
 from flashrt_ros.frame import FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import LAYOUTS, MalformedMessage
-from flashrt_ros.ingest.ring import FrameRing, pinned_memory, plain_memory
+from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
@@ -92,13 +91,6 @@ def frame_source(
     if why_not:
         return TypedSource(node, topic, transport)
     return DirectSource(node, topic, transport, make_ring())
-
-
-def camera_ring(config: RobotConfig) -> FrameRing:
-    """Slots for one camera, which the GPU reads itself where the policy runs on one."""
-    mapped = config.policy.device == 'cuda'
-    memory = pinned_memory if mapped else plain_memory
-    return FrameRing(memory, mapped, limit=config.ingest.max_frame_mib << 20)
 
 
 class _Unattended(MutuallyExclusiveCallbackGroup):

@@ -20,8 +20,9 @@ from flashrt_ros.doctor.topics import TopicSeen, clock_finding, outcome_finding,
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest import Ingest
 from flashrt_ros.ingest.joints import STATE
+from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.ingest.stream import Stream, stamp_ns
-from flashrt_ros.nodes.frame_sources import camera_ring, frame_source
+from flashrt_ros.nodes.frame_sources import frame_source
 from flashrt_ros.nodes.qos import subscribe_latest
 from flashrt_ros.nodes.serialized_take import unavailable
 
@@ -74,7 +75,7 @@ def _findings(
     ingest, seen = Ingest(config), _subscribe_all(node, config)
     for view, camera in config.cameras.items():
         source = frame_source(
-            node, camera.topic, camera.transport, config.ingest.source, functools.partial(camera_ring, config)
+            node, camera.topic, camera.transport, config.ingest.source, functools.partial(ring_of, config)
         )
         source.start(_Noting(seen[view], ingest.streams[view]))
     subscribe_latest(

@@ -18,7 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from flashrt_ros.errors import BackendError
 from flashrt_ros.frame import FrameSink, FrameSource
-from flashrt_ros.ingest.cdr import LAYOUTS, MalformedMessage
+from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
@@ -105,14 +105,14 @@ def _never(message: Any) -> None:
 
 
 class _Frames(Waitable):
-    """Waits for messages of a subscription and takes all that are there; the last one wins."""
+    """Waits for messages of a subscription and takes one after the other; the last one wins."""
 
     def __init__(
         self, node: Node, subscription: Subscription[Any], transport: str, ring: FrameRing, sink: FrameSink
     ) -> None:
         super().__init__(node.default_callback_group)
         self._handle, self._clock = subscription.handle, node.get_clock()
-        self._take, self._layout = SerializedTake(subscription, ring), LAYOUTS[transport]
+        self._take, self._layout = SerializedTake(subscription, ring), Repeated(transport)
         self._ring, self._sink = ring, sink
         self._index = 0
         self._sequence = 0
@@ -138,20 +138,19 @@ class _Frames(Waitable):
         return bool(wait_set.is_ready('subscription', self._index))
 
     def take_data(self) -> None:
-        """Here rather than in `execute`: what is left in the reader would wake the executor at once."""
-        while self._take_one():
-            pass
+        """Here rather than in `execute`: what is left in the reader would wake the executor at once, as it
+        is meant to do where more than one message has come."""
+        self._take_one()
 
     async def execute(self, taken_data: None) -> None:
         pass
 
-    def _take_one(self) -> bool:
-        """False if there was no message."""
+    def _take_one(self) -> None:
         slot = self._ring.free_slot()
         try:
             size = self._take(slot)
             if size is None:
-                return False
+                return
             self._sequence += 1
             if slot is not None:
                 layout = self._layout(slot.bytes(size))
@@ -159,4 +158,3 @@ class _Frames(Waitable):
         except (TakeError, MalformedMessage) as error:
             self._sequence += isinstance(error, TakeError)
             self._sink.drop(str(error))
-        return True

@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench lint types format install cuda build clean clean-all
+.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench bench-e2e lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -58,6 +58,9 @@ test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit
 
 bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 	$(IN_ENV) python -m benchmarks $(ARGS)
+
+bench-e2e: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Camera stamp to command in real processes, stage by stage, on the GPU if there is one
+	$(IN_ENV) python -m benchmarks.e2e $(GPU:%=--device %) $(ARGS)
 
 ##@ Develop
 install: $(STAMPS)/packages ## Create the environment and install every package into it

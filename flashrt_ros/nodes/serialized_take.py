@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, byref, c_int, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any
 
+from rclpy.exceptions import InvalidHandle
 from rclpy.subscription import Subscription
+from rclpy.utilities import get_rmw_implementation_identifier
 
 from flashrt_ros.ingest.ring import FrameRing, Slot
 
@@ -67,8 +69,12 @@ class SerializedTake:
         message = _Bytes(allocator=self._allocator)
         if slot is not None:
             message.buffer, message.buffer_capacity = slot.address, slot.capacity
-        with self._handle:
-            result = self._rcl.rcl_take_serialized_message(self._handle.pointer, byref(message), None, None)
+        try:
+            with self._handle:
+                pointer = self._handle.pointer
+                result = self._rcl.rcl_take_serialized_message(pointer, byref(message), None, None)
+        except InvalidHandle:  # destroyed between the executor's look and this one
+            return None
         if result == TAKE_FAILED:
             return None
         if result != OK:
@@ -99,6 +105,8 @@ def unavailable() -> str:
         return 'rclpy subscriptions have no handle'
     try:
         _, utils = _libraries()
+        if (form := _serialization_format()) != 'cdr':
+            return f"the middleware serializes as '{form}', not CDR"
         return '' if _layout_agrees(utils) else 'rcutils_uint8_array_t has another layout'
     except (OSError, AttributeError) as error:
         return f'librcl: {error}'
@@ -115,6 +123,17 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     utils.rcutils_uint8_array_resize.argtypes = (POINTER(_Bytes), c_size_t)
     utils.rcutils_reset_error.restype, utils.rcutils_reset_error.argtypes = None, ()
     return rcl, utils
+
+
+def _serialization_format() -> str:
+    """As the middleware names it, which distributions load by rmw_implementation, and wheels link."""
+    try:
+        library = ctypes.CDLL('librmw_implementation.so')
+    except OSError:
+        library = ctypes.CDLL(f'lib{get_rmw_implementation_identifier()}.so')
+    ask = library.rmw_get_serialization_format
+    ask.restype, ask.argtypes = c_char_p, ()
+    return (ask() or b'unknown').decode()
 
 
 def _allocator(grow: Callable[[int], int | None]) -> _Allocator:

@@ -15,7 +15,7 @@ from benchmarks.e2e.stages import Recording
 from flashrt_ros.ingest.stream import stamp_ns
 
 ALL = QoSProfile(depth=5000, reliability=ReliabilityPolicy.RELIABLE)
-STAGES = ('transport', 'wait', 'take', 'preprocess', 'vision', 'prefill', 'denoise', 'postprocess', 'publish')
+STAGES = ('transport', 'wait', 'take', 'preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
 
 
 class Listener:

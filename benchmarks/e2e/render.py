@@ -27,7 +27,7 @@ def _block(setting: dict[str, Any]) -> str:
         f'| --- |{" --- |" * len(COLUMNS)}',
     ]
     found = setting['milliseconds']
-    for name in (*ORDER, 'rest', *SUMMARY):
+    for name in (*ORDER, *SUMMARY):
         if name in found:
             lines.append(f'| {name} | {" | ".join(f"{found[name][column]:.2f}" for column in COLUMNS)} |')
     pace = setting['streamer']

@@ -23,7 +23,8 @@ ORDER = (
     'wait for tick',
 )
 """In which time passes. transport: stamp to reception of the slowest input. wait: from there to the
-start of the inference. to streamer: publication of the chunk to its acceptance. wait for tick:
+start of the inference. publish: the rest until the chunk
+is written, which is planning and building the message. to streamer: from there to its acceptance. wait for tick:
 to the first command that follows it."""
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -47,8 +48,8 @@ class Recording:
 def latencies(recording: Recording) -> dict[str, np.ndarray]:
     """Name -> milliseconds, one for each chunk that a command followed.
 
-    The stages of `ORDER`; 'total': camera stamp to command; 'without graph': total minus the policy's graph;
-    'rest': total minus all stages, which is what nobody measured.
+    The stages of `ORDER`, which add up to 'total': camera stamp to command. 'without graph': total minus the
+    policy's graph.
     """
     commands = sorted(recording.commands)
     rows: list[dict[str, float]] = []
@@ -60,11 +61,11 @@ def latencies(recording: Recording) -> dict[str, np.ndarray]:
         if index == len(commands):
             continue
         row = {name: seconds * 1e3 for name, seconds in stages.items()}
+        row['publish'] = (published - stamp_ns) * 1e-6 - sum(row.values())
         row['to streamer'] = (accepted - published) * 1e-6
         row['wait for tick'] = (commands[index] - accepted) * 1e-6
-        total = (commands[index] - stamp_ns) * 1e-6
-        row |= {'total': total, 'rest': total - sum(row.values())}
-        row['without graph'] = total - sum(row[name] for name in GRAPH)
+        row['total'] = (commands[index] - stamp_ns) * 1e-6
+        row['without graph'] = row['total'] - sum(row[name] for name in GRAPH)
         rows.append(row)
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 

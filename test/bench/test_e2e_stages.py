@@ -8,7 +8,7 @@ from benchmarks.e2e.stages import GRAPH, ORDER, Recording, latencies, percentile
 
 MS = 1_000_000
 BEGIN = 1_700_000_000_000 * MS
-OWN = [stage for stage in ORDER if stage not in ('to streamer', 'wait for tick')]
+OWN = [stage for stage in ORDER if stage not in ('publish', 'to streamer', 'wait for tick')]
 
 
 def recording(count=3):
@@ -17,7 +17,7 @@ def recording(count=3):
     for index in range(count):
         stamp, key = BEGIN + 100 * index * MS, (5, index)
         found.stages[key] = stamp, dict.fromkeys(OWN, 1e-3)
-        found.chunks[key] = stamp + len(OWN) * MS
+        found.chunks[key] = stamp + (len(OWN) + 1) * MS
         found.accepted[key] = found.chunks[key] + 2 * MS
     return found
 
@@ -28,15 +28,16 @@ def test_a_command_is_the_first_behind_the_chunk_that_it_follows():
     assert found['wait for tick'] == pytest.approx([3.0, 1.0, 6.0])
     assert found['to streamer'] == pytest.approx([2.0] * 3)
     assert found['total'] == pytest.approx([14.0, 12.0, 17.0])
-    assert found['rest'] == pytest.approx([0.0] * 3)
+    assert sum(found[stage] for stage in ORDER) == pytest.approx(found['total'])
     assert found['without graph'] == pytest.approx(found['total'] - len(GRAPH))
 
 
-def test_what_no_stage_has_measured_is_the_rest():
+def test_what_no_stage_has_measured_belongs_to_the_publication():
     late = recording()
     late.chunks = {key: published + 4 * MS for key, published in late.chunks.items()}
     late.accepted = {key: accepted + 4 * MS for key, accepted in late.accepted.items()}
-    assert latencies(late)['rest'] == pytest.approx([4.0] * 3)
+    assert latencies(recording())['publish'] == pytest.approx([1.0] * 3)
+    assert latencies(late)['publish'] == pytest.approx([5.0] * 3)
 
 
 def test_chunks_that_no_command_followed_are_left_out():

@@ -12,6 +12,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 
 from benchmarks.e2e.stages import Recording
+from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import stamp_ns
 
 ALL = QoSProfile(depth=5000, reliability=ReliabilityPolicy.RELIABLE)
@@ -39,9 +40,13 @@ class Listener:
             self.recording.blocked.append(message.blocked)
             return
         stages = {stage: float(getattr(message, stage)) for stage in STAGES}
-        # The message counts the wait from the newest input on; here the two are to add up from the stamp on.
-        stages['wait'] = max(message.ages) - stages['transport']
-        self.recording.stages[message.epoch, message.sequence] = (stamp_ns(message.header.stamp), stages)
+        # The message counts from the oldest input on, which may be the joints, and waits for the newest; here
+        # the two are to add up from the camera's stamp on.
+        ages = dict(zip(message.inputs, message.ages, strict=True))
+        frames_s = max(age for name, age in ages.items() if name != STATE)
+        stages['wait'] = frames_s - stages['transport']
+        stamp = stamp_ns(message.header.stamp) + round((max(ages.values()) - frames_s) * 1e9)
+        self.recording.stages[message.epoch, message.sequence] = stamp, stages
 
     def _chunk(self, message: ActionChunk, info: Mapping[str, Any]) -> None:
         self.recording.chunks[message.epoch, message.sequence] = info['source_timestamp']

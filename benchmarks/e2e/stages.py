@@ -23,9 +23,8 @@ ORDER = (
     'wait for tick',
 )
 """In which time passes. transport: stamp to reception of the slowest input. wait: from there to the
-start of the inference. publish: the rest until the chunk
-is written, which is planning and building the message. to streamer: from there to its acceptance. wait for tick:
-to the first command that follows it."""
+start of the inference. publish: the rest until the chunk is written, which is planning and building the
+message. to streamer: from there to its acceptance. wait for tick: to the first command that follows it."""
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
@@ -34,7 +33,7 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 class Recording:
     """Times in ns of the system's clock, as the writers stamped them.
 
-    stages: chunk -> stamp of its observation and seconds of each stage. chunks: chunk -> publication.
+    stages: chunk -> stamp of its older frame and seconds of each stage. chunks: chunk -> publication.
     accepted: chunk -> when the streamer said that it follows it. commands: publications. blocked: reasons.
     """
 

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = _parse()
     # Nothing leaves this machine, and no other graph is listened to.
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.setdefault('ROS_DOMAIN_ID', '87')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(50 + os.getpid() % 50))
     report: dict[str, Any] = {'machine': describe(arguments.device), 'device': arguments.device}
     full = arguments.device == 'cuda' and not arguments.nano
     precision = arguments.precision or {'cuda': 'fp8' if full else 'bf16'}.get(arguments.device)

@@ -3,7 +3,8 @@
     python -m benchmarks.bench_preprocess [--rounds 200]
 
 gpu: events around copies and graph on a stream that is already busy, so that launches do not count. call:
-from the frames to a finished graph, as the policy waits for it, host work included. Medians and 99th percentiles.
+from the frames to a finished graph, as the policy waits for it, host work included. Medians and 99th
+percentiles.
 """
 
 from __future__ import annotations

@@ -202,8 +202,7 @@ class FrameInputs:
         if not source:
             pinned = self._pinned[slot]
             if pinned.numel() < frame.data.size:
-                pinned = torch.empty(frame.data.size, dtype=torch.uint8, pin_memory=True)
-                self._pinned[slot] = pinned
+                pinned = self._pinned[slot] = pinned_zeros((frame.data.size,), torch.uint8)
             pinned.numpy()[: frame.data.size] = frame.data
             source = pinned.data_ptr()
         if self._upload_by == 'direct':
@@ -222,11 +221,16 @@ class _Mirrored:
     """Small data that the host writes and the device reads: pinned, and its copy."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.host = torch.zeros(shape, dtype=dtype).pin_memory()
+        self.host = pinned_zeros(shape, dtype)
         self.device = torch.zeros(shape, dtype=dtype, device=device)
 
     def send(self, part: slice | tuple[int, int]) -> None:
         self.device[part].copy_(self.host[part], non_blocking=True)
+
+
+def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Host memory that the GPU reads, at the same address."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
 
 def _copy(target: int, source: int, size: int) -> None:

@@ -145,7 +145,9 @@ def test_a_captured_graph_follows_resolution_encoding_and_address(inputs, conven
             assert difference <= (0.01 if convention == 'pil' else 1.01), name
 
 
-@pytest.mark.parametrize(('width', 'height'), [(4098, 100), (4090, 36)])
-def test_what_has_no_room_is_refused_by_name(library, inputs, width, height):
+@pytest.mark.parametrize(('width', 'height'), [(4098, 100), (4096, 54)])
+def test_what_has_no_room_is_refused_by_name(inputs, convention, width, height):
+    if convention == 'torch' and width <= 4096:
+        pytest.skip('two weights always have room')
     with pytest.raises(ObservationError, match=f'wrist: a picture of {width} x {height} pixels is too'):
         inputs.write({'wrist': CameraImage(random_frame('rgb8', width, height))})

@@ -13,11 +13,12 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import rclpy
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
@@ -108,7 +109,7 @@ def run_joints(node: Node, arguments: argparse.Namespace, stop: threading.Event)
         time.sleep(1.0 / JOINT_RATE_HZ)
 
 
-def _await_readers(publishers: list[object], timeout_s: float = 20.0) -> None:
+def _await_readers(publishers: Sequence[Publisher], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and not all(p.get_subscription_count() for p in publishers):
         time.sleep(0.05)

@@ -46,7 +46,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     settings = [setting for setting in report['settings'] if setting['milliseconds']]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.55 * len(settings)), layout='constrained')
-    colours = plt.get_cmap('tab20').colors
+    colours = [plt.get_cmap('tab20')(index) for index in range(20)]
     for row, setting in enumerate(settings):
         left = 0.0
         for index, stage in enumerate(ORDER):

@@ -36,9 +36,9 @@ class Setting:
         return f'{len(VIEWS)} x {self.size}, {self.rate_hz:g} Hz, {self.trigger}, {self.source}'
 
 
-def write_checkpoint(folder: Path, device: str) -> Path:
-    """Random weights: a nano pi0.5 for the CPU, the full size for a GPU, with scales for fp8."""
-    if device == 'cpu':
+def write_checkpoint(folder: Path, full: bool) -> Path:
+    """Random weights of a nano pi0.5, or of the full size, which gets scales for fp8."""
+    if not full:
         return write_random_checkpoint(folder / 'nano_pi05', NANO_PI05, state_dim=6, action_dim=6)
     from flashrt_ros.engine.calibrate import calibrate_checkpoint, random_observations
     from flashrt_ros.models.checkpoint import open_checkpoint
@@ -48,11 +48,13 @@ def write_checkpoint(folder: Path, device: str) -> Path:
     return path
 
 
-def robot(setting: Setting, checkpoint: Path, device: str, threads: int | None) -> dict[str, Any]:
+def robot(
+    setting: Setting, checkpoint: Path, device: str, precision: str | None, threads: int | None
+) -> dict[str, Any]:
     """The robot's YAML."""
     cameras = {view: {'topic': topic_of(view), 'max_age_s': GENEROUS_S} for view in VIEWS}
     policy: dict[str, Any] = {'checkpoint': str(checkpoint), 'device': device, 'masked_views': [MASKED]}
-    policy |= {'precision': 'fp8'} if device == 'cuda' else {'threads': threads}
+    policy |= {'precision': precision, 'threads': threads}
     return {
         'robot': {'name': 'bench', 'joints': [{'name': joint} for joint in JOINTS]},
         'cameras': cameras,

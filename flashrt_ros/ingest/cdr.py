@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _ENCAPSULATION = 4
+_STAMPED = _ENCAPSULATION + 8
+"""Where the stamp of the header ends."""
+
 _LITTLE_ENDIAN = {0x0000: False, 0x0001: True, 0x0006: False, 0x0007: True}
 """Encapsulation identifier -> byte order, of plain CDR and plain CDR2."""
 
@@ -35,8 +37,7 @@ class MalformedMessage(Exception):
     """Bytes that are not the message that they should be; says what and where."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What stands around the pixels. offset, size: of the data, in bytes from the encapsulation header on.
 
     The other fields are those of `Frame`; of a CompressedImage `encoding` is its format and the sizes are 0.
@@ -76,6 +77,37 @@ def compressed_layout(buffer: Any) -> Layout:
 
 LAYOUTS: dict[str, Callable[[Any], Layout]] = {'raw': image_layout, 'compressed': compressed_layout}
 """Transport of a camera -> how its messages are read."""
+
+
+class Repeated:
+    """Reads the messages of one camera, of which mostly nothing but the stamp differs from one to the next.
+
+    What stands between stamp and pixels is compared as a whole, and read only where it has changed.
+    """
+
+    def __init__(self, transport: str) -> None:
+        self._read = LAYOUTS[transport]
+        self._layout: Layout | None = None
+        self._begin, self._head = b'', b''
+        self._stamp = struct.Struct('<iI')
+
+    def __call__(self, buffer: Any) -> Layout:
+        """The same as `LAYOUTS[transport](buffer)`."""
+        view, known = memoryview(buffer), self._layout
+        if known is not None and self._same_but_stamp(view, known):
+            seconds, nanoseconds = self._stamp.unpack_from(view, _ENCAPSULATION)
+            return known._replace(stamp_ns=seconds * _SECOND + nanoseconds)
+        layout = self._layout = self._read(buffer)
+        self._begin, self._head = bytes(view[:_ENCAPSULATION]), bytes(view[_STAMPED : layout.offset])
+        self._stamp = struct.Struct('<iI' if self._begin[1] & 1 else '>iI')
+        return layout
+
+    def _same_but_stamp(self, view: memoryview, known: Layout) -> bool:
+        return (
+            len(view) >= known.offset + known.size
+            and view[:_ENCAPSULATION] == self._begin
+            and view[_STAMPED : known.offset] == self._head
+        )
 
 
 class _Reader:

@@ -16,10 +16,11 @@ import numpy as np
 
 from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
-from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.compressed import decompress
 from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
 from flashrt_ros.ingest.joints import STATE, JointMap
+from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.ingest.stream import Sample, Stream
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.pictures import CameraImage
@@ -65,8 +66,8 @@ class Ingest:
 
     fresh: whether every camera has a frame that no observation has used.
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
-    cores does. decode: False leaves raw frames to the policy as they are (`CameraImage`); what is wrong with
-    them is still found here.
+    cores does. decode: False leaves frames to the policy as they are or were before compression
+    (`CameraImage`); what is wrong with them is still found here.
     """
 
     def __init__(self, config: RobotConfig, pool: Executor | None = None, decode: bool = True) -> None:
@@ -76,7 +77,8 @@ class Ingest:
         self.prompt = config.prompt
         self._prompt_topic = config.prompt_topic
         self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
-        self._raw = {view: camera.transport == 'raw' for view, camera in config.cameras.items()}
+        compressed = [view for view, camera in config.cameras.items() if camera.transport == 'compressed']
+        self._rings = {view: ring_of(config) for view in compressed}
         self._framings = {view: camera.framing for view, camera in config.cameras.items()}
         inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
@@ -108,6 +110,16 @@ class Ingest:
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)
+
+    def fault_of(self, name: str) -> ObservationError | None:
+        """What is wrong with the latest message of an input, its times aside; None if nothing is."""
+        sample = self.streams[name].latest()
+        try:
+            if sample is not None:
+                self._decode(name, sample)
+        except ObservationError as error:
+            return error
+        return None
 
     def _gates(self, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal | None:
         for name, sample in samples.items():
@@ -162,9 +174,10 @@ class Ingest:
     def _decode(self, name: str, sample: Sample) -> np.ndarray | CameraImage:
         if name == STATE:
             return self.joints.to_checkpoint(self.joints.positions(sample.message))
-        if not self._raw[name]:
-            return self._framings[name].apply(decode_compressed(sample.message, name), name)
-        image = CameraImage(sample.message, self._framings[name])
+        frame = sample.message
+        if name in self._rings:
+            frame = decompress(frame, name, self._rings[name])
+        image = CameraImage(frame, self._framings[name])
         if self._decode_raw:
             return image.array(name)
         image.check(name)

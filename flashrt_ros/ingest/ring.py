@@ -11,15 +11,17 @@ import weakref
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
+from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest.cdr import Layout
 
 ALIGNMENT = 256
 """Pixels begin at a multiple of this, so that a GPU reads them in whole lines; from the second frame on."""
 
-SLOTS = 4
-"""One being written, the latest, one that inference reads, and one to spare."""
+SLOTS = 6
+"""One being written, the latest, one that inference reads, one that it read before, and two to spare."""
 
 LIMIT = 64 << 20
 """Most bytes of one message; a 4K picture of four bytes a pixel has half as many."""
@@ -37,17 +39,22 @@ def plain_memory(size: int) -> np.ndarray:
 
 def pinned_memory(size: int) -> np.ndarray:
     """Page-locked and mapped: with unified addressing the GPU reads it at the CPU's own address."""
-    import torch
-
     return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def ring_of(config: RobotConfig) -> FrameRing:
+    """For one camera, in memory that the GPU reads where the policy runs on one."""
+    limit = config.ingest.max_frame_mib << 20
+    if config.policy.device == 'cuda' and torch.cuda.is_available():
+        return FrameRing(pinned_memory, mapped=True, limit=limit)
+    return FrameRing(limit=limit)
 
 
 class _Lease:
     """What every array made of one frame goes back to; its end frees the slot."""
 
-    def __init__(self, memory: np.ndarray, begin: int, size: int) -> None:
+    def __init__(self, memory: np.ndarray, address: int, size: int) -> None:
         self.memory = memory  # a slot that grows leaves its old memory to those who still read it
-        address = memory.ctypes.data + begin
         self.__array_interface__ = {
             'shape': (size,),
             'typestr': '|u1',
@@ -60,14 +67,22 @@ class Slot:
     """A piece of memory for one message at a time, which begins at `begin`."""
 
     def __init__(self) -> None:
-        self.memory = np.empty(0, np.uint8)
         self.begin = 0
         self.lease: Callable[[], _Lease | None] = lambda: None
+        self.hold(np.empty(0, np.uint8))
+
+    def hold(self, memory: np.ndarray) -> None:
+        """Use other memory from now on."""
+        self.memory, self._base = memory, int(memory.ctypes.data)
+
+    def align(self, offset: int) -> None:
+        """Let what is written at `offset` begin at a multiple of the alignment."""
+        self.begin = -(self._base + offset) % ALIGNMENT
 
     @property
     def address(self) -> int:
         """Where the message is to be written."""
-        return int(self.memory.ctypes.data) + self.begin
+        return self._base + self.begin
 
     @property
     def capacity(self) -> int:
@@ -98,7 +113,7 @@ class FrameRing:
         """A slot that nobody reads, or None if all are in use."""
         slot = next((slot for slot in self._slots if slot.lease() is None), None)
         if slot is not None:
-            self._align(slot)
+            slot.align(self._offset)
         return slot
 
     def make_room(self, slot: Slot, size: int) -> bool:
@@ -106,15 +121,16 @@ class FrameRing:
         if size > self._limit:
             return False
         if size > slot.capacity:
-            slot.memory = self._memory(-(-(size + ALIGNMENT) // _GRAIN) * _GRAIN)
-            self._align(slot)
+            slot.hold(self._memory(-(-(size + ALIGNMENT) // _GRAIN) * _GRAIN))
+            slot.align(self._offset)
             self.grown += 1
         return True
 
     def frame(self, slot: Slot, layout: Layout, received_ns: int, sequence: int) -> Frame:
         """The message that was written into the slot, whose memory it holds from now on."""
         self._offset = layout.offset
-        lease = _Lease(slot.memory, slot.begin + layout.offset, layout.size)
+        address = slot.address + layout.offset
+        lease = _Lease(slot.memory, address, layout.size)
         slot.lease = weakref.ref(lease)
         return Frame(
             data=np.asarray(lease),
@@ -127,9 +143,5 @@ class FrameRing:
             received_ns=received_ns,
             frame_id=layout.frame_id,
             sequence=sequence,
-            device_address=slot.address + layout.offset if self._mapped else 0,
+            device_address=address if self._mapped else 0,
         )
-
-    def _align(self, slot: Slot) -> None:
-        """So that pixels which begin where the last ones did begin at a multiple of the alignment."""
-        slot.begin = -(int(slot.memory.ctypes.data) + self._offset) % ALIGNMENT

@@ -16,11 +16,10 @@ from rclpy.subscription import Subscription
 from rclpy.waitable import NumberOfEntities, Waitable
 from sensor_msgs.msg import CompressedImage, Image
 
-from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.errors import BackendError
 from flashrt_ros.frame import FrameSink, FrameSource
-from flashrt_ros.ingest.cdr import LAYOUTS, MalformedMessage
-from flashrt_ros.ingest.ring import FrameRing, pinned_memory, plain_memory
+from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
+from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
@@ -46,7 +45,11 @@ class TypedSource:
             sink.keep(make(message, clock.now().nanoseconds, sequence))
 
         subscription = subscribe_latest(self._node, _TYPES[self._transport], self._topic, keep)
-        return lambda: self._node.destroy_subscription(subscription) and None
+
+        def stop() -> None:
+            self._node.destroy_subscription(subscription)
+
+        return stop
 
 
 class DirectSource:
@@ -90,13 +93,6 @@ def frame_source(
     return DirectSource(node, topic, transport, make_ring())
 
 
-def camera_ring(config: RobotConfig) -> FrameRing:
-    """Slots for one camera, which the GPU reads itself where the policy runs on one."""
-    mapped = config.policy.device == 'cuda'
-    memory = pinned_memory if mapped else plain_memory
-    return FrameRing(memory, mapped, limit=config.ingest.max_frame_mib << 20)
-
-
 class _Unattended(MutuallyExclusiveCallbackGroup):
     """Keeps executors from taking the messages of a subscription themselves; its events are attended to."""
 
@@ -109,14 +105,14 @@ def _never(message: Any) -> None:
 
 
 class _Frames(Waitable):
-    """Waits for messages of a subscription and takes all that are there; the last one wins."""
+    """Waits for messages of a subscription and takes one after the other; the last one wins."""
 
     def __init__(
         self, node: Node, subscription: Subscription[Any], transport: str, ring: FrameRing, sink: FrameSink
     ) -> None:
         super().__init__(node.default_callback_group)
         self._handle, self._clock = subscription.handle, node.get_clock()
-        self._take, self._layout = SerializedTake(subscription, ring), LAYOUTS[transport]
+        self._take, self._layout = SerializedTake(subscription, ring), Repeated(transport)
         self._ring, self._sink = ring, sink
         self._index = 0
         self._sequence = 0
@@ -142,20 +138,19 @@ class _Frames(Waitable):
         return bool(wait_set.is_ready('subscription', self._index))
 
     def take_data(self) -> None:
-        """Here rather than in `execute`: what is left in the reader would wake the executor at once."""
-        while self._take_one():
-            pass
+        """Here rather than in `execute`: what is left in the reader would wake the executor at once, as it
+        is meant to do where more than one message has come."""
+        self._take_one()
 
     async def execute(self, taken_data: None) -> None:
         pass
 
-    def _take_one(self) -> bool:
-        """False if there was no message."""
+    def _take_one(self) -> None:
         slot = self._ring.free_slot()
         try:
             size = self._take(slot)
             if size is None:
-                return False
+                return
             self._sequence += 1
             if slot is not None:
                 layout = self._layout(slot.bytes(size))
@@ -163,4 +158,3 @@ class _Frames(Waitable):
         except (TakeError, MalformedMessage) as error:
             self._sequence += isinstance(error, TakeError)
             self._sink.drop(str(error))
-        return True

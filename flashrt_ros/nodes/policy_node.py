@@ -21,10 +21,11 @@ from std_srvs.srv import Trigger
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import STRATEGIES
 from flashrt_ros.ingest.joints import STATE
+from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
-from flashrt_ros.nodes.frame_sources import camera_ring, frame_source
+from flashrt_ros.nodes.frame_sources import frame_source
 from flashrt_ros.nodes.gpu import gpu_values
 from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
@@ -140,7 +141,7 @@ class PolicyNode(ManagedNode):
 
     def _subscribe(self, config: RobotConfig, worker: PolicyWorker) -> None:
         for view, camera in config.cameras.items():
-            make_ring = functools.partial(camera_ring, config)
+            make_ring = functools.partial(ring_of, config)
             source = frame_source(self, camera.topic, camera.transport, config.ingest.source, make_ring)
             self._stop_frames.append(source.start(worker.ingest.streams[view]))
         self._inputs.append(

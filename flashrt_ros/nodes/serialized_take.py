@@ -119,7 +119,7 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 def _allocator(grow: Callable[[int], int | None]) -> _Allocator:
     """An allocator whose only memory is what `grow(size)` gives."""
-    kinds = dict(_Allocator._fields_)
+    kinds: dict[str, Any] = dict(_Allocator._fields_)
     return _Allocator(
         kinds['allocate'](lambda size, state: grow(size)),
         kinds['deallocate'](lambda pointer, state: None),

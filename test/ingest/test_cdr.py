@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_typestore
 
 from flashrt_ros.errors import ObservationError
-from flashrt_ros.ingest.cdr import LAYOUTS, LONGEST_TEXT, MalformedMessage, compressed_layout, image_layout
+from flashrt_ros.ingest.cdr import (
+    LAYOUTS,
+    LONGEST_TEXT,
+    MalformedMessage,
+    Repeated,
+    compressed_layout,
+    image_layout,
+)
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.pictures import decode_image
 
@@ -116,6 +123,29 @@ def test_flipped_bytes_never_reach_behind_the_message(transport, little_endian, 
         return
     assert 0 <= layout.offset <= layout.offset + layout.size <= len(damaged)
     slot_frame(bytes(damaged), layout)
+
+
+@given(
+    little_endian=st.lists(st.booleans(), min_size=4, max_size=4),
+    frame_ids=st.lists(st.sampled_from(['', 'camera', 'camerb']), min_size=4, max_size=4),
+    flips=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.integers(0, 255)), max_size=4),
+    cuts=st.lists(st.sampled_from([0, 0, 0, 5, 60]), min_size=4, max_size=4),
+)
+def test_what_is_remembered_of_the_last_message_changes_nothing(little_endian, frame_ids, flips, cuts):
+    messages = [bytearray(image_bytes(*one)[0]) for one in zip(little_endian, frame_ids, strict=True)]
+    for index, position, value in flips:
+        messages[index][position % len(messages[index])] = value
+    repeated = Repeated('raw')
+    for message, cut in zip(messages, cuts, strict=True):
+        given_bytes = bytes(message[: len(message) - cut])
+        assert read(repeated, given_bytes) == read(image_layout, given_bytes)
+
+
+def read(reader, message):
+    try:
+        return reader(message)
+    except MalformedMessage as reason:
+        return str(reason)
 
 
 def slot_frame(message, layout):

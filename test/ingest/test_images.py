@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashrt_ros.errors import ObservationError
-from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.compressed import decode_compressed, decompress
+from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import compressed_frame, image_frame
 from flashrt_ros.pictures import ENCODINGS, decode_image
 from ingest.messages import compressed, compressed_bytes, image, smooth_picture
@@ -154,3 +155,74 @@ def test_flipped_bytes_give_a_picture_or_an_error_but_never_a_crash(kind, flips,
         return
     assert decoded.dtype == np.uint8
     assert decoded.ndim == 3
+
+
+def of_ring(data, ring):
+    return decompress(compressed_frame(compressed_bytes(data, 5), 6, 7), 'wrist', ring)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_pixels_go_straight_into_a_slot_of_the_ring(kind):
+    ring, data = FrameRing(slots=2), compressed(RGB, kind).data
+    frame = of_ring(data, ring)
+    height, width, _ = RGB.shape
+    assert (frame.encoding, frame.height, frame.width, frame.step) == ('rgb8', height, width, 3 * width)
+    assert (frame.stamp_ns, frame.received_ns, frame.sequence) == (5, 6, 7)
+    np.testing.assert_array_equal(rgb_of_frame(frame), picture_of(compressed_bytes(data)))
+    held = [frame, of_ring(data, ring)]
+    assert ring.free_slot() is None
+    grown = ring.grown
+    beyond = of_ring(data, ring)
+    np.testing.assert_array_equal(rgb_of_frame(beyond), rgb_of_frame(frame))
+    held.clear()
+    del frame
+    assert ring.free_slot() is not None
+    for _ in range(5):
+        of_ring(data, ring)
+    assert ring.grown == grown
+
+
+def test_a_corrupt_picture_leaves_the_slot_free():
+    ring, data = FrameRing(slots=1), compressed(RGB, 'JPEG').data
+    with pytest.raises(ObservationError, match='corrupt JPEG'):
+        of_ring(data[: len(data) // 2], ring)
+    assert ring.free_slot() is not None
+
+
+def rgb_of_frame(frame):
+    return decode_image(frame, 'wrist')
+
+
+def decoded(data):
+    """The pixels, or None if the file is refused."""
+    try:
+        return picture_of(compressed_bytes(data))
+    except ObservationError:
+        return None
+
+
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 300),
+    grey=st.booleans(),
+)
+def test_libjpeg_turbo_and_pillow_agree_on_every_picture_and_every_refusal(flips, cut, grey):
+    pytest.importorskip('simplejpeg')
+    data = bytearray(compressed(RGB[:, :, 0] if grey else RGB, 'JPEG').data)
+    for position, value in flips:
+        data[position % len(data)] = value
+    data = bytes(data[: len(data) - cut])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('flashrt_ros.ingest.compressed.simplejpeg', None)
+        by_pillow = decoded(data)
+    by_turbo = decoded(data)
+    assert (by_turbo is None) == (by_pillow is None)
+    if by_turbo is not None:
+        np.testing.assert_array_equal(by_turbo, by_pillow)
+
+
+def test_what_a_webcam_leaves_before_the_end_of_its_pictures_does_no_harm():
+    data = bytes(compressed(RGB, 'JPEG').data)
+    whole = picture_of(compressed_bytes(data))
+    with_garbage = data[:-2] + b'\x00\x00' + data[-2:]
+    np.testing.assert_array_equal(picture_of(compressed_bytes(with_garbage)), whole)

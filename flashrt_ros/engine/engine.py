@@ -159,6 +159,8 @@ class Engine:
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""
         self.stream.synchronize()
+        if self.frames is not None:
+            self.frames.release()
         return self._result
 
     def products(self) -> list[Product]:

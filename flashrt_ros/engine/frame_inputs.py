@@ -97,7 +97,7 @@ class Sizes:
 
 
 class FrameInputs:
-    """The frames of up to `views` views. `write` keeps them alive until the next one."""
+    """The frames of up to `views` views. `write` keeps them alive until `release`."""
 
     def __init__(self, library: KernelLibrary, spec: VisionSpec, resize: str, views: int) -> None:
         self.sizes, self._resize = Sizes.of(spec), resize
@@ -133,6 +133,10 @@ class FrameInputs:
         shared = self.sizes.shared if self._resize == 'pil' else 0
         grid = (*self.sizes.grid, count)
         self._kernel(grid, THREADS, geometry, tables, out, shared=shared, dependent=True)
+
+    def release(self) -> None:
+        """Let the frames go; the launches that read them have finished."""
+        self._frames.clear()
 
     def send(self, count: int) -> None:
         """Copy what `write_view` left for the first slots to the device."""

@@ -1,9 +1,10 @@
-"""From mapped frames to patches: the preprocessing kernel, by each way to the device.
+"""From mapped frames to patches: the preprocessing kernels.
 
     python -m benchmarks.bench_preprocess [--rounds 200]
 
 gpu: events around copies and graph on a stream that is already busy, so that launches do not count. call:
-from the frames to a finished graph, as the policy waits for it, host work included. Medians and 99th percentiles.
+from the frames to a finished graph, as the policy waits for it, host work included. Medians and 99th
+percentiles.
 """
 
 from __future__ import annotations
@@ -32,18 +33,17 @@ CASES = (
     ('rgb8', 1280, 720, 0),
     ('rgb8', 3840, 2160, 0),
 )
-UPLOADS = ('kernel', 'copy', 'direct')
 BUSY_CYCLES = 400_000
 
 
 class Bench:
     """Two views of one kind, each in two slots that take turns, as those of a ring do."""
 
-    def __init__(self, library: KernelLibrary, convention: str, upload: str, rounds: int) -> None:
+    def __init__(self, library: KernelLibrary, convention: str, rounds: int) -> None:
         self.library, self.rounds = library, rounds
         self.stream = library.context.new_stream()
         with torch.cuda.stream(self.stream):
-            self.inputs = FrameInputs(library, NANO_PI05.vision, convention, 2, upload)
+            self.inputs = FrameInputs(library, NANO_PI05.vision, convention, 2)
             rows = 2 * NANO_PI05.vision.tokens
             self.out = torch.zeros(rows, self.inputs.sizes.columns, dtype=torch.bfloat16, device='cuda')
             self.inputs.launch(0, 2, self.out)
@@ -91,14 +91,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     library = KernelLibrary(find_gpu())
     print(f'{library.gpu.name}, 2 views, {rounds} rounds; microseconds, median / p99', flush=True)
-    for convention in ('pil', 'torch'):
-        for upload in UPLOADS:
-            bench = Bench(library, convention, upload, rounds)
-            for case in CASES if convention == 'pil' else CASES[:1]:
-                gpu, call = (f'{np.median(x):7.1f} / {np.percentile(x, 99):7.1f}' for x in bench.run(*case))
-                name, width, height, rotate = case
-                text = f'{convention:5} {upload:6} {name:11} {width:4} x {height:4} rotate {rotate:3}'
-                print(f'{text}  gpu {gpu}  call {call}', flush=True)
+    for convention, cases in (('pil', CASES), ('torch', CASES[:1])):
+        bench = Bench(library, convention, rounds)
+        for name, width, height, rotate in cases:
+            times = bench.run(name, width, height, rotate)
+            gpu, call = (f'{np.median(x):7.1f} / {np.percentile(x, 99):7.1f}' for x in times)
+            text = f'{convention:5} {name:11} {width:4} x {height:4} rotate {rotate:3}'
+            print(f'{text}  gpu {gpu}  call {call}', flush=True)
 
 
 if __name__ == '__main__':

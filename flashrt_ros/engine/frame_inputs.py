@@ -97,16 +97,10 @@ class Sizes:
 
 
 class FrameInputs:
-    """The frames of up to `views` views. `write` keeps them alive until the next one.
+    """The frames of up to `views` views. `write` keeps them alive until `release`."""
 
-    upload: 'kernel' copies mapped frames to the device inside the graph, 'copy' by the copy engine before it,
-    'direct' reads them where they lie.
-    """
-
-    def __init__(
-        self, library: KernelLibrary, spec: VisionSpec, resize: str, views: int, upload: str = 'kernel'
-    ) -> None:
-        self.sizes, self._resize, self._upload_by = Sizes.of(spec), resize, upload
+    def __init__(self, library: KernelLibrary, spec: VisionSpec, resize: str, views: int) -> None:
+        self.sizes, self._resize = Sizes.of(spec), resize
         self._device = library.gpu.device
         self._upload = library.kernel('preprocess', 'upload', **self.sizes.constants)
         self._kernel = library.kernel('preprocess', f'preprocess_{resize}', **self.sizes.constants)
@@ -135,11 +129,14 @@ class FrameInputs:
         """Slots from `first` on -> patch rows bf16 [count * patches, columns]. May be captured."""
         slots = slice(first, first + count)
         geometry, tables = self._geometry.device[slots], self._tables.device[slots]
-        if self._upload_by == 'kernel':
-            self._upload((UPLOAD_BLOCKS, count), THREADS, geometry)
+        self._upload((UPLOAD_BLOCKS, count), THREADS, geometry)
         shared = self.sizes.shared if self._resize == 'pil' else 0
         grid = (*self.sizes.grid, count)
         self._kernel(grid, THREADS, geometry, tables, out, shared=shared, dependent=True)
+
+    def release(self) -> None:
+        """Let the frames go; the launches that read them have finished."""
+        self._frames.clear()
 
     def send(self, count: int) -> None:
         """Copy what `write_view` left for the first slots to the device."""
@@ -202,35 +199,27 @@ class FrameInputs:
         if not source:
             pinned = self._pinned[slot]
             if pinned.numel() < frame.data.size:
-                pinned = torch.empty(frame.data.size, dtype=torch.uint8, pin_memory=True)
-                self._pinned[slot] = pinned
+                pinned = self._pinned[slot] = pinned_zeros((frame.data.size,), torch.uint8)
             pinned.numpy()[: frame.data.size] = frame.data
             source = pinned.data_ptr()
-        if self._upload_by == 'direct':
-            return source, source
         staged = self._staged[slot]
         if staged.numel() < frame.data.size + 16:
             staged = torch.empty(frame.data.size + 16, dtype=torch.uint8, device=self._device)
             self._staged[slot] = staged
-        data = staged.data_ptr() + source % 16
-        if self._upload_by == 'copy':
-            _copy(data, source, frame.data.size)
-        return source, data
+        return source, staged.data_ptr() + source % 16
 
 
 class _Mirrored:
     """Small data that the host writes and the device reads: pinned, and its copy."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.host = torch.zeros(shape, dtype=dtype).pin_memory()
+        self.host = pinned_zeros(shape, dtype)
         self.device = torch.zeros(shape, dtype=dtype, device=device)
 
     def send(self, part: slice | tuple[int, int]) -> None:
         self.device[part].copy_(self.host[part], non_blocking=True)
 
 
-def _copy(target: int, source: int, size: int) -> None:
-    from cuda.bindings import driver
-
-    stream = torch.cuda.current_stream().cuda_stream
-    driver.cuMemcpyAsync(target, source, size, stream)
+def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Host memory that the GPU reads, at the same address."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=True)

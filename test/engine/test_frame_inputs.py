@@ -17,7 +17,6 @@ from flashrt_ros.pictures.framing import FLIPS, TURNS
 pytestmark = pytest.mark.gpu
 SPEC = NANO_PI05.vision
 SQUARE = SPEC.image_size
-UPLOADS = ('kernel', 'copy', 'direct')
 
 
 @pytest.fixture(scope='module', params=['pil', 'torch'])
@@ -98,7 +97,7 @@ def test_cameras_mounted_in_every_way(inputs, convention, name, rotate, flip):
     images = [
         CameraImage(random_frame(name, 640, 480, seed=seed), Framing(rotate, flip)),
         CameraImage(random_frame(name, 1280, 720, 6, seed=seed), Framing(rotate, flip, (13, 7, 301, 555))),
-        CameraImage(random_frame(name, 3840, 2160, seed=seed), Framing(rotate, flip)),
+        CameraImage(random_frame(name, 1920, 1080, seed=seed), Framing(rotate, flip)),
     ]
     assert_same(inputs, images, convention)
 
@@ -108,16 +107,9 @@ def test_pictures_of_the_world(inputs, convention):
     assert_same(inputs, images, convention)
 
 
-@pytest.mark.parametrize('upload', UPLOADS)
-def test_every_way_to_the_device(library, convention, upload):
-    from flashrt_ros.engine.frame_inputs import FrameInputs
-
-    inputs = FrameInputs(library, SPEC, convention, 3, upload)
-    frames = [
-        random_frame('rgb8', 641, 479, 2),
-        mapped(random_frame('mono8', 5, 5)),
-        random_frame('nv12', 320, 240),
-    ]
+def test_frames_that_the_gpu_cannot_reach_are_staged(inputs, convention):
+    frames = [random_frame('rgb8', 641, 479, 2), mapped(random_frame('mono8', 5, 5))]
+    frames.append(random_frame('nv12', 320, 240))
     assert_same(inputs, [CameraImage(frame) for frame in frames], convention)
 
 
@@ -145,7 +137,9 @@ def test_a_captured_graph_follows_resolution_encoding_and_address(inputs, conven
             assert difference <= (0.01 if convention == 'pil' else 1.01), name
 
 
-@pytest.mark.parametrize(('width', 'height'), [(4098, 100), (4090, 36)])
-def test_what_has_no_room_is_refused_by_name(library, inputs, width, height):
+@pytest.mark.parametrize(('width', 'height'), [(4098, 100), (4096, 54)])
+def test_what_has_no_room_is_refused_by_name(inputs, convention, width, height):
+    if convention == 'torch' and width <= 4096:
+        pytest.skip('two weights always have room')
     with pytest.raises(ObservationError, match=f'wrist: a picture of {width} x {height} pixels is too'):
         inputs.write({'wrist': CameraImage(random_frame('rgb8', width, height))})

@@ -159,6 +159,7 @@ def _preparation(device: str) -> Callable[[Frame], None]:
         inputs.write({'camera': CameraImage(frame)})
         inputs.launch(0, 1, patches)
         torch.cuda.synchronize()
+        inputs.release()
 
     return prepare
 

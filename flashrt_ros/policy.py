@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from flashrt_ros.errors import BackendError
+from flashrt_ros.pictures import CameraImage
 
 STAGES = ('preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
 """Stages that every backend times, in order. Together they are the whole of `Policy.infer`."""
@@ -23,12 +24,13 @@ STAGES = ('preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
 class Observation:
     """What the robot saw and felt at one moment.
 
-    images: view name -> uint8 [height, width, 3], RGB, any size; a view may be absent (masked out).
+    images: view name -> uint8 [height, width, 3], RGB, upright, any size; or a frame that is still to be
+    decoded. A view may be absent (masked out).
     state: float32 [state_dim], in the units the checkpoint was trained in, ordered as its state is.
     prompt: the task in plain words.
     """
 
-    images: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray | CameraImage]
     state: np.ndarray
     prompt: str
 

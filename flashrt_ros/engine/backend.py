@@ -6,6 +6,7 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 
@@ -34,6 +35,7 @@ from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
 from flashrt_ros.models.guidance import Guide, guidance_refusals, make_guide
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
+from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
 
 BYTES = {'bf16': 2.0, 'fp8': 1.2}
@@ -72,7 +74,7 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) 
     views = len(processing.views)
     library.compile(policy_builds(gpu, spec, precision, views))
     packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors)
-    engine = Engine(library, spec, packed, views, scales, processing.resizes_to_bytes)
+    engine = Engine(library, spec, packed, views, scales, processing.resize)
     engine.capture()
     return engine
 
@@ -118,17 +120,15 @@ class CudaPolicy:
         start, guide = self._start(noise), None
         if guidance is not None:
             guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
-        prepared = self.processing.prepare(observation, self.processing.resizes_to_bytes)
-        inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
-        actions = self._run(engine, inputs, guide)
+        tokens, state = self.processing.text_and_state(observation)
+        frames = self.processing.frames(observation)
+        actions = self._run(engine, frames, (tokens[0].int(), state[0], start), guide)
         finished = perf_counter()
         check_finite(actions, self.info)
         restored = self.processing.restore(actions, observation.state)
-        stages = engine.stage_seconds()
-        before = finished - began - sum(stages.values())  # processing, staging and launching
-        return Prediction(
-            restored, {'preprocess': before, **stages, 'postprocess': perf_counter() - finished}
-        )
+        stages = {'preprocess': 0.0, **engine.stage_seconds()}
+        stages['preprocess'] += finished - began - sum(stages.values())  # tokens, staging and launching
+        return Prediction(restored, {**stages, 'postprocess': perf_counter() - finished})
 
     def shrink(self, observation: Observation) -> Observation:
         """See `Policy.shrink`."""
@@ -148,10 +148,17 @@ class CudaPolicy:
         if not self._lost:
             torch.cuda.empty_cache()
 
-    def _run(self, engine: Engine, inputs: tuple[Tensor, ...], guide: Guide | None) -> np.ndarray:
-        """Stage images, tokens, state, noise and guidance, replay, and wait for the actions."""
+    def _run(
+        self,
+        engine: Engine,
+        frames: Mapping[str, CameraImage],
+        inputs: tuple[Tensor, ...],
+        guide: Guide | None,
+    ) -> np.ndarray:
+        """Stage frames, tokens, state, noise and guidance, replay, and wait for the actions."""
         with gpu_failures(self.info.name, self._abandon):
-            engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)), guide=guide)
+            pinned = (self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True))
+            engine.write(frames, *pinned, guide=guide)
             engine.replay()
             return engine.read().numpy().copy()
 
@@ -181,7 +188,7 @@ class CudaPolicy:
         return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
-_STAGED = ('images', 'tokens', 'state', 'noise')
+_STAGED = ('tokens', 'state', 'noise')
 
 
 def _check_precision(gpu: Gpu, precision: str) -> None:

@@ -85,10 +85,9 @@ def load_packed(
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
     packed.
     """
-    folder = (cache or cache_directory()) / 'weights'
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
-    path = folder / f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    path = packed_path(key, spec, precision, views, gpu, cache)
+    folder = path.parent
     if path.exists():
         try:
             return load_file(path, device=str(gpu.device))
@@ -101,6 +100,16 @@ def load_packed(
         save_file(packed, written)
         written.replace(path)
     return packed
+
+
+def packed_path(
+    key: str, spec: PolicySpec, precision: str, views: int, gpu: Gpu, cache: Path | None = None
+) -> Path:
+    """Where `load_packed` keeps them, whether they are there or not."""
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
+    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    return (cache or cache_directory()) / 'weights' / name
 
 
 class OnDevice(Mapping[str, Tensor]):

@@ -59,7 +59,6 @@ def test_pictures_resized_beforehand_change_nothing(robot, size):
     observation = Observation(views, np.array([0.1, 0.2, 0.3], dtype=np.float32), 'move')
     small = processing.shrunk(observation)
     assert {image.shape for image in small.images.values()} == {(224, 224, 3)}
-    for as_bytes in (False, True):
-        of, to = processing.prepare(observation, as_bytes), processing.prepare(small, as_bytes)
-        np.testing.assert_array_equal(of.images.numpy(), to.images.numpy())
-        np.testing.assert_array_equal(of.tokens.numpy(), to.tokens.numpy())
+    of, to = processing.prepare(observation), processing.prepare(small)
+    np.testing.assert_array_equal(of.images.numpy(), to.images.numpy())
+    np.testing.assert_array_equal(of.tokens.numpy(), to.tokens.numpy())

@@ -6,10 +6,10 @@ engine (`engine.backend`) both implement it; `load_policy` chooses. Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -129,6 +129,20 @@ class Policy(Protocol):
 
     def close(self) -> None:
         """Give back the memory; the object is of no use afterwards."""
+        ...
+
+
+@runtime_checkable
+class Pipelined(Policy, Protocol):
+    """A policy that can be given the next observation while it works on one."""
+
+    def submit(self, observation: Observation) -> Callable[[], Prediction]:
+        """Begin `infer`, and return what waits for its prediction.
+
+        Two may be on their way at a time; call what was returned in the same order. A prediction that others
+        overlapped has `timings` of its own: 'graph' in place of the stages that a GPU goes through. Raises,
+        here or when called, as `infer`.
+        """
         ...
 
 

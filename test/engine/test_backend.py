@@ -48,6 +48,29 @@ def test_it_agrees_with_the_cpu_policy(library, checkpoint):
 
 
 @gpu
+def test_an_observation_begun_while_another_is_computed_changes_neither(library, checkpoint):
+    policy = load(checkpoint, CUDA)
+    observations = [observe(checkpoint, seed) for seed in range(6)]
+    policy.reseed(5)
+    alone = [policy.infer(o).actions for o in observations]
+    policy.reseed(5)
+    waiting, found = [], []
+    for number, observation in enumerate(observations):
+        waiting.append(policy.submit(policy.shrink(observation) if number % 2 else observation))
+        if len(waiting) > 1:
+            found.append(waiting.pop(0)())
+    found.append(waiting.pop(0)())
+    assert [set(p.timings) for p in found[:-1]] == [{'preprocess', 'graph', 'postprocess'}] * 5
+    assert tuple(found[-1].timings) == STAGES
+    for expected, prediction in zip(alone, found, strict=True):
+        np.testing.assert_array_equal(prediction.actions, expected)
+    # One that nobody waited for does not stand in the way.
+    policy.submit(observations[0])
+    policy.reseed(5)
+    np.testing.assert_array_equal(policy.infer(observations[0]).actions, alone[0])
+
+
+@gpu
 @pytest.mark.parametrize('resize', ['pil', 'torch'])
 def test_raw_frames_in_any_encoding_are_seen_as_the_cpu_sees_them(library, checkpoint, resize):
     policy = load(checkpoint, replace(CUDA, resize=resize))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from flashrt_ros.engine.backward_operators import backward_builds
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
-from flashrt_ros.engine.packing import expert_precision, patch_columns
+from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
 from flashrt_ros.engine.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
@@ -44,7 +45,7 @@ def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
     tilings = tower_tilings(gpu, spec, precision)
     norms = [(parts, False) for parts in sum_parts(tilings)] + [(1, True)]
     return [
-        ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
+        ('preprocess', Sizes.of(spec).constants),
         ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
         vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, fp8),
         *(('layer_norm', layer_norm_constants(spec.width, *norm, fp8)) for norm in norms),

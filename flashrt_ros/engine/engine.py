@@ -1,7 +1,7 @@
-"""One policy on one GPU: static buffers, three stages, a graph for every number of views and prompt size.
+"""One policy on one GPU: static buffers, four stages, a graph for every number of views and prompt size.
 
-    engine = Engine(library, spec, packed, views=2)
-    engine.write(images, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
+    engine = Engine(library, spec, packed, views=2, resize='pil')
+    engine.write(frames, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
 
 Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size
 is read on the device, so nothing is ever captured again.
@@ -19,6 +19,7 @@ from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
 from flashrt_ros.engine.exact import ExactDenoise, Forward, own_weights
 from flashrt_ros.engine.flow import FlowHeads
+from flashrt_ros.engine.frame_inputs import FrameInputs
 from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
 from flashrt_ros.engine.fused_denoise import FusedDenoise, restore
 from flashrt_ros.engine.fused_forward import FusedForward
@@ -31,8 +32,7 @@ from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.spec import PolicySpec
-
-STAGES = ('vision', 'prefill', 'denoise')
+from flashrt_ros.pictures import CameraImage
 
 PROMPT_ROWS = (64, 128)
 """Prompt sizes captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
@@ -51,7 +51,11 @@ def longest_prefix(spec: PolicySpec, views: int, rows: int) -> int:
 
 
 class Engine:
-    """Call from one thread at a time."""
+    """Call from one thread at a time.
+
+    resize: convention by which camera frames are resized on the GPU ('pil' or 'torch'); None takes images
+    that are prepared already, as calibration does.
+    """
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class Engine:
         packed: Mapping[str, Tensor],
         views: int,
         scales: Mapping[str, float] | None = None,
-        byte_frames: bool = False,
+        resize: str | None = None,
         exact: bool = False,
     ) -> None:
         """exact: also take the guidance of that name (`pack` or `load_exact` have packed weights for it)."""
@@ -69,7 +73,8 @@ class Engine:
         self.stream = library.context.new_stream()
         torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
         with torch.cuda.stream(self.stream):
-            self.inputs = Inputs.allocate(spec, views, device, byte_frames)
+            self.inputs = Inputs.allocate(spec, views, device)
+            self.frames = FrameInputs(library, spec.vision, resize, views) if resize else None
             self.cache = PrefixCache.allocate(spec, views, device)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
@@ -94,11 +99,14 @@ class Engine:
     def stages(self, views: int, rows: int, exact: bool = False) -> list[Stage]:
         """The stages for this many present views and prompt rows, as functions that launch them."""
         loop = self._loop(exact)
-        frames, tokens = self.inputs.frames[:views], self.inputs.tokens[:rows]
-        projected = self.vision.output(views)
+        tokens, projected = self.inputs.tokens[:rows], self.vision.output(views)
+        frames, stages = self.frames, list[Stage]()
 
         def see() -> None:
-            self.vision.run(frames)
+            if frames is None:
+                self.vision.run(self.inputs.images[:views])
+            else:
+                self.vision.see(views)
 
         def read_prefix() -> None:
             self.prefill.run(projected, self.vision.projector, tokens)
@@ -107,18 +115,27 @@ class Engine:
             loop.run()
             self._result.copy_(loop.actions, non_blocking=True)
 
-        return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
+        if frames is not None:
+            stages.append(('preprocess', lambda: frames.launch(0, views, self.vision.patch_rows(views))))
+        return [*stages, ('vision', see), ('prefill', read_prefix), ('denoise', denoise)]
 
     def write(
-        self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor, *, guide: Guide | None = None
+        self,
+        images: Tensor | Mapping[str, CameraImage],
+        tokens: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        *,
+        guide: Guide | None = None,
     ) -> None:
         """Stage one observation on the engine's stream (pinned tensors do not block).
 
-        images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32
+        images: frames by view, in the checkpoint's order, in use until `read` returns; without `resize` a
+        tensor [present views, ...] as `Inputs.images`. tokens int [N], all valid; state fp32 [A]; noise fp32
         [H, A]; guide: what to go on from. Raises ObservationError for a prompt or a number of views beyond
-        what the buffers hold.
+        what the buffers hold, and for frames that cannot be read.
         """
-        views, count = images.shape[0], tokens.shape[0]
+        views, count = len(images), tokens.shape[0]
         if not 1 <= count <= self.spec.max_tokens:
             raise ObservationError(
                 f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
@@ -128,7 +145,10 @@ class Engine:
         exact = guide is not None and guide.method == 'exact'
         loop = self._loop(exact)
         with torch.cuda.stream(self.stream):
-            self.inputs.frames[:views].copy_(images, non_blocking=True)
+            if isinstance(images, Tensor):
+                self.inputs.images[:views].copy_(images, non_blocking=True)
+            elif self.frames is not None:
+                self.frames.write(images)
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
             loop.state.copy_(state, non_blocking=True)
             loop.actions.copy_(noise, non_blocking=True)
@@ -147,6 +167,11 @@ class Engine:
         """The smallest captured prompt size that holds `count` tokens."""
         return next(rows for rows in prompt_sizes(self.spec.max_tokens) if rows >= count)
 
+    @property
+    def actions(self) -> Tensor:
+        """Of the loop that was chosen last, fp32 [H, A] on the GPU."""
+        return self._loop(self._chosen[2]).actions
+
     def replay(self) -> None:
         """Launch the graph for what was written last; returns at once."""
         self._graphs[self._chosen].replay()
@@ -158,6 +183,8 @@ class Engine:
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""
         self.stream.synchronize()
+        if self.frames is not None:
+            self.frames.release()
         return self._result
 
     def products(self) -> list[Product]:

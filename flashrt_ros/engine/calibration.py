@@ -1,6 +1,7 @@
 """Static activation scales of the fp8 mode: measured on observations, stored beside the checkpoint.
 
-A scale maps the largest magnitude seen at a product's input to the largest E4M3 value. It is measured in bf16
+A scale maps the largest magnitude seen at a product's input to the largest E4M3 value; those of other formats
+follow from it (`formats.input_scale`). It is measured in bf16
 with the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat
 too large costs little, and one that is too small saturates: hence the headroom.
 """
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.ranges import HEADROOM, Ranges
+from flashrt_ros.engine.formats import E4M3, HEADROOM
+from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.errors import BackendError, CheckpointError
 
 FILE = 'flashrt_calibration.json'
@@ -56,7 +58,7 @@ def store(
     content = {
         'checkpoint': key,
         'observations': observations,
-        'headroom': HEADROOM,
+        'headroom': HEADROOM[E4M3],
         'scales': scales,
         **(about or {}),
     }

@@ -57,7 +57,7 @@ class ExpertTrial:
         with torch.inference_mode():
             self._table = self.model.flow_table(shape.steps)
             weights = pack_expert(self.spec, self.tensors, self._table, precision)
-            scales = self._calibrate() if precision == 'fp8' else None
+            scales = self._calibrate() if precision != 'bf16' else None
         self.loop = ExpertLoop(
             library, weights, scales, ExpertShape(shape.horizon, shape.capacity), self.prefix, stamps
         )

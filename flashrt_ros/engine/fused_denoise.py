@@ -15,8 +15,8 @@ from flashrt_ros.engine.expert_buffers import ROWS
 from flashrt_ros.engine.expert_launches import LAYERS_BLOCKS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
 from flashrt_ros.engine.flow import FlowHeads, flow_table
+from flashrt_ros.engine.formats import INT8, tower_format
 from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
 PREFIX = 'fused_expert.'
@@ -59,12 +59,13 @@ class FusedDenoise:
         prefix_rows: int,
     ) -> None:
         device = library.gpu.device
-        precision = expert_precision(spec, 'fp8' if scales else 'bf16')
+        integers = any(tensor.dtype == INT8 for tensor in packed.values())
+        precision = tower_format(spec, 'fp8' if scales else 'bf16', 'expert', integers)
         weights = _restore(packed, spec.steps, precision, device)
         self._loop = ExpertLoop(
             library,
             weights,
-            _activation_scales(scales, spec.expert.layers) if precision == 'fp8' else None,
+            _activation_scales(scales, spec.expert.layers) if precision != 'bf16' else None,
             ExpertShape(spec.horizon, prefix_rows),
             Prefix(cache.keys, cache.values, cache.length),
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import round_up
+from flashrt_ros.engine.formats import constants
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.tensor_map import ROW_BYTES, plain_map, tensor_map
@@ -35,15 +37,40 @@ class Tiling:
         return self.stages * (TILE_ROWS + self.columns) * ROW_BYTES + 1024
 
 
-def build(tiling: Tiling, epilogue: int, fp8: bool) -> tuple[str, dict[str, int]]:
-    """The kernel file and the constants of one variant, as `KernelLibrary.compile` takes them."""
+def build(tiling: Tiling, epilogue: int, dtype: torch.dtype) -> tuple[str, dict[str, int]]:
+    """The kernel file and the constants of one variant, as `KernelLibrary.compile` takes them. dtype: of the
+    operands, and of what GELU leaves."""
     return 'gemm_sm90', {
         'TILE_N': tiling.columns,
         'STAGES': tiling.stages,
         'DOWN': tiling.down,
         'EPILOGUE': epilogue,
-        'FP8': int(fp8),
+        **constants(dtype),
     }
+
+
+WIDTHS = (64, 80, 96, 112, 128, 144, 160, 176, 192, 208)
+"""Columns that a block may have (kernels/wgmma_tiles.cuh)."""
+
+BLOCK_COST = 64
+"""What a block takes beyond its columns, in columns: rows to fetch, a beginning and an end."""
+
+
+def plain_tiling(rows: int, columns: int, blocks: int) -> Tiling:
+    """For a product that is cut by rows and columns only: least time on `blocks` multiprocessors."""
+    tiles = -(-rows // TILE_ROWS)
+
+    def cost(width: int) -> int:
+        return -(-tiles * -(-columns // width) // blocks) * (width + BLOCK_COST)
+
+    width = min(WIDTHS, key=cost)
+    return Tiling(width, 5 if width <= 176 else 4, down=1 if tiles % 2 else 2)
+
+
+def multiply_plainly(library: KernelLibrary, product: Product, x: Tensor, out: Tensor) -> None:
+    """x [rows, in] -> out bf16 [rows, out], raw."""
+    tiling = plain_tiling(len(x), out.shape[1], library.gpu.multiprocessors)
+    FusedProduct(library, product, x, out[None], RAW, tiling)()
 
 
 class FusedProduct:
@@ -65,8 +92,8 @@ class FusedProduct:
         following: Product | None = None,
         ahead: Sequence[Product] = (),
     ) -> None:
-        file, constants = build(tiling, epilogue, product.fp8)
-        self._kernel = library.kernel(file, 'gemm', **constants)
+        file, sizes = build(tiling, epilogue, product.dtype)
+        self._kernel = library.kernel(file, 'gemm', **sizes)
         rows, columns = x.shape[0], product.weight.shape[0]
         self._tiling = tiling
         self._grid = (

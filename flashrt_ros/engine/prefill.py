@@ -57,16 +57,16 @@ class Prefill:
     def _allocate(self, rows: int, device: torch.device) -> None:
         spec = self.spec
         width, attended = spec.width, spec.heads * spec.head_dim
-        narrow = self.last.dtype
+        first = self.layers[0] if self.layers else dict.fromkeys(PARTS, self.last)
 
         def buffer(columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(rows, columns, dtype=dtype, device=device)
 
-        self._residual, self._normed = buffer(width, torch.float32), buffer(width, narrow)
+        self._residual, self._normed = buffer(width, torch.float32), buffer(width, self.last.dtype)
         self._qkv = buffer(attended + 2 * spec.head_dim)
         self._kv = buffer(2 * spec.head_dim)
-        self._queries, self._attended = buffer(attended), buffer(attended, narrow)
-        self._activated, self._delta = buffer(spec.mlp, narrow), buffer(width)
+        self._queries, self._attended = buffer(attended), buffer(attended, first['o'].dtype)
+        self._activated, self._delta = buffer(spec.mlp, first['down'].dtype), buffer(width)
         self._gate_up = buffer(0 if 'gate_up' in self._wide else 2 * spec.mlp)
         self._parts = buffer(MOST_PARTS * width if 'down' in self._wide else 0).flatten()
 
@@ -81,7 +81,7 @@ class Prefill:
         for i, layer in enumerate(self.layers):
             following = self.layers[i + 1]['qkv'] if i + 1 < len(self.layers) else self.last
             self._run_layer(layer, i, following, rows)
-        self.last(normed, self._kv[:rows])
+        ops.multiply(self.last, normed, self._kv[:rows])
         ops.rope(self._kv[:rows], self.last, self._rotary, None, None, cache.keys[-1], cache.values[-1])
 
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
@@ -123,7 +123,7 @@ class Prefill:
         """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""
         x, out = self._operands()[part]
         count = library_rows(layer[part], rows)
-        layer[part](x[:count], out[:count])
+        self.operators.multiply(layer[part], x[:count], out[:count])
 
     def _operands(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {

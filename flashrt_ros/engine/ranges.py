@@ -12,11 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.packing import E4M3_MAX
-
-HEADROOM = 2.0
-"""Room above the largest value seen, for observations that were not. It costs no precision: E4M3 has 15
-octaves of normal values."""
+from flashrt_ros.engine.formats import E4M3, HEADROOM, LARGEST
 
 OCTAVE, LOWEST, BINS = 4, -24.0, 4 * 48
 """Bins of an octave, log2 of the first bin's lower edge, and bins in all: 2^-24 to 2^24."""
@@ -73,6 +69,6 @@ class Ranges:
         return min(edge, self.amax(name))
 
     def scales(self, method: str = AMAX, percent: float = 99.999) -> dict[str, float]:
-        """Product name -> scale of its input. percent: for 'percentile'; what lies above it saturates."""
+        """Product name -> scale of its input in E4M3. percent: for 'percentile'; what lies above it saturates."""
         of = {AMAX: self.amax, PERCENTILE: lambda name: self.percentile(name, percent)}[method]
-        return {name: max(of(name), LEAST) * HEADROOM / E4M3_MAX for name in self.names}
+        return {name: max(of(name), LEAST) * HEADROOM[E4M3] / LARGEST[E4M3] for name in self.names}

@@ -71,8 +71,7 @@ class VisionTower:
         ]
         self.projector = product('projector')
         if tilings is None:
-            precision = 'fp8' if self.projector.fp8 else 'bf16'
-            tilings = tower_tilings(operators.library.gpu, spec, precision)
+            tilings = tower_tilings(operators.library.gpu, spec, self.projector.narrow)
         self._tilings = tilings
         self._buffers = self._allocate(views * spec.tokens, device)
         self._steps: dict[int, list[Steps]] = {}
@@ -91,7 +90,7 @@ class VisionTower:
         ops.layer_norm(rows.residual, rows.normed, first, rows.sums[:1], start=self.start)
         for i, steps in enumerate(self._layer_steps(rows, tilings)):
             self._run_layer(rows, i, steps, tilings)
-        self.projector(rows.normed, rows.projected)
+        ops.multiply(self.projector, rows.normed, rows.projected)
 
     def _run_layer(self, rows: Rows, index: int, steps: Steps, tilings: Mapping[str, Tiling]) -> None:
         ops, spec, layer = self.operators, self.spec, self.layers[index]
@@ -122,15 +121,17 @@ class VisionTower:
         return self._steps[count]
 
     def _library_steps(self, layer: Mapping[str, Product], rows: Rows) -> Steps:
+        multiply = self.operators.multiply
+
         def up() -> None:
-            layer['up'](rows.normed, rows.up)
+            multiply(layer['up'], rows.normed, rows.up)
             self.operators.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
 
         return {
-            'qkv': partial(layer['qkv'], rows.normed, rows.qkv),
-            'o': partial(layer['o'], rows.attended, rows.sums[0]),
+            'qkv': partial(multiply, layer['qkv'], rows.normed, rows.qkv),
+            'o': partial(multiply, layer['o'], rows.attended, rows.sums[0]),
             'up': up,
-            'down': partial(layer['down'], rows.activated, rows.sums[0]),
+            'down': partial(multiply, layer['down'], rows.activated, rows.sums[0]),
         }
 
     def _fused_steps(self, index: int, rows: Rows, tilings: Mapping[str, Tiling]) -> Steps:

@@ -17,12 +17,13 @@ from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
-from flashrt_ros.engine.packing import Packed, expert_precision, pack_expert, pack_language, pack_vision
+from flashrt_ros.engine.formats import TOWERS, tower_format
+from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when packing changes, so that caches of an older version are not read."""
 
 SAMPLE = 4096
@@ -40,14 +41,16 @@ def pack(
 
     fused: for the fused denoise loop (`fused_denoise.covers` says where) instead of the plain one.
     wide: for the prefill's own products (`wide_gemm.covers` says where) instead of the library's.
+    Where both are, there are kernels for integers of 8 bits (`formats.tower_format`).
     """
+    vision, language, expert = (tower_format(spec, precision, tower, fused and wide) for tower in TOWERS)
     pack_loop = pack_fused if fused else pack_expert
     pack_prefill = pack_wide_language if wide else pack_language
     with torch.inference_mode():
         return {
-            **pack_vision(tensors, spec, precision),
-            **pack_prefill(tensors, spec, precision),
-            **pack_loop(tensors, spec, expert_precision(spec, precision)),
+            **pack_vision(tensors, spec, vision),
+            **pack_prefill(tensors, spec, language),
+            **pack_loop(tensors, spec, expert),
             **pack_flow(tensors, spec),
         }
 

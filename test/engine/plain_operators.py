@@ -58,6 +58,9 @@ class PlainOperators:
         gate, up = real(x, preceding).chunk(2, 1)
         out.copy_(F.gelu(gate, approximate='tanh') * up)
 
+    def multiply(self, product, x, out):
+        product(x, out)
+
     def gated_product(self, x, product, out, following):
         width = out.shape[1]
         columns = torch.empty(len(x), 2 * width)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from flashrt_ros.engine.calibration import FILE, store, stored
-from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision, quantise_rows
+from flashrt_ros.engine.formats import quantise_rows
+from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision
 from flashrt_ros.engine.weights import fingerprint, load_packed, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
@@ -92,7 +93,7 @@ def test_the_expert_of_pi0_stays_in_bf16(family, expected):
 @pytest.mark.parametrize('spread', [1e-6, 1.0, 1e4])
 def test_each_output_channel_has_its_own_scale(spread):
     weight = torch.randn(64, 96) * torch.logspace(-3, 3, 64)[:, None] * spread
-    values, scale = quantise_rows(weight)
+    values, scale = quantise_rows(weight, torch.float8_e4m3fn)
     error = (values.float() * scale[:, None] - weight).norm(dim=1) / weight.norm(dim=1)
     assert error.max() < 0.04
     assert values.float().abs().amax(1).eq(448).all()

@@ -124,7 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
     for precision in arguments.precision:
-        library.compile(tiling_builds(SO400M[tilings_of(precision)], product_dtype('vision.0.qkv', precision)))
+        library.compile(
+            tiling_builds(SO400M[tilings_of(precision)], product_dtype('vision.0.qkv', precision))
+        )
     for precision in arguments.precision:
         for name, time in operator_times(library, precision).items():
             print(f'{precision} {name}: {time:.2f} us', flush=True)

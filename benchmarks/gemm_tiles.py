@@ -94,7 +94,9 @@ def main() -> None:
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
     cases = list(itertools.product(arguments.precision, SHAPES))
-    library.compile(build(t, EPILOGUES[name], product_dtype('p', p)) for p, name in cases for t in tilings(name))
+    library.compile(
+        build(t, EPILOGUES[name], product_dtype('p', p)) for p, name in cases for t in tilings(name)
+    )
     for precision, name in cases:
         times = compare(library, name, arguments.rows, precision)
         best = '; '.join(f'{time:.2f} {label}' for time, label in sorted(times[1:])[:4])

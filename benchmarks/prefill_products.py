@@ -48,7 +48,10 @@ class Mlp:
         def buffer(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.randn(rows, columns, device='cuda').to(dtype)
 
-        self.residual, self.normed = buffer(rows, WIDTH, torch.float32), buffer(rows, WIDTH, self.gate_up[0].dtype)
+        self.residual, self.normed = (
+            buffer(rows, WIDTH, torch.float32),
+            buffer(rows, WIDTH, self.gate_up[0].dtype),
+        )
         self.hidden, self.raw = buffer(padded, MLP, narrow), buffer(rows, 2 * MLP)
         self.delta = buffer(padded, WIDTH)
 

@@ -46,10 +46,7 @@ def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:
         ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
         ('activation', {'WIDTH': spec.mlp, **constants(dtype('vision.0.down'))}),
         vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, dtype('vision.0.o')),
-        *(
-            ('layer_norm', layer_norm_constants(spec.width, *norm, dtype('vision.0.qkv')))
-            for norm in norms
-        ),
+        *(('layer_norm', layer_norm_constants(spec.width, *norm, dtype('vision.0.qkv'))) for norm in norms),
         *tiling_builds(tilings, dtype('vision.0.qkv')),
     ]
 

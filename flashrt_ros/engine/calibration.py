@@ -1,7 +1,7 @@
 """Static activation scales of the fp8 mode: measured on observations, stored beside the checkpoint.
 
 A scale maps the largest magnitude seen at a product's input to the largest E4M3 value; those of other formats
-follow from it (`formats.input_scale`). It is measured in bf16
+follow from it (`formats.scale_ratio`). It is measured in bf16
 with the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat
 too large costs little, and one that is too small saturates: hence the headroom.
 """
@@ -22,6 +22,9 @@ from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.errors import BackendError, CheckpointError
 
 FILE = 'flashrt_calibration.json'
+
+VERSION = 1
+"""Raise it when scales come to mean something else. Files from before it was written are of version 1."""
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images, tokens, state and noise, as `Engine.write` takes them."""
@@ -56,6 +59,7 @@ def store(
     """Write the scales beside the checkpoint whose fingerprint is `key`. about: how they were found."""
     path = directory / FILE
     content = {
+        'version': VERSION,
         'checkpoint': key,
         'observations': observations,
         'headroom': HEADROOM[E4M3],
@@ -82,8 +86,11 @@ def stored(directory: Path, key: str) -> Scales:
     try:
         content = json.loads(path.read_text())
         belongs, scales = content['checkpoint'], {str(k): float(v) for k, v in content['scales'].items()}
+        version = content.get('version', 1)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f'the calibration cannot be read: {error!r}', str(path), fix) from error
+    if version != VERSION:
+        raise CheckpointError(f'the calibration has version {version}, not {VERSION}', str(path), fix)
     if belongs != key:
         raise CheckpointError('the calibration belongs to other weights', str(path), fix)
     if not all(0 < scale < float('inf') for scale in scales.values()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights
-from flashrt_ros.engine.formats import input_scale, product_dtype
+from flashrt_ros.engine.formats import product_dtype, scale_ratio
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.gemma import rotary_table
 
@@ -133,10 +133,8 @@ def _scales(precision: str, layers: int, activation_scales: Tensor | None, devic
             'action expert',
             'calibrate first',
         )
-    dtypes = [product_dtype(f'expert.{name}', precision) for name in PRODUCTS]
-    scales = torch.stack(
-        [input_scale(own, dtype) for own, dtype in zip(activation_scales.unbind(1), dtypes, strict=True)], 1
-    ).to(device, torch.float32)
+    ratios = [scale_ratio(product_dtype(f'expert.{name}', precision)) for name in PRODUCTS]
+    scales = activation_scales.to(device, torch.float32) * torch.tensor(ratios, device=device)
     return torch.stack([scales, 1 / scales])
 
 

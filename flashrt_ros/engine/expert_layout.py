@@ -2,8 +2,8 @@
 
 kernels/expert_common.cuh describes the layout; this module produces it. A block of a kernel owns one slice of
 output columns, contiguous in memory, so that bulk copies fetch it. Words: a *step* is 32 bytes of K (16
-bf16, 32 e4m3 or 32 int8 values); the *order* says which K value sits where inside a step, and follows from who
-writes the activations.
+bf16, 32 e4m3 or 32 int8 values); the *order* says which K value sits where inside a step, and follows from
+who writes the activations.
 """
 
 from __future__ import annotations

@@ -60,5 +60,6 @@ def _entering(module: nn.Module, x: Tensor, modulation: Tensor | None = None) ->
 
 
 def activation_scales(largest: Tensor) -> Tensor:
-    """Largest magnitudes [L, 4] -> scales in E4M3 [L, 4]. A product's input is divided by its scale, then rounded."""
+    """Largest magnitudes [L, 4] -> scales [L, 4] of E4M3. A product's input is divided by its scale, then
+    rounded."""
     return largest.clamp_min(1e-12) * (HEADROOM[E4M3] / LARGEST[E4M3])

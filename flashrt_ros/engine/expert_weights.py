@@ -87,8 +87,8 @@ def pack_expert(
 ) -> ExpertWeights:
     """Pack canonical tensors (`models.tensors`) and `PiModel.flow_table(steps)`, on the device they are on.
 
-    precision: 'bf16', 'fp8' or 'int8' (`formats.product_dtype` says what each product has), with one scale for each
-    output channel.
+    precision: 'bf16', 'fp8' or 'int8' (`formats.product_dtype` says what each product has), with
+    one scale for each output channel.
     Raises BackendError for an expert whose sizes the kernels do not cover.
     """
     if replace(spec.expert, layers=GEMMA_300M.layers) != GEMMA_300M or spec.action_dim != 32:

@@ -10,14 +10,15 @@
 | language | int8    | int8 | int8            | e4m3 |           |
 | expert   | int8    | int8 | int8            | e4m3 |           |
 
-E4M3 rounds every value to 2.6 % rms at any scale, integers of 8 bits round to a step: on values as evenly spread as
-those behind a norm to 0.9 to 1.3 % of their rms, on the product of GELU and up to as much as E4M3. pi0 has no gates
-that damp a sublayer's error, so that E4M3 in its towers takes its actions to a cosine of 0.985 against the plain
-model (benchmarks/notes.md). Outliers of trained weights make steps coarse where they leave E4M3 as it is: nothing here
-has been measured on them.
+E4M3 rounds every value to 2.6 % rms at any scale. Integers of 8 bits round to a step: values as evenly spread
+as those behind a norm to 0.9 to 1.3 % of their rms, the product of GELU and up to as much as E4M3. pi0 has no
+gates that damp a sublayer's error, so E4M3 in its towers takes its actions to a cosine of 0.985 against the
+plain model (benchmarks/notes.md). Outliers of trained weights make steps coarse where they leave E4M3 as it
+is; nothing here has been measured on them.
 
-Integers need Hopper and the published sizes. Elsewhere pi0 in fp8 has E4M3 in vision and language, and its expert
-in bf16.
+Integers need Hopper and the published sizes. Elsewhere pi0 in fp8 has E4M3 in vision and language, and its
+expert in bf16. They know no NaN: one in a row becomes zeros in what a product reads, and stays in the
+residual.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def constants(dtype: torch.dtype) -> dict[str, int]:
     return {'FP8': int(dtype != BF16)} | ({'INT8': 1} if dtype == INT8 else {})
 
 
-def input_scale(calibrated: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """The scale of a product's input in this format, from the one that calibration has found for E4M3."""
-    return calibrated * (LARGEST[E4M3] / HEADROOM[E4M3] * HEADROOM[dtype] / LARGEST[dtype])
+def scale_ratio(dtype: torch.dtype) -> float:
+    """The scale of a product's input in this format, over the one that calibration has found for E4M3."""
+    return LARGEST[E4M3] / HEADROOM[E4M3] * HEADROOM[dtype] / LARGEST[dtype]
 
 
 def quantise_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.formats import BF16, E4M3, INT8, input_scale
+from flashrt_ros.engine.formats import BF16, E4M3, INT8, scale_ratio
 from flashrt_ros.engine.ranges import Ranges
 
 ROWS_MULTIPLE = 16
@@ -43,8 +43,9 @@ def library_rows(product: Product, rows: int) -> int:
 class Product:
     """out = x @ weight.T in bf16, unscaled: what follows multiplies by `channel_scale` and adds `bias`.
 
-    x is bf16, or x * inverse_scale in E4M3 or int8 when the weight is; its rows are a multiple of ROWS_MULTIPLE.
-    scale: what calibration has found for an input in E4M3 (`formats.input_scale` gives that of an input in int8).
+    x is bf16, or x * inverse_scale in E4M3 or int8 when the weight is; its rows are a multiple of
+    ROWS_MULTIPLE.
+    scale: what calibration has found for an input in E4M3 (`formats.scale_ratio` turns it into that of int8).
     channel_scale fp32 [out] (input scale times weight scale; None in bf16), bias fp32 [out] or None,
     inverse_scale: what the producer of x multiplies by before rounding (1 in bf16).
     """
@@ -55,7 +56,7 @@ class Product:
         self.name = name
         self.weight = packed[f'{name}.weight'].to(device)
         self.narrow = self.weight.dtype != BF16
-        scale = float(input_scale(scale, self.dtype)) if self.narrow else 1.0
+        scale = scale * scale_ratio(self.dtype) if self.narrow else 1.0
         bias = packed.get(f'{name}.bias')
         self.bias = None if bias is None else bias.to(device)
         self.channel_scale = packed[f'{name}.channel_scale'].to(device) * scale if self.narrow else None

@@ -67,8 +67,8 @@ class Operators:
         )
 
     def multiply(self, product: Product, x: Tensor, out: Tensor) -> None:
-        """x [rows, in] -> out bf16 [rows, out], raw: by the library, or by a kernel of ours for integers, of which the
-        library leaves sums of 32 bits."""
+        """x [rows, in] -> out bf16 [rows, out], raw: by the library. Integers by a kernel of ours, since the
+        library leaves their sums in 32 bits."""
         if product.dtype == INT8 and self.library.gpu.capability == (9, 0):
             multiply_plainly(self.library, product, x, out)
         else:
@@ -259,9 +259,7 @@ class Operators:
         )
 
 
-def attention_builds(
-    gpu: Gpu, heads: int, dim: int, dtype: torch.dtype
-) -> list[tuple[str, dict[str, int]]]:
+def attention_builds(gpu: Gpu, heads: int, dim: int, dtype: torch.dtype) -> list[tuple[str, dict[str, int]]]:
     """Kernel files and constants of the Gemma attention for a GPU. dtype: of what it leaves."""
     if attention_sm90.covers_gemma(gpu, dim):
         return attention_sm90.gemma_builds(heads, dtype)
@@ -276,7 +274,13 @@ def portable_attention(gpu: Gpu, heads: int, dim: int, dtype: torch.dtype) -> di
 
 def layer_norm_constants(width: int, parts: int, start: bool, dtype: torch.dtype) -> dict[str, int]:
     """Of kernels/layer_norm.cu; a thread has up to twelve columns."""
-    return {'WIDTH': width, 'PARTS': parts, 'START': int(start), 'WARPS': -(-width // 384), **constants(dtype)}
+    return {
+        'WIDTH': width,
+        'PARTS': parts,
+        'START': int(start),
+        'WARPS': -(-width // 384),
+        **constants(dtype),
+    }
 
 
 def vision_attention_build(

@@ -1,9 +1,10 @@
 """Weights rewritten once into the form the engine multiplies by: folded, concatenated, quantised.
 
-A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in bf16,
-E4M3 or int8 (`formats`), `NAME.channel_scale` fp32 [out] unless it is bf16 (real weight = stored * scale), and
-`NAME.bias` fp32 [out] where there is one. Everything that multiplies the input of a product channel by channel is folded into
-it in fp32 first: Gemma's (1 + w), SigLIP's LayerNorm weight and (through the product) its bias.
+A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in
+bf16, E4M3 or int8 (`formats`), `NAME.channel_scale` fp32 [out] unless it is bf16 (real weight = stored *
+scale), and `NAME.bias` fp32 [out] where there is one. Everything that multiplies the input of a product
+channel by channel is folded into it in fp32 first: Gemma's (1 + w), SigLIP's LayerNorm weight and (through
+the product) its bias.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ class Ranges:
         return min(edge, self.amax(name))
 
     def scales(self, method: str = AMAX, percent: float = 99.999) -> dict[str, float]:
-        """Product name -> scale of its input in E4M3. percent: for 'percentile'; what lies above it saturates."""
+        """Product name -> scale of its input in E4M3. percent: for 'percentile'; what lies above it
+        saturates."""
         of = {AMAX: self.amax, PERCENTILE: lambda name: self.percentile(name, percent)}[method]
         return {name: max(of(name), LEAST) * HEADROOM[E4M3] / LARGEST[E4M3] for name in self.names}

@@ -16,8 +16,8 @@ from torch import Tensor
 from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
-from flashrt_ros.engine.fused_denoise import covers, pack_fused
 from flashrt_ros.engine.formats import TOWERS, tower_format
+from flashrt_ros.engine.fused_denoise import covers, pack_fused
 from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language

@@ -17,8 +17,8 @@ from flashrt_ros.models.gemma import rotary_table, rotate
 pytestmark = pytest.mark.gpu
 
 ROUNDING = {'bf16': 5e-3, 'fp8': 4e-2, 'int8': 4e-2}
-"""Relative error of one rounding of normal values, with room: at most 2^-9 and 2^-4, typically a third; integers are
-wrong by a step over the root of 12, and scales here make that at most so much."""
+"""Relative error of one rounding of normal values, with room: at most 2^-9 and 2^-4, typically a third;
+integers are wrong by a step over the root of 12, and scales here make that at most so much."""
 
 HIDDEN = {'bf16': 'bf16', 'fp8': 'fp8', 'int8': 'fp8'}
 """Precision of an expert -> that of its hidden layer and of the product behind it."""
@@ -148,7 +148,10 @@ def test_gated_hidden_layer(library, rows, precision):
     )
     gate, up = (x.normed() @ weight.values.T + weight.placed_bias).chunk(2, 1)
     expected = (F.gelu(gate, approximate='tanh') * up)[:rows]
-    found = from_fragments(phases.taken('hidden'), DTYPES[HIDDEN[precision]], 4096, 'accumulator')[:rows] / inverse
+    found = (
+        from_fragments(phases.taken('hidden'), DTYPES[HIDDEN[precision]], 4096, 'accumulator')[:rows]
+        / inverse
+    )
     assert relative_error(found, expected.clamp(-448 / inverse, 448 / inverse)) < ROUNDING[precision]
 
 

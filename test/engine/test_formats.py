@@ -15,10 +15,10 @@ from flashrt_ros.engine.formats import (
     INT8,
     LARGEST,
     TOWERS,
-    input_scale,
     product_dtype,
     quantise_rows,
     round_to,
+    scale_ratio,
     tower_format,
 )
 from flashrt_ros.engine.fused_gemm import WIDTHS, plain_tiling
@@ -58,7 +58,7 @@ def test_what_gelu_times_up_enters_keeps_e4m3():
 def test_the_largest_value_of_calibration_has_its_headroom(dtype):
     largest = 3.7
     calibrated = largest * HEADROOM[E4M3] / LARGEST[E4M3]
-    assert largest / input_scale(calibrated, dtype) * HEADROOM[dtype] == pytest.approx(LARGEST[dtype])
+    assert largest / (calibrated * scale_ratio(dtype)) * HEADROOM[dtype] == pytest.approx(LARGEST[dtype])
 
 
 def test_integers_round_evenly_spread_values_better_than_e4m3():
@@ -97,7 +97,9 @@ def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch):
     for name in ('covers', 'covers_prefill'):
         monkeypatch.setattr(builds, name, lambda *_: True)
     tower = GemmaSpec(2, 256, 512)
-    spec = PolicySpec('pi0', VisionSpec(layers=1), tower, replace(tower, layers=1, width=1024, mlp=4096), vocab=64)
+    spec = PolicySpec(
+        'pi0', VisionSpec(layers=1), tower, replace(tower, layers=1, width=1024, mlp=4096), vocab=64
+    )
     packed = pack(random_tensors(spec, 1), spec, 'fp8', fused=True, wide=True)
     library, cache = RecordingLibrary((9, 0)), PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(Operators(library), spec.vision, packed, {}, VIEWS)

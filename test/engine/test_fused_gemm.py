@@ -87,7 +87,9 @@ def test_repeated_launches_give_the_same_bits(hopper, tiling, precision):
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
-@pytest.mark.parametrize('shape', [(576, 2560, 2048), (832, 2048, 2048), (576, 512, 2048), (512, 2048, 1152)], ids=str)
+@pytest.mark.parametrize(
+    'shape', [(576, 2560, 2048), (832, 2048, 2048), (576, 512, 2048), (512, 2048, 1152)], ids=str
+)
 def test_integers_without_a_library(hopper, shape):
     product, x, raw, _ = make(shape, 'int8')
     out = poisoned(*raw.shape)

@@ -39,8 +39,8 @@ def real(raw: torch.Tensor, source: Product) -> torch.Tensor:
 
 
 def error(out: torch.Tensor, following: Product, expected: torch.Tensor) -> float:
-    """Relative error of what was left for `following`, over what its format can tell apart and one that is well made
-    gets wrong: at most 1. Integers saturate, and are wrong by a step over the root of 12."""
+    """Relative error of what was left for `following`, over what rounding to its format makes: at most 1.
+    Integers saturate, and are wrong by a step over the root of 12."""
     step, found = 1 / following.inverse_scale, out.float() / following.inverse_scale
     if out.dtype != INT8:
         return relative_error(found, expected) / TOLERANCE[out.dtype]

@@ -133,6 +133,13 @@ def test_scales_of_other_weights_are_refused(tmp_path):
         stored(tmp_path, 'other')
 
 
+def test_scales_of_another_version_are_refused(tmp_path):
+    path = store(tmp_path, 'key', {'expert.0.o': 0.25}, 8)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'version': 2}))
+    with pytest.raises(CheckpointError, match='has version 2, not 1'):
+        stored(tmp_path, 'key')
+
+
 @pytest.mark.parametrize(
     'content', ['', '[]', '{"checkpoint": "key"}', '{"checkpoint": "key", "scales": {"a": "x"}}']
 )

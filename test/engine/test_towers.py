@@ -98,8 +98,9 @@ def test_towers_in_integers(monkeypatch):
         cache.length.fill_(rows)
         vision = VisionTower(PlainOperators(), spec.vision, packed, scales, VIEWS)
         prefill = Prefill(PlainOperators(), spec, packed, scales, VIEWS, cache)
-        for product in (p for layers in (vision.layers, prefill.layers) for layer in layers for p in layer.values()):
-            product.observer = observer
+        for layer in (*vision.layers, *prefill.layers):
+            for product in layer.values():
+                product.observer = observer
         vision.projector.observer = prefill.last.observer = observer
         vision.run(images)
         prefill.run(vision.output(VIEWS), vision.projector, padded)

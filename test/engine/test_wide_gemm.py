@@ -26,7 +26,10 @@ def hopper(library):
     if library.gpu.capability != (9, 0):
         pytest.skip('needs a Hopper GPU')
     library.compile(
-        build(kernel, dtype, tiling) for kernel in KERNELS for dtype in (BF16, E4M3, INT8) for tiling in VARIANTS
+        build(kernel, dtype, tiling)
+        for kernel in KERNELS
+        for dtype in (BF16, E4M3, INT8)
+        for tiling in VARIANTS
     )
     return library
 

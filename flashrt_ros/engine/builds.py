@@ -20,16 +20,22 @@ from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 Builds = list[tuple[str, dict[str, int]]]
 
 
-def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Builds:
-    """Kernel files and constants of vision, prefill and denoise loop."""
+def policy_builds(
+    gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
+) -> Builds:
+    """Kernel files and constants of vision, prefill and denoise loop. uneven: as `weights.pack` takes it."""
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    vision, language, expert = (tower_format(spec, precision, tower, fused and wide) for tower in TOWERS)
-    builds = _vision(gpu, spec.vision, vision) + _gemma(gpu, spec.language, 'language', language)
-    first = product_dtype('language.0.qkv', language)
-    builds.append(('embedding', {'WIDTH': spec.language.width, **constants(first)}))
-    builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
-    if wide:
-        builds += wide_builds(language)
+    vision, language, expert = (
+        tower_format(spec, precision, tower, fused and wide, uneven) for tower in TOWERS
+    )
+    builds = [('rope', {'HEADS': 0, 'DIM': spec.language.head_dim})]
+    for tower in {vision, 'fp8'} if vision == 'int8' and uneven else {vision}:
+        builds += _vision(gpu, spec.vision, tower)
+    for tower in {language, 'fp8'} if language == 'int8' and uneven else {language}:
+        builds += _gemma(gpu, spec.language, 'language', tower)
+        first = product_dtype('language.0.qkv', tower)
+        builds.append(('embedding', {'WIDTH': spec.language.width, **constants(first)}))
+        builds += wide_builds(tower) if wide else []
     if language == 'int8':
         builds += _integer_products(gpu, spec, views)
     if fused:

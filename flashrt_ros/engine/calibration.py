@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.formats import E4M3, HEADROOM
-from flashrt_ros.engine.ranges import Ranges
+from flashrt_ros.engine.ranges import Ranges, Scales
 from flashrt_ros.errors import BackendError, CheckpointError
 
 FILE = 'flashrt_calibration.json'
@@ -28,8 +28,6 @@ VERSION = 1
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images, tokens, state and noise, as `Engine.write` takes them."""
-
-Scales = dict[str, float]
 
 
 def calibrate(engine: Engine, observations: Iterable[Prepared]) -> Scales:
@@ -54,7 +52,11 @@ def observe(engine: Engine, observations: Iterable[Prepared]) -> Ranges:
 
 
 def store(
-    directory: Path, key: str, scales: Scales, observations: int, about: Mapping[str, Any] | None = None
+    directory: Path,
+    key: str,
+    scales: Mapping[str, float],
+    observations: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the scales beside the checkpoint whose fingerprint is `key`. about: how they were found."""
     path = directory / FILE
@@ -64,6 +66,7 @@ def store(
         'observations': observations,
         'headroom': HEADROOM[E4M3],
         'scales': scales,
+        'crests': scales.crests if isinstance(scales, Scales) else {},
         **(about or {}),
     }
     try:
@@ -87,6 +90,7 @@ def stored(directory: Path, key: str) -> Scales:
         content = json.loads(path.read_text())
         belongs, scales = content['checkpoint'], {str(k): float(v) for k, v in content['scales'].items()}
         version = content.get('version', 1)
+        crests = {str(k): float(v) for k, v in content.get('crests', {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f'the calibration cannot be read: {error!r}', str(path), fix) from error
     if version != VERSION:
@@ -95,4 +99,4 @@ def stored(directory: Path, key: str) -> Scales:
         raise CheckpointError('the calibration belongs to other weights', str(path), fix)
     if not all(0 < scale < float('inf') for scale in scales.values()):
         raise CheckpointError('a scale is not positive and finite', str(path), fix)
-    return scales
+    return Scales(scales, crests)

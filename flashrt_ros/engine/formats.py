@@ -13,8 +13,9 @@
 E4M3 rounds every value to 2.6 % rms at any scale. Integers of 8 bits round to a step: values as evenly spread
 as those behind a norm to 0.9 to 1.3 % of their rms, the product of GELU and up to as much as E4M3. pi0 has no
 gates that damp a sublayer's error, so E4M3 in its towers takes its actions to a cosine of 0.985 against the
-plain model (benchmarks/notes.md). Outliers of trained weights make steps coarse where they leave E4M3 as it
-is; nothing here has been measured on them.
+plain model (benchmarks/notes.md). Outliers make steps coarse where they leave E4M3 as it is: a product
+whose calibrated input has any (`MOST_UNEVEN`) takes E4M3, the expert as a whole then bf16. Nothing here has
+been measured on trained weights.
 
 Integers need Hopper and the published sizes. Elsewhere pi0 in fp8 has E4M3 in vision and language, and its
 expert in bf16. They know no NaN: one in a row becomes zeros in what a product reads, and stays in the
@@ -22,6 +23,8 @@ residual.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,26 +45,56 @@ WITHOUT_INTEGERS = ('language.down', 'expert.down')
 
 TOWERS = ('vision', 'language', 'expert')
 
+MOST_UNEVEN = 12.0
+"""Largest magnitude over rms of an input, beyond which integers are no better than E4M3. With a
+step of 1.2 * 12 / 127 of the rms they are wrong by 3.3 % (the step over the root of 12), and their weights by
+0.9 %; E4M3 is by 2.6 % in both."""
 
-def tower_format(spec: PolicySpec, precision: str, tower: str, integers: bool) -> str:
+IN_THE_EXPERT = ('unnormed_qkv', 'o', 'unnormed_gate_up')
+"""What calibration calls the inputs of its products that may be integers."""
+
+
+def uneven_products(crests: Mapping[str, float]) -> frozenset[str]:
+    """Products whose inputs are too uneven for integers. crests: largest magnitude over rms, by
+    calibration."""
+    found = {name for name, crest in crests.items() if crest > MOST_UNEVEN}
+    coupled = {'up': 'down', 'down': 'up'}  # vision's activation leaves what its own product took
+    for tower, layer, part in [name.split('.') for name in found if name.count('.') == 2]:
+        if tower == 'vision' and part in coupled:
+            found.add(f'vision.{layer}.{coupled[part]}')
+    return frozenset(found)
+
+
+def tower_format(
+    spec: PolicySpec, precision: str, tower: str, integers: bool, uneven: frozenset[str] = frozenset()
+) -> str:
     """'bf16', 'fp8' or 'int8' for one of TOWERS of a policy of this precision.
 
-    integers: whether there are kernels for them.
+    integers: whether there are kernels for them. uneven: see `uneven_products`. The expert's layers are one
+    kernel: a single uneven product takes integers from all of them.
     """
     if precision == 'bf16' or spec.family != 'pi0':
         return precision
-    if integers:
+    hindered = tower == 'expert' and any(
+        name.startswith('expert.') and name.split('.')[-1] in IN_THE_EXPERT for name in uneven
+    )
+    if integers and not hindered:
         return 'int8'
     return 'bf16' if tower == 'expert' else 'fp8'
 
 
-def product_dtype(name: str, tower_format: str) -> torch.dtype:
+def product_dtype(name: str, tower_format: str, uneven: frozenset[str] = frozenset()) -> torch.dtype:
     """Of weights and input of product `name`, such as 'language.3.down', in a tower of this format."""
     if tower_format == 'bf16':
         return BF16
     words = name.split('.')
-    kept = f'{words[0]}.{words[-1]}' in WITHOUT_INTEGERS
+    kept = f'{words[0]}.{words[-1]}' in WITHOUT_INTEGERS or name in uneven
     return E4M3 if tower_format == 'fp8' or kept else INT8
+
+
+def as_input(buffer: Tensor, dtype: torch.dtype) -> Tensor:
+    """A buffer of values of 8 bits as those that a product takes; buffers in bf16 as they are."""
+    return buffer if buffer.dtype == BF16 else buffer.view(dtype)
 
 
 def constants(dtype: torch.dtype) -> dict[str, int]:

@@ -15,7 +15,6 @@ from flashrt_ros.engine.expert_buffers import ROWS
 from flashrt_ros.engine.expert_launches import LAYERS_BLOCKS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
 from flashrt_ros.engine.flow import FlowHeads, flow_table
-from flashrt_ros.engine.formats import INT8, tower_format
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
@@ -46,6 +45,14 @@ def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) 
     return packed
 
 
+def packed_format(packed: Mapping[str, Tensor], spec: PolicySpec) -> str:
+    """What `pack_fused` was given as precision: bf16 takes two bytes a value, and in one pi0 has integers."""
+    weights, scale = (packed[f'{PREFIX}products.qkv.{name}'] for name in ('weights', 'scale'))
+    if weights[0].numel() > scale[0].numel() * spec.expert.width:
+        return 'bf16'
+    return 'int8' if spec.family == 'pi0' else 'fp8'
+
+
 class FusedDenoise:
     """actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0."""
 
@@ -59,8 +66,7 @@ class FusedDenoise:
         prefix_rows: int,
     ) -> None:
         device = library.gpu.device
-        integers = any(tensor.dtype == INT8 for tensor in packed.values())
-        precision = tower_format(spec, 'fp8' if scales else 'bf16', 'expert', integers)
+        precision = packed_format(packed, spec)
         weights = _restore(packed, spec.steps, precision, device)
         self._loop = ExpertLoop(
             library,

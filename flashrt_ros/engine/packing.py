@@ -28,18 +28,22 @@ PRECISIONS = ('bf16', 'fp8')
 """What a user chooses from; the towers then have a format each (`formats.tower_format`)."""
 
 
-def pack_vision(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+def pack_vision(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
     """Vision tower and projector. `tensors` are canonical (`models.tensors`), of any float dtype.
 
-    precision, of each tower: 'bf16', 'fp8' or 'int8'.
+    precision, of each tower: 'bf16', 'fp8' or 'int8'; uneven: products that are E4M3 in 'int8' all the same.
     """
-    packed = _pack_all(_vision(tensors, spec.vision), precision)
+    packed = _pack_all(_vision(tensors, spec.vision), precision, uneven)
     return packed | _patch_embedding(tensors, spec.vision)
 
 
-def pack_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+def pack_language(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
     """Language tower and token embedding."""
-    packed = _pack_all(_language(tensors, spec.language), precision)
+    packed = _pack_all(_language(tensors, spec.language), precision, uneven)
     return packed | {'language.embedding': tensors[EMBEDDING].to(torch.bfloat16)}
 
 
@@ -55,10 +59,12 @@ def patch_columns(spec: VisionSpec) -> int:
     return -(-3 * spec.patch**2 // PATCH_COLUMNS_MULTIPLE) * PATCH_COLUMNS_MULTIPLE
 
 
-def pack_product(name: str, weight: Tensor, bias: Tensor | None, precision: str) -> Packed:
+def pack_product(
+    name: str, weight: Tensor, bias: Tensor | None, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
     """One product, in the dtype that its name has in a tower of this precision."""
     packed: Packed = {} if bias is None else {f'{name}.bias': bias.float().contiguous()}
-    dtype = product_dtype(name, precision)
+    dtype = product_dtype(name, precision, uneven)
     quantised, scale = quantise_rows(weight, dtype)
     packed[f'{name}.weight'] = quantised
     return packed if dtype == BF16 else packed | {f'{name}.channel_scale': scale}
@@ -67,10 +73,10 @@ def pack_product(name: str, weight: Tensor, bias: Tensor | None, precision: str)
 Product = tuple[str, Tensor, Tensor | None]
 
 
-def _pack_all(products: Iterator[Product], precision: str) -> Packed:
+def _pack_all(products: Iterator[Product], precision: str, uneven: frozenset[str] = frozenset()) -> Packed:
     packed: Packed = {}
     for name, weight, bias in products:
-        packed.update(pack_product(name, weight, bias, precision))
+        packed.update(pack_product(name, weight, bias, precision, uneven))
     return packed
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
+from flashrt_ros.engine.formats import as_input
 from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
 from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.wide_gemm import MOST_PARTS, part_count
@@ -77,11 +78,12 @@ class Prefill:
         rows = projected.shape[0] + tokens.shape[0]
         residual, normed = self._residual[:rows], self._normed[:rows]
         first = self.layers[0]['qkv'] if self.layers else self.last
-        ops.prefix_embedding(projected, projector, tokens, self.embedding, residual, normed, first)
+        embedded = as_input(normed, first.dtype)
+        ops.prefix_embedding(projected, projector, tokens, self.embedding, residual, embedded, first)
         for i, layer in enumerate(self.layers):
             following = self.layers[i + 1]['qkv'] if i + 1 < len(self.layers) else self.last
             self._run_layer(layer, i, following, rows)
-        ops.multiply(self.last, normed, self._kv[:rows])
+        ops.multiply(self.last, as_input(normed, self.last.dtype), self._kv[:rows])
         ops.rope(self._kv[:rows], self.last, self._rotary, None, None, cache.keys[-1], cache.values[-1])
 
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
@@ -91,18 +93,21 @@ class Prefill:
         qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
         self._multiply(layer, 'qkv', rows)
         ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
+        attended = as_input(attended, layer['o'].dtype)
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
         self._multiply(layer, 'o', rows)
-        ops.norm(residual, normed, layer['gate_up'], delta=delta, preceding=layer['o'])
+        behind = as_input(normed, layer['gate_up'].dtype)
+        ops.norm(residual, behind, layer['gate_up'], delta=delta, preceding=layer['o'])
         self._activate(layer, rows)
         delta = self._project_down(layer, rows)
-        ops.norm(residual, normed, following, delta=delta, preceding=layer['down'])
+        behind = as_input(normed, following.dtype)
+        ops.norm(residual, behind, following, delta=delta, preceding=layer['down'])
 
     def _activate(self, layer: dict[str, Product], rows: int) -> None:
         """The hidden layer of the MLP."""
         activated = self._activated[:rows]
         if 'gate_up' in self._wide:
-            x = self._normed[:rows]
+            x = as_input(self._normed[:rows], layer['gate_up'].dtype)
             self.operators.gated_product(x, layer['gate_up'], activated, layer['down'])
         else:
             self._multiply(layer, 'gate_up', rows)
@@ -123,7 +128,7 @@ class Prefill:
         """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""
         x, out = self._operands()[part]
         count = library_rows(layer[part], rows)
-        self.operators.multiply(layer[part], x[:count], out[:count])
+        self.operators.multiply(layer[part], as_input(x[:count], layer[part].dtype), out[:count])
 
     def _operands(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {

@@ -14,12 +14,14 @@ from flashrt_ros.engine.formats import (
     HEADROOM,
     INT8,
     LARGEST,
+    MOST_UNEVEN,
     TOWERS,
     product_dtype,
     quantise_rows,
     round_to,
     scale_ratio,
     tower_format,
+    uneven_products,
 )
 from flashrt_ros.engine.fused_gemm import WIDTHS, plain_tiling
 from flashrt_ros.engine.operators import Operators
@@ -52,6 +54,32 @@ def test_what_gelu_times_up_enters_keeps_e4m3():
         assert product_dtype(name, 'int8') == INT8
         assert product_dtype(name, 'fp8') == E4M3
         assert product_dtype(name, 'bf16') == BF16
+
+
+def test_products_with_outliers_keep_e4m3():
+    crests = {'vision.0.up': 13.0, 'vision.1.qkv': 11.0, 'language.4.o': 40.0, 'vision.projector': 5.0}
+    uneven = uneven_products(crests)
+    assert uneven == {'vision.0.up', 'vision.0.down', 'language.4.o'}
+    assert product_dtype('vision.0.down', 'int8', uneven) == E4M3
+    assert product_dtype('vision.1.down', 'int8', uneven) == INT8
+    assert [tower_format(PI0, 'fp8', tower, True, uneven) for tower in TOWERS] == ['int8'] * 3
+
+
+@pytest.mark.parametrize(('part', 'expected'), [('unnormed_qkv', 'bf16'), ('qkv', 'int8'), ('down', 'int8')])
+def test_outliers_anywhere_in_the_expert_take_it_to_bf16(part, expected):
+    uneven = uneven_products({f'expert.7.{part}': 50.0})
+    assert tower_format(PI0, 'fp8', 'expert', True, uneven) == expected
+    assert tower_format(PI0, 'fp8', 'vision', True, uneven) == 'int8'
+
+
+def test_rounding_of_an_input_as_uneven_as_that_is_no_better_in_integers():
+    x = torch.randn(1, 1 << 16)
+    x[0, 0] = MOST_UNEVEN * 1.2
+    errors = {
+        dtype: relative_error(round_to(x / s, dtype).float() * s, x)
+        for dtype, s in ((E4M3, x.abs().max() * 2 / 448), (INT8, x.abs().max() / 127))
+    }
+    assert 0.8 * errors[E4M3] < errors[INT8] < 1.5 * errors[E4M3]
 
 
 @pytest.mark.parametrize('dtype', [E4M3, INT8])
@@ -89,7 +117,8 @@ def test_a_plain_product_fits_the_gpu_at_once(rows, columns):
         assert blocks <= 132
 
 
-def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch):
+@pytest.mark.parametrize('uneven', [(), ('vision.0.up', 'vision.0.down', 'language.0.qkv')])
+def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch, uneven):
     for module in (attention_sm90, wide_gemm, fused_gemm):
         monkeypatch.setattr(module, 'tensor_map', lambda *_: None)
     monkeypatch.setattr(fused_gemm, 'plain_map', lambda *_: None)
@@ -100,7 +129,7 @@ def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch):
     spec = PolicySpec(
         'pi0', VisionSpec(layers=1), tower, replace(tower, layers=1, width=1024, mlp=4096), vocab=64
     )
-    packed = pack(random_tensors(spec, 1), spec, 'fp8', fused=True, wide=True)
+    packed = pack(random_tensors(spec, 1), spec, 'fp8', fused=True, wide=True, uneven=frozenset(uneven))
     library, cache = RecordingLibrary((9, 0)), PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(Operators(library), spec.vision, packed, {}, VIEWS)
     vision.run(torch.zeros(VIEWS, 3, 224, 224))
@@ -108,7 +137,7 @@ def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch):
     Prefill(Operators(library), spec, packed, {}, VIEWS, cache).run(
         vision.output(VIEWS), vision.projector, tokens
     )
-    compiled = builds.policy_builds(library.gpu, spec, 'fp8', VIEWS)
+    compiled = builds.policy_builds(library.gpu, spec, 'fp8', VIEWS, frozenset(uneven))
     assert library.asked <= {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
     assert {'gated_gemm_sm90', 'gemm_sm90', 'norm'} <= {
         file for file, constants in library.asked if ('INT8', 1) in constants

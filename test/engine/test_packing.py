@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from flashrt_ros.engine.calibration import FILE, store, stored
 from flashrt_ros.engine.formats import quantise_rows
 from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision
+from flashrt_ros.engine.ranges import Scales
 from flashrt_ros.engine.weights import fingerprint, load_packed, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
@@ -118,8 +119,9 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
 
 
 def test_scales_are_read_back(tmp_path):
-    store(tmp_path, 'key', {'expert.0.o': 0.25}, 8)
+    store(tmp_path, 'key', Scales({'expert.0.o': 0.25}, {'expert.0.o': 4.5}), 8)
     assert stored(tmp_path, 'key') == {'expert.0.o': 0.25}
+    assert stored(tmp_path, 'key').crests == {'expert.0.o': 4.5}
 
 
 def test_missing_scales_are_asked_for(tmp_path):

@@ -108,7 +108,10 @@ def test_towers_in_integers(monkeypatch):
 
     with torch.inference_mode():
         exact = run(pack(tensors, spec, 'bf16'), {}, ranges)
-        packed = pack_vision(tensors, spec, 'int8') | pack_wide_language(tensors, spec, 'int8')
+        uneven = frozenset({'vision.0.qkv', 'language.0.o'})
+        packed = pack_vision(tensors, spec, 'int8', uneven) | pack_wide_language(
+            tensors, spec, 'int8', uneven
+        )
         assert packed['language.0.gated.weight'].dtype == torch.int8
         assert packed['language.0.split_down.weight'].dtype == torch.float8_e4m3fn
         found = run(packed, ranges.scales())

@@ -55,6 +55,7 @@ def test_ranges_by_flow_step_and_percentile():
     assert 0.5 <= ranges.percentile('q', 99.9) <= 0.5 * 2 ** (1 / 4)
     assert ranges.percentile('q', 100.0) == 4.0
     assert ranges.scales()['q'] == pytest.approx(4.0 * HEADROOM[E4M3] / 448)
+    assert ranges.scales().crests['q'] > 1
     assert ranges.scales('percentile', 99.9)['q'] < ranges.scales()['q'] / 6
 
 

@@ -52,6 +52,18 @@ __device__ __forceinline__ Float8 load_bf16x8(const bf16* source) {
   return out;
 }
 
+// Eight values of a product that was left in parts of its K, added up; `stride` values lie between two parts.
+__device__ __forceinline__ Float8 load_parts(const bf16* source, int parts, size_t stride) {
+  Float8 sum = load_bf16x8(source);
+#pragma unroll 4
+  for (int part = 1; part < parts; part++) {
+    Float8 more = load_bf16x8(source + part * stride);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
+  }
+  return sum;
+}
+
 __device__ __forceinline__ Float8 load_float8(const float* source) {
   Float8 out;
   *reinterpret_cast<float4*>(out.v) = *reinterpret_cast<const float4*>(source);

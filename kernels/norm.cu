@@ -28,18 +28,6 @@ using Output = bf16;
 
 constexpr float EPSILON = 1e-6f;
 
-// The sum of all parts of the preceding product; `stride` values lie between two parts.
-__device__ __forceinline__ Float8 load_parts(const bf16* delta, int parts, size_t stride) {
-  Float8 sum = load_bf16x8(delta);
-#pragma unroll 4
-  for (int part = 1; part < parts; part++) {
-    Float8 more = load_bf16x8(delta + part * stride);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
-  }
-  return sum;
-}
-
 // Vectors that belong to the product behind delta. They are weights, so they are fetched before the wait.
 struct DeltaVectors {
   Float8 scale, bias;

@@ -9,7 +9,7 @@ from flashrt_ros.engine.engine import prompt_sizes
 from flashrt_ros.engine.expert_launches import format_constants
 from flashrt_ros.engine.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
 from flashrt_ros.engine.fused_denoise import covers
-from flashrt_ros.engine.fused_gemm import RAW, build, plain_tiling
+from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
 from flashrt_ros.engine.packing import patch_columns
 from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
@@ -68,15 +68,16 @@ def _gemma(gpu: Gpu, spec: GemmaSpec, name: str, tower: str) -> Builds:
 
 
 def _integer_products(gpu: Gpu, spec: PolicySpec, views: int) -> Builds:
-    """Of `Operators.multiply`: in the prefill QKV, output and the last layer's KV, and the projector."""
+    """Of `Operators.multiply`: in the prefill QKV and output, the last layer's KV, and the projector."""
     tower, patches = spec.language, spec.vision.tokens
-    columns = (tower.heads + 2) * tower.head_dim, tower.width, 2 * tower.head_dim
-    sizes = {
-        (count * patches + words, width)
-        for count in range(1, views + 1)
-        for words in prompt_sizes(spec.max_tokens)
-        for width in columns
-    }
-    sizes |= {(count * patches, tower.width) for count in range(1, views + 1)}
-    tilings = {plain_tiling(*size, gpu.multiprocessors) for size in sizes}
+    attended, counts = tower.heads * tower.head_dim, range(1, views + 1)
+    rows = [count * patches + words for count in counts for words in prompt_sizes(spec.max_tokens)]
+    shapes = [  # columns, bytes of a row, most parts
+        (attended + 2 * tower.head_dim, tower.width, MOST_PARTS),
+        (tower.width, attended, MOST_PARTS),
+        (2 * tower.head_dim, tower.width, 1),
+    ]
+    cases = {(count, *shape) for count in rows for shape in shapes}
+    cases |= {(count * patches, tower.width, spec.vision.width, 1) for count in counts}
+    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in cases}
     return [build(tiling, RAW, INT8) for tiling in sorted(tilings, key=repr)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,25 +53,25 @@ def build(tiling: Tiling, epilogue: int, dtype: torch.dtype) -> tuple[str, dict[
 WIDTHS = (64, 80, 96, 112, 128, 144, 160, 176, 192, 208)
 """Columns that a block may have (kernels/wgmma_tiles.cuh)."""
 
-BLOCK_COST = 64
-"""What a block takes beyond its columns, in columns: rows to fetch, a beginning and an end."""
+MOST_PARTS = 2
+"""Of K, where what follows adds them up."""
+
+PART_COST = 50_000
+"""What writing and adding up a part takes, as bytes that a block could fetch meanwhile."""
 
 
-def plain_tiling(rows: int, columns: int, blocks: int) -> Tiling:
-    """For a product that is cut by rows and columns only: least time on `blocks` multiprocessors."""
+def plain_tiling(rows: int, columns: int, row_bytes: int, blocks: int, most_parts: int = 1) -> Tiling:
+    """For a product whose rows have so many bytes of K: least bytes through the port of the busiest
+    of `blocks` multiprocessors, which is what bounds it."""
     tiles = -(-rows // TILE_ROWS)
 
-    def cost(width: int) -> int:
-        return -(-tiles * -(-columns // width) // blocks) * (width + BLOCK_COST)
+    def cost(cut: tuple[int, int]) -> float:
+        width, parts = cut
+        rounds = -(-tiles * parts * -(-columns // width) // blocks)
+        return rounds * (TILE_ROWS + width) * row_bytes / parts + (parts - 1) * PART_COST
 
-    width = min(WIDTHS, key=cost)
-    return Tiling(width, 5 if width <= 176 else 4, down=1 if tiles % 2 else 2)
-
-
-def multiply_plainly(library: KernelLibrary, product: Product, x: Tensor, out: Tensor) -> None:
-    """x [rows, in] -> out bf16 [rows, out], raw."""
-    tiling = plain_tiling(len(x), out.shape[1], library.gpu.multiprocessors)
-    FusedProduct(library, product, x, out[None], RAW, tiling)()
+    width, parts = min(itertools.product(WIDTHS, range(1, most_parts + 1)), key=cost)
+    return Tiling(width, 5 if width <= 176 else 4, parts, down=1 if tiles % 2 else 2)
 
 
 class FusedProduct:

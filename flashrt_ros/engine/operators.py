@@ -11,7 +11,7 @@ from torch import Tensor
 from flashrt_ros.engine import attention_sm90, wide_gemm
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.formats import INT8, constants
-from flashrt_ros.engine.fused_gemm import multiply_plainly
+from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, FusedProduct, Tiling, plain_tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 
@@ -69,10 +69,30 @@ class Operators:
     def multiply(self, product: Product, x: Tensor, out: Tensor) -> None:
         """x [rows, in] -> out bf16 [rows, out], raw: by the library. Integers by a kernel of ours, since the
         library leaves their sums in 32 bits."""
-        if product.dtype == INT8 and self.library.gpu.capability == (9, 0):
-            multiply_plainly(self.library, product, x, out)
+        if self.has_own(product):
+            self._multiply(product, x, out[None], self._plain_tiling(product, x, 1))
         else:
             product(x, out)
+
+    def multiply_in_parts(self, product: Product, x: Tensor, memory: Tensor) -> Tensor:
+        """As `multiply` by a kernel of ours, into the front of flat bf16 `memory`, which has room for
+        `fused_gemm.MOST_PARTS`. Returns bf16 [parts, rows, out]: sums over parts of K."""
+        rows, columns = x.shape[0], product.weight.shape[0]
+        tiling = self._plain_tiling(product, x, MOST_PARTS)
+        out = memory[: tiling.parts * rows * columns].view(tiling.parts, rows, columns)
+        self._multiply(product, x, out, tiling)
+        return out
+
+    def has_own(self, product: Product) -> bool:
+        """Whether `multiply` takes a kernel of ours."""
+        return product.dtype == INT8 and self.library.gpu.capability == (9, 0)
+
+    def _plain_tiling(self, product: Product, x: Tensor, most_parts: int) -> Tiling:
+        row_bytes, blocks = x.shape[1] * x.element_size(), self.library.gpu.multiprocessors
+        return plain_tiling(x.shape[0], product.weight.shape[0], row_bytes, blocks, most_parts)
+
+    def _multiply(self, product: Product, x: Tensor, out: Tensor, tiling: Tiling) -> None:
+        FusedProduct(self.library, product, x, out, RAW, tiling)()
 
     def gated_product(self, x: Tensor, product: Product, out: Tensor, following: Product) -> None:
         """Gemma's gate and up product with its activation: x [rows, in] -> out [rows, width] for `following`.
@@ -144,16 +164,18 @@ class Operators:
         keys: Tensor,
         values: Tensor,
     ) -> None:
-        """Rotate and scatter raw qkv; without `queries` it holds keys and values only."""
-        head_dim = keys.shape[1]
-        heads = qkv.shape[1] // head_dim - 2
+        """Rotate and scatter raw qkv [rows, columns], or [parts, rows, columns] in parts of the product's K.
+        Without `queries` it holds keys and values only."""
+        head_dim, (rows, columns) = keys.shape[1], qkv.shape[-2:]
+        heads = columns // head_dim - 2
         kernel = self.library.kernel('rope', 'rope', HEADS=heads, DIM=head_dim)
         items = (heads + 1) * head_dim // 16 + head_dim // 8
         scale = preceding.channel_scale
         kernel(
-            qkv.shape[0],
+            rows,
             _threads(items),
             qkv,
+            qkv.shape[0] if qkv.dim() == 3 else 1,
             scale,
             table,
             offset,

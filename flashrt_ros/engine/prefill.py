@@ -12,11 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine import fused_gemm, wide_gemm
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
 from flashrt_ros.engine.formats import as_input
 from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
 from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.wide_gemm import MOST_PARTS, part_count
+from flashrt_ros.engine.wide_gemm import part_count
 from flashrt_ros.models.spec import PolicySpec
 
 PARTS = 'qkv', 'o', 'gate_up', 'down'
@@ -69,7 +70,8 @@ class Prefill:
         self._queries, self._attended = buffer(attended), buffer(attended, first['o'].dtype)
         self._activated, self._delta = buffer(spec.mlp, first['down'].dtype), buffer(width)
         self._gate_up = buffer(0 if 'gate_up' in self._wide else 2 * spec.mlp)
-        self._parts = buffer(MOST_PARTS * width if 'down' in self._wide else 0).flatten()
+        most = max(wide_gemm.MOST_PARTS * width, fused_gemm.MOST_PARTS * (attended + 2 * spec.head_dim))
+        self._parts = buffer(most if 'down' in self._wide else 0).flatten()
 
     def run(self, projected: Tensor, projector: Product, tokens: Tensor) -> None:
         """projected: what the vision tower gave. tokens int32: the prompt, padded to as many rows as shall
@@ -89,13 +91,13 @@ class Prefill:
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
         ops, cache = self.operators, self.cache
         keys, values = cache.keys[index, :rows], cache.values[index, :rows]
-        residual, normed, delta = self._residual[:rows], self._normed[:rows], self._delta[:rows]
-        qkv, queries, attended = self._qkv[:rows], self._queries[:rows], self._attended[:rows]
-        self._multiply(layer, 'qkv', rows)
+        residual, normed = self._residual[:rows], self._normed[:rows]
+        queries, attended = self._queries[:rows], self._attended[:rows]
+        qkv = self._multiply(layer, 'qkv', rows)
         ops.rope(qkv, layer['qkv'], self._rotary, None, queries, keys, values)
         attended = as_input(attended, layer['o'].dtype)
         ops.attention(queries, keys, values, cache.length, attended, layer['o'])
-        self._multiply(layer, 'o', rows)
+        delta = self._multiply(layer, 'o', rows)
         behind = as_input(normed, layer['gate_up'].dtype)
         ops.norm(residual, behind, layer['gate_up'], delta=delta, preceding=layer['o'])
         self._activate(layer, rows)
@@ -116,19 +118,24 @@ class Prefill:
     def _project_down(self, layer: dict[str, Product], rows: int) -> Tensor:
         """The raw output of down, bf16 [rows, width], or in parts of its K [parts, rows, width]."""
         if 'down' not in self._wide:
-            self._multiply(layer, 'down', rows)
-            return self._delta[:rows]
+            return self._multiply(layer, 'down', rows)
         width = self.spec.width
         count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
         parts = self._parts[: count * rows * width].view(count, rows, width)
         self.operators.split_product(self._activated[:rows], layer['down'], parts)
         return parts
 
-    def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> None:
-        """One product of a layer on its buffers. What rows beyond `rows` hold is finite and not used."""
-        x, out = self._operands()[part]
-        count = library_rows(layer[part], rows)
-        self.operators.multiply(layer[part], as_input(x[:count], layer[part].dtype), out[:count])
+    def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> Tensor:
+        """One product of a layer on its buffers: raw bf16 [rows, columns], or [parts, rows, columns].
+
+        What rows beyond `rows` hold is finite and not used.
+        """
+        product, (x, out) = layer[part], self._operands()[part]
+        if self.operators.has_own(product):
+            return self.operators.multiply_in_parts(product, as_input(x[:rows], product.dtype), self._parts)
+        count = library_rows(product, rows)
+        self.operators.multiply(product, as_input(x[:count], product.dtype), out[:count])
+        return out[:rows]
 
     def _operands(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {

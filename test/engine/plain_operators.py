@@ -65,6 +65,9 @@ class PlainOperators:
         gate, up = real(x, preceding).chunk(2, 1)
         leave(F.gelu(gate, approximate='tanh') * up, out, following)
 
+    def has_own(self, product):
+        return False
+
     def multiply(self, product, x, out):
         if product.dtype == E4M3:  # which the CPU does not multiply
             out.copy_(x.float() @ product.weight.float().T)

@@ -107,9 +107,11 @@ def test_values_beyond_the_largest_saturate():
 
 @pytest.mark.parametrize('rows', [256, 512, 576, 832, 1168])
 @pytest.mark.parametrize('columns', [512, 2048, 2560])
-def test_a_plain_product_fits_the_gpu_at_once(rows, columns):
-    tiling, tiles = plain_tiling(rows, columns, 132), -(-rows // 128)
-    blocks = tiles * -(-columns // tiling.columns)
+@pytest.mark.parametrize('most_parts', [1, 2])
+def test_a_plain_product_fits_the_gpu_at_once(rows, columns, most_parts):
+    tiling, tiles = plain_tiling(rows, columns, 2048, 132, most_parts), -(-rows // 128)
+    blocks = tiles * tiling.parts * -(-columns // tiling.columns)
+    assert 1 <= tiling.parts <= most_parts
     assert tiling.columns in WIDTHS
     assert tiles % tiling.down == 0
     assert tiling.shared <= 227 << 10

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.formats import round_to
-from flashrt_ros.engine.fused_gemm import GELU, RAW, FusedProduct, Tiling, multiply_plainly
+from flashrt_ros.engine.fused_gemm import GELU, RAW, FusedProduct, Tiling
 from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.packing import pack_product
 from flashrt_ros.engine.vision_tilings import SO400M
 
@@ -92,6 +93,10 @@ def test_repeated_launches_give_the_same_bits(hopper, tiling, precision):
 )
 def test_integers_without_a_library(hopper, shape):
     product, x, raw, _ = make(shape, 'int8')
-    out = poisoned(*raw.shape)
-    multiply_plainly(hopper, product, x, out)
+    operators, out = Operators(hopper), poisoned(*raw.shape)
+    operators.multiply(product, x, out)
     assert relative_error(out, raw) < 4e-3
+    memory = poisoned(3 * raw.numel())
+    parts = operators.multiply_in_parts(product, x, memory)
+    assert relative_error(parts.double().sum(0), raw) < 4e-3
+    assert memory[parts.numel() :].isnan().all()

@@ -129,19 +129,20 @@ def test_gelu_gate(operators, rows, width, precision, out_dtype):
     assert error(out, after, expected) < 1
 
 
+@pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('offset', [None, 0, 77])
 @pytest.mark.parametrize(('rows', 'heads', 'dim'), [(1, 8, 64), (51, 8, 256), (562, 0, 256)])
-def test_rope_writes_queries_and_cache_rows(operators, rows, heads, dim, offset):
+def test_rope_writes_queries_and_cache_rows(operators, rows, heads, dim, offset, parts):
     width = (heads + 2) * dim
-    qkv, before = normal(rows, width, dtype=BF16), product(width, 'fp8', 0.3, bias=False)
+    qkv, before = normal(parts, rows, width, dtype=BF16), product(width, 'fp8', 0.3, bias=False)
     table = rotary_table(700, dim, torch.device('cuda'))
     keys, values = poisoned(700, dim), poisoned(700, dim)
     queries = poisoned(rows, heads * dim) if heads else None
     length = None if offset is None else torch.tensor([offset], dtype=torch.int32, device='cuda')
-    operators.rope(qkv, before, table, length, queries, keys, values)
+    operators.rope(qkv if parts > 1 else qkv[0], before, table, length, queries, keys, values)
 
     first = offset or 0
-    x = real(qkv, before).unflatten(1, (heads + 2, dim))
+    x = real(qkv.float().sum(0), before).unflatten(1, (heads + 2, dim))
     cos, sin = table[first : first + rows].unbind(-1)
     a, b = x.chunk(2, -1)
     rotated = torch.cat([a * cos[:, None] - b * sin[:, None], b * cos[:, None] + a * sin[:, None]], -1)

@@ -41,7 +41,7 @@ def policy_builds(
     if fused:
         return [*builds, ('expert_layers', format_constants(expert)), ('expert_flow', {})]
     final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
-    return [*builds, *_gemma(gpu, spec.expert, 'expert', expert), final_norm]
+    return [*builds, *_gemma(gpu, spec.expert, 'expert', expert), final_norm, ('flow_step', {})]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:

@@ -76,7 +76,7 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
 #endif
       }
   }
-  publish_hidden(P(), a.hidden, number, thread, group, result);
+  publish_hidden(typename P::Down(), a.hidden, number, thread, group, result);
 #ifdef KEEPS
 #pragma unroll
   for (int half = 0; half < 2; half++) {

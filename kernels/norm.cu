@@ -3,7 +3,7 @@
 //
 //   r   = residual[row] + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
-//   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
+//   out = bf16(y), or with FP8 y * inverse_scale in e4m3 (INT8: as integers), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm with an
 // eps of 1e-6 (Gemma). Weights that do not change during a run are folded into the next product; scale and shift are adaRMS
@@ -23,7 +23,7 @@
 #endif
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 #else
 using Output = bf16;
 #endif

@@ -30,8 +30,10 @@ from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.exact import exact_bytes
 from flashrt_ros.engine.exact import refusal as exact_refusal
 from flashrt_ros.engine.flight import Flight, pinned
+from flashrt_ros.engine.formats import uneven_products
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
+from flashrt_ros.engine.ranges import Scales
 from flashrt_ros.engine.weights import fingerprint, load_exact, load_packed, shares_exact
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
@@ -70,16 +72,16 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str, 
     """Kernels, packed weights and graphs. What an error leaves behind is garbage and goes with it."""
     spec, processing = checkpoint.spec, checkpoint.processing
     key = fingerprint(path / 'model.safetensors')
-    scales = stored(path, key) if precision == 'fp8' else {}
+    scales = stored(path, key) if precision == 'fp8' else Scales({})
+    uneven = uneven_products(scales.crests)
     more = exact and not shares_exact(gpu, spec, precision)
     size = parameter_count(spec) * BYTES[precision] + WORKSPACE + more * exact_bytes(spec)
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
     views = len(processing.views)
-    library.compile(
-        policy_builds(gpu, spec, precision, views) + (exact_builds(gpu, spec, precision) if exact else [])
-    )
-    packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors)
+    builds = policy_builds(gpu, spec, precision, views, uneven)
+    library.compile(builds + (exact_builds(gpu, spec, precision, views, uneven) if exact else []))
+    packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors, uneven=uneven)
     if more:
         packed |= load_exact(key, spec, gpu, lambda: checkpoint.tensors)
     engine = Engine(library, spec, packed, views, scales, processing.resize, exact)

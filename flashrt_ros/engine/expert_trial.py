@@ -69,7 +69,7 @@ class ExpertTrial:
             self.weights = pack_expert(
                 self.spec, self.tensors, flow_table(self.tensors, self.spec), precision
             )
-            self.scales = self._calibrate() if precision == 'fp8' else None
+            self.scales = self._calibrate() if precision != 'bf16' else None
         self.guide = GuideInputs(self.spec, self.prefix.length.device)
         sizes = ExpertShape(shape.horizon, shape.capacity)
         self.loop = ExpertLoop(library, self.weights, self.scales, sizes, self.prefix, self.guide, stamps)

@@ -17,7 +17,6 @@ from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Mo
 from flashrt_ros.engine.flow import FlowHeads, flow_table
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
 PREFIX = 'fused_expert.'
@@ -45,6 +44,14 @@ def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) 
     if weights.heads.mixer is not None:
         packed.update(_flat('mixer.', weights.heads.mixer))
     return packed
+
+
+def packed_format(packed: Mapping[str, Tensor], spec: PolicySpec) -> str:
+    """What `pack_fused` was given as precision: bf16 takes two bytes a value, and in one pi0 has integers."""
+    weights, scale = (packed[f'{PREFIX}products.qkv.{name}'] for name in ('weights', 'scale'))
+    if weights[0].numel() > scale[0].numel() * spec.expert.width:
+        return 'bf16'
+    return 'int8' if spec.family == 'pi0' else 'fp8'
 
 
 class FusedDenoise:
@@ -84,9 +91,9 @@ class FusedDenoise:
 def restore(
     packed: Mapping[str, Tensor], spec: PolicySpec, scales: Mapping[str, float], device: torch.device
 ) -> tuple[ExpertWeights, Tensor | None]:
-    """Weights that `pack_fused` packed, and scales of activations if they are in fp8."""
-    precision = expert_precision(spec, 'fp8' if scales else 'bf16')
-    activations = _activation_scales(scales, spec.expert.layers) if precision == 'fp8' else None
+    """Weights that `pack_fused` packed, and scales of activations if those are in 8 bits."""
+    precision = packed_format(packed, spec)
+    activations = _activation_scales(scales, spec.expert.layers) if precision != 'bf16' else None
     return _restore(packed, spec.steps, precision, device), activations
 
 

@@ -17,8 +17,9 @@ from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.exact import PREFIX as EXACT
 from flashrt_ros.engine.flow import pack_flow
+from flashrt_ros.engine.formats import TOWERS, tower_format
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
-from flashrt_ros.engine.packing import Packed, expert_precision, pack_expert, pack_language, pack_vision
+from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
@@ -36,19 +37,25 @@ def pack(
     precision: str,
     fused: bool = False,
     wide: bool = False,
+    uneven: frozenset[str] = frozenset(),
 ) -> Packed:
     """Everything the engine needs, packed on whatever device the tensors come on.
 
     fused: for the fused denoise loop (`fused_denoise.covers` says where) instead of the plain one.
     wide: for the prefill's own products (`wide_gemm.covers` says where) instead of the library's.
+    Where both are, there are kernels for integers of 8 bits (`formats.tower_format`);
+    uneven: products that get none.
     """
+    vision, language, expert = (
+        tower_format(spec, precision, tower, fused and wide, uneven) for tower in TOWERS
+    )
     pack_loop = pack_fused if fused else pack_expert
     pack_prefill = pack_wide_language if wide else pack_language
     with torch.inference_mode():
         return {
-            **pack_vision(tensors, spec, precision),
-            **pack_prefill(tensors, spec, precision),
-            **pack_loop(tensors, spec, expert_precision(spec, precision)),
+            **pack_vision(tensors, spec, vision, uneven),
+            **pack_prefill(tensors, spec, language, uneven),
+            **pack_loop(tensors, spec, expert),
             **pack_flow(tensors, spec),
         }
 
@@ -80,17 +87,18 @@ def load_packed(
     gpu: Gpu,
     tensors: Callable[[], Mapping[str, Tensor]],
     cache: Path | None = None,
+    uneven: frozenset[str] = frozenset(),
 ) -> Packed:
     """From the cache, straight to the device; otherwise pack and fill the cache.
 
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
-    packed.
+    packed. uneven: products of which `formats.uneven_products` says so.
     """
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
     return _cached(
-        packed_path(key, spec, precision, views, gpu, cache),
+        packed_path(key, spec, precision, views, gpu, cache, uneven),
         gpu,
-        lambda: pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide),
+        lambda: pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide, uneven),
     )
 
 
@@ -114,7 +122,7 @@ def pack_exact(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Packed:
 
 def shares_exact(gpu: Gpu, spec: PolicySpec, precision: str) -> bool:
     """Whether the weights of the denoise loop are those of the exact one, too."""
-    return not covers(gpu, spec) and expert_precision(spec, precision) == 'bf16'
+    return not covers(gpu, spec) and tower_format(spec, precision, 'expert', False) == 'bf16'
 
 
 def _cached(path: Path, gpu: Gpu, make: Callable[[], Packed]) -> Packed:
@@ -133,11 +141,19 @@ def _cached(path: Path, gpu: Gpu, make: Callable[[], Packed]) -> Packed:
 
 
 def packed_path(
-    key: str, spec: PolicySpec, precision: str, views: int, gpu: Gpu, cache: Path | None = None
+    key: str,
+    spec: PolicySpec,
+    precision: str,
+    views: int,
+    gpu: Gpu,
+    cache: Path | None = None,
+    uneven: frozenset[str] = frozenset(),
 ) -> Path:
     """Where `load_packed` keeps them, whether they are there or not."""
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
     form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    if uneven and spec.family == 'pi0':
+        form += '-' + hashlib.sha256(' '.join(sorted(uneven)).encode()).hexdigest()[:8]
     name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
     return (cache or cache_directory()) / 'weights' / name
 

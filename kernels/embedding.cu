@@ -29,7 +29,7 @@
 #endif
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 #else
 using Output = bf16;
 #endif

@@ -66,29 +66,29 @@ def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Fi
     from flashrt_ros.engine.calibration import stored
     from flashrt_ros.engine.compiler import cubin_path, find_nvcc
     from flashrt_ros.engine.device import find_gpu
+    from flashrt_ros.engine.formats import uneven_products
     from flashrt_ros.engine.weights import fingerprint, packed_path
 
     precision, views = options_of(config).precision, len(checkpoint.processing.views)
+    uneven: frozenset[str] = frozenset()
     try:
         gpu, key = find_gpu(), fingerprint(checkpoint.path / 'model.safetensors')
         yield Finding(Level.OK, 'compiler', str(find_nvcc()))
+        if precision == 'fp8':
+            scales = stored(checkpoint.path, key)
+            uneven = uneven_products(scales.crests)
+            yield Finding(Level.OK, 'calibration', f'{len(scales)} scales')
         builds = {
             (file, tuple(sorted(constants.items())))
-            for file, constants in policy_builds(gpu, checkpoint.spec, precision, views)
+            for file, constants in policy_builds(gpu, checkpoint.spec, precision, views, uneven)
         }
         paths = [cubin_path(file, gpu.architecture, dict(constants)) for file, constants in builds]
         missing = sum(not path.exists() for path in paths)
         yield _cached('kernels', f'{len(paths)} for sm_{gpu.architecture}', missing, 'compiles them: minutes')
-        packed = packed_path(key, checkpoint.spec, precision, views, gpu)
+        packed = packed_path(key, checkpoint.spec, precision, views, gpu, uneven=uneven)
         yield _cached('packed weights', packed.name, int(not packed.exists()), 'packs them: a minute')
     except FlashRTError as error:
         yield of_error('engine', error)
-        return
-    if precision == 'fp8':
-        try:
-            yield Finding(Level.OK, 'calibration', f'{len(stored(checkpoint.path, key))} scales')
-        except FlashRTError as error:
-            yield of_error('calibration', error)
 
 
 def _cached(subject: str, what: str, missing: int, first_start: str) -> Finding:

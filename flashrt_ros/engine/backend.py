@@ -28,8 +28,10 @@ from flashrt_ros.engine.device import (
 from flashrt_ros.engine.driver import keep_forever
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.flight import Flight, pinned
+from flashrt_ros.engine.formats import uneven_products
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
+from flashrt_ros.engine.ranges import Scales
 from flashrt_ros.engine.weights import fingerprint, load_packed
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
@@ -68,13 +70,14 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) 
     """Kernels, packed weights and graphs. What an error leaves behind is garbage and goes with it."""
     spec, processing = checkpoint.spec, checkpoint.processing
     key = fingerprint(path / 'model.safetensors')
-    scales = stored(path, key) if precision == 'fp8' else {}
+    scales = stored(path, key) if precision == 'fp8' else Scales({})
+    uneven = uneven_products(scales.crests)
     size = parameter_count(spec) * BYTES[precision] + WORKSPACE
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
     views = len(processing.views)
-    library.compile(policy_builds(gpu, spec, precision, views))
-    packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors)
+    library.compile(policy_builds(gpu, spec, precision, views, uneven))
+    packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors, uneven=uneven)
     engine = Engine(library, spec, packed, views, scales, processing.resize)
     engine.capture()
     return engine

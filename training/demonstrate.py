@@ -1,0 +1,153 @@
+"""Writes a data set of scripted demonstrations, and how often the expert itself succeeds.
+
+    python -m training.demonstrate data --episodes 2000 --processes 8
+
+The expert is disturbed on purpose: it starts from odd places, its commands are noisy, cubes are turned and
+dropped. A moment's chunk is what it would do undisturbed from there on, found out in a copy of the physics
+(after DART, arXiv 1703.09327). Every episode follows from its seed; seeds below FIRST_SEED are kept for
+validation. Goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from flashrt_ros.simulation.cameras import Cameras
+from flashrt_ros.simulation.so101 import CUBE_HEIGHT, SAMPLING, so101
+from flashrt_ros.simulation.world import Snapshot, World
+from training.dataset import HORIZON, VIEWS, Moment, encode, write_shard
+from training.expert import OPEN, Expert, tick
+from training.kinematics import ARM
+
+FIRST_SEED = 1_000_000
+WIDTH, HEIGHT = 320, 240
+TICKS_LONGEST, TICKS_AFTER = 200, 18
+EVERY = 6
+"""Ticks between two moments that are kept, on average."""
+
+KICKS = (0.0, 0.0, 0.008, 0.016, 0.03)
+"""rad; standard deviation of the noise that commands are given every tick; one for an episode."""
+
+MEMORY = 0.7
+"""Of the noise, from tick to tick."""
+
+
+class Demonstrator:
+    """One simulated robot with its expert and its cameras."""
+
+    def __init__(self) -> None:
+        scene = so101()
+        self._world, self._copy = World(scene), World(scene)
+        self._expert, self._other = Expert(self._world), Expert(self._copy)
+        self._cameras = Cameras(scene, WIDTH, HEIGHT)
+
+    def episode(self, seed: int) -> tuple[list[Moment], bool]:
+        """Moments, and whether the disturbed expert succeeded."""
+        rng = np.random.default_rng(seed)
+        world = self._world
+        world.reset(seed)
+        self._begin_anywhere(rng)
+        kicks, drop = rng.choice(KICKS), rng.integers(20, 400)
+        previous, noise = world.positions, np.zeros(ARM + 1)
+        moments, after = [], 0
+        for now in range(TICKS_LONGEST):
+            if rng.random() < 1 / EVERY:
+                moments.append(self._moment(previous, seed, now))
+            command = self._expert.command(previous)
+            noise = MEMORY * noise + kicks * rng.normal(size=ARM + 1) * (1, 1, 1, 1, 1, 0)
+            command = command + noise
+            if drop <= now < drop + 8:
+                command[ARM] = OPEN
+            tick(world, previous, command)
+            previous = command
+            after += world.outcome.succeeded
+            if world.outcome.failed or after > TICKS_AFTER:
+                break
+        return moments, after > 0
+
+    def _begin_anywhere(self, rng: np.random.Generator) -> None:
+        """Half of the episodes begin at home, as the task does; the others with arm, gripper or cube elsewhere."""
+        world, task = self._world, self._world.task
+        cube, goal = task.cube(world.data)[:2], task.goal
+        if rng.random() < 0.25:
+            cube, goal = (rng.uniform(SAMPLING[0] - 0.02, SAMPLING[1] + 0.02) for _ in range(2))
+            task.place(world.data, cube, goal)
+        if rng.random() < 0.25:
+            yaw = rng.uniform(-0.8, 0.8)
+            world.data.qpos[-4:] = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
+        if rng.random() < 0.5:
+            near = rng.random() < 0.4
+            spot = cube + rng.normal(0, 0.03, 2) if near else rng.uniform(*SAMPLING)
+            height = rng.uniform(0.05, 0.11) if near else rng.uniform(0.06, 0.14)
+            arm = self._expert.kinematics.solve(np.array([*spot, height]), world.home)
+            world.put(np.append(arm + rng.normal(0, 0.03, ARM), rng.uniform(-0.1, 1.3)))
+        else:
+            world.put(world.home + rng.normal(0, 0.03, ARM + 1))
+        mujoco.mj_forward(world.scene.physics, world.data)
+
+    def _moment(self, previous: np.ndarray, seed: int, now: int) -> Moment:
+        snapshot = self._world.snapshot()
+        pictures = tuple(encode(self._cameras.look(view, snapshot)) for view in VIEWS)
+        return Moment(pictures, self._world.positions, self._foretold(previous), seed, now)
+
+    def _foretold(self, previous: np.ndarray) -> np.ndarray:
+        """[HORIZON, 6] What the expert would command from here on, if nothing disturbed it."""
+        mujoco.mj_copyData(self._copy.data, self._world.scene.physics, self._world.data)
+        self._copy.task.goal = self._world.task.goal
+        rows = [previous]
+        for _ in range(HORIZON - 1):
+            rows.append(self._other.command(rows[-1]))
+            tick(self._copy, rows[-2], rows[-1])
+        return np.stack(rows)
+
+
+_demonstrator: Demonstrator | None = None
+
+
+def shard(path: Path, seeds: range) -> tuple[int, int]:
+    """Write the episodes of these seeds. Returns how many moments and how many successes there are."""
+    global _demonstrator
+    _demonstrator = _demonstrator or Demonstrator()
+    moments, successes = [], 0
+    for seed in seeds:
+        found, succeeded = _demonstrator.episode(seed)
+        moments += found
+        successes += succeeded
+    write_shard(path, moments)
+    return len(moments), successes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path, help='folder to write')
+    parser.add_argument('--episodes', type=int, default=2000)
+    parser.add_argument('--first', type=int, default=FIRST_SEED, help='seed of the first episode (%(default)s)')
+    parser.add_argument('--shard', type=int, default=25, help='episodes in a file (%(default)s)')
+    parser.add_argument('--processes', type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.data.mkdir(parents=True, exist_ok=True)
+    last = arguments.first + arguments.episodes
+    parts = [range(first, min(first + arguments.shard, last)) for first in range(arguments.first, last, arguments.shard)]
+    tasks = {arguments.data / f'{part.start}.npz': part for part in parts}
+    tasks = {path: part for path, part in tasks.items() if not path.exists()}
+    began, episodes, moments, successes = time.monotonic(), 0, 0, 0
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        for part, (count, succeeded) in zip(tasks.values(), pool.map(shard, tasks, tasks.values()), strict=True):
+            episodes, moments, successes = episodes + len(part), moments + count, successes + succeeded
+            print(
+                f'{episodes} episodes, {moments} moments, expert {successes / episodes:.1%}, '
+                f'{time.monotonic() - began:.0f} s',
+                flush=True,
+            )
+
+
+if __name__ == '__main__':
+    main()

@@ -21,7 +21,7 @@ import mujoco
 import numpy as np
 
 from flashrt_ros.simulation.cameras import Cameras
-from flashrt_ros.simulation.so101 import CUBE_HEIGHT, SAMPLING, so101
+from flashrt_ros.simulation.so101 import SAMPLING, so101
 from flashrt_ros.simulation.world import Snapshot, World
 from training.dataset import HORIZON, VIEWS, Moment, encode, write_shard
 from training.expert import OPEN, Expert, tick
@@ -33,8 +33,8 @@ TICKS_LONGEST, TICKS_AFTER = 200, 18
 EVERY = 6
 """Ticks between two moments that are kept, on average."""
 
-KICKS = (0.0, 0.0, 0.008, 0.016, 0.03)
-"""rad; standard deviation of the noise that commands are given every tick; one for an episode."""
+KICKS = (0.0, 0.0, 0.006, 0.012, 0.02)
+"""rad; standard deviation of the noise that commands are given every tick of an episode, until it calms down."""
 
 MEMORY = 0.7
 """Of the noise, from tick to tick."""
@@ -55,14 +55,14 @@ class Demonstrator:
         world = self._world
         world.reset(seed)
         self._begin_anywhere(rng)
-        kicks, drop = rng.choice(KICKS), rng.integers(20, 400)
+        kicks, calm, drop = rng.choice(KICKS), rng.integers(20, 80), rng.integers(20, 400)
         previous, noise = world.positions, np.zeros(ARM + 1)
         moments, after = [], 0
         for now in range(TICKS_LONGEST):
             if rng.random() < 1 / EVERY:
                 moments.append(self._moment(previous, seed, now))
             command = self._expert.command(previous)
-            noise = MEMORY * noise + kicks * rng.normal(size=ARM + 1) * (1, 1, 1, 1, 1, 0)
+            noise = MEMORY * noise + kicks * (now < calm) * rng.normal(size=ARM + 1) * (1, 1, 1, 1, 1, 0)
             command = command + noise
             if drop <= now < drop + 8:
                 command[ARM] = OPEN
@@ -78,7 +78,9 @@ class Demonstrator:
         world, task = self._world, self._world.task
         cube, goal = task.cube(world.data)[:2], task.goal
         if rng.random() < 0.25:
-            cube, goal = (rng.uniform(SAMPLING[0] - 0.02, SAMPLING[1] + 0.02) for _ in range(2))
+            cube = rng.uniform(SAMPLING[0] - 0.01, SAMPLING[1] + 0.01)
+            while np.linalg.norm(goal - cube) < 0.05:
+                cube = rng.uniform(SAMPLING[0] - 0.01, SAMPLING[1] + 0.01)
             task.place(world.data, cube, goal)
         if rng.random() < 0.25:
             yaw = rng.uniform(-0.8, 0.8)

@@ -6,18 +6,21 @@ joint's number has three digits: all prompts then have the same length, and each
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flashrt_ros.models.normalize import Range
+from flashrt_ros.models.openpi import find_statistics
 from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 from flashrt_ros.models.tokenizer import Tokenizer
 from flashrt_ros.models.writer import Statistics
-from flashrt_ros.simulation.so101 import PROMPT
+from flashrt_ros.simulation.prompts import PICK_AND_PLACE
 from training.dataset import HORIZON, SIZE
 
 SPEC = PolicySpec(
@@ -55,6 +58,17 @@ class Norms:
         state = replace(Statistics.of(states), q01=low - LOWEST * unit, q99=high + (256 - HIGHEST) * unit)
         return cls(state, Statistics.of(relative(chunks, states).reshape(-1, chunks.shape[-1])))
 
+    @classmethod
+    def read(cls, checkpoint: Path) -> Norms:
+        """Those of a checkpoint that `train` has written."""
+        stored = json.loads(find_statistics(checkpoint, None).read_text())['norm_stats']
+
+        def group(name: str) -> Statistics:
+            found = {key: np.array(values) for key, values in stored[name].items()}
+            return Statistics(**found, min=found['q01'], max=found['q99'])
+
+        return cls(group('state'), group('actions'))
+
     @property
     def state_range(self) -> Range:
         return Range.openpi(self.state.q01, self.state.q99)
@@ -77,7 +91,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, norms: Norms, device: torch.device | str) -> None:
         def tokens(number: int) -> Tensor:
             state = np.full(6, (number + 0.5) / 128 - 1)
-            return torch.tensor(encode_prompt(tokenizer, prompt_pieces('state', PROMPT, state), 200))
+            return torch.tensor(encode_prompt(tokenizer, prompt_pieces('state', PICK_AND_PLACE, state), 200))
 
         self._template = tokens(111).to(device)
         self._places = torch.nonzero(tokens(111) != tokens(222))[:, 0].to(device)

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from flashrt_ros.models.gemma import RMSNorm
-from flashrt_ros.models.pi import PiModel, canonical_name
+from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.models.pi import PiModel, canonical_name, load_model
 from flashrt_ros.models.small_tokenizer import write_small_tokenizer
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import expected_tensors
@@ -83,6 +84,15 @@ class Data:
             states, actions = states + noise, actions.clone()
             actions[..., :5] -= (noise[:, :5] * self._per_rad)[:, None]
         return images, self._prompts(states), actions
+
+
+def begin(checkpoint: Path | None) -> PiModel:
+    """A fresh network, or that of a checkpoint, on the CPU."""
+    if checkpoint is None:
+        model = PiModel(SPEC)
+        initialise(model)
+        return model
+    return load_model(SPEC, open_checkpoint(checkpoint).tensors, torch.float32).train().requires_grad_(True)
 
 
 def initialise(model: PiModel) -> None:
@@ -188,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', type=Path, help='folder of shards')
     parser.add_argument('checkpoint', type=Path, help='folder to write')
+    parser.add_argument('--start', type=Path, help='checkpoint to go on from, with its statistics')
     parser.add_argument('--steps', type=int, default=20_000)
     parser.add_argument('--minutes', type=float, default=math.inf, help='stop by then at the latest')
     parser.add_argument('--batch', type=int, default=512)
@@ -204,15 +215,13 @@ def main() -> None:
     began = time.monotonic()
     moments = read(arguments.data, arguments.processes)
     kept = moments.seed % VALIDATION_SHARE == 0
-    norms = Norms.of(moments.state, moments.chunk)
+    norms = Norms.read(arguments.start) if arguments.start else Norms.of(moments.state, moments.chunk)
     arguments.checkpoint.mkdir(parents=True, exist_ok=True)
     write_small_tokenizer(arguments.checkpoint / 'tokenizer.json')
     prompts = Prompts(load_tokenizer(None, arguments.checkpoint, SPEC.vocab), norms, device)
     train, validation = (Data(moments.where(part), norms, prompts, device, SPEC) for part in (~kept, kept))
     print(f'{len(train)} + {len(validation)} moments ({time.monotonic() - began:.0f} s)', flush=True)
-    model = PiModel(SPEC)
-    initialise(model)
-    model.to(device)
+    model = begin(arguments.start).to(device)
     options = Options(
         arguments.steps, arguments.minutes, arguments.batch, arguments.draws, arguments.rate, arguments.seed,
         not arguments.no_compile,

@@ -13,13 +13,13 @@ import numpy as np
 
 from flashrt_ros.simulation.assets import assets_of
 from flashrt_ros.simulation.meshes import simplify_meshes
+from flashrt_ros.simulation.prompts import PICK_AND_PLACE
 from flashrt_ros.simulation.scene import Outcome, Scene, add_camera, described
 
 JOINTS = ('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper')
 HOME = (0.0, -0.5, 0.2, 1.45, 1.57, 1.0)
 """rad. The open gripper points down, over the middle of the table."""
 
-PROMPT = 'pick up the purple cube and place it on the green disc'
 CUBE, DISC = 'block', 'disc'
 PADS = ('fixed_jaw_pad', 'moving_jaw_pad')
 
@@ -94,7 +94,7 @@ def so101() -> Scene:
         joints=described(model, JOINTS, JOINTS, HOME),
         actuation=np.eye(len(JOINTS)),
         cameras={'front': 'front', 'wrist': 'wrist'},
-        prompt=PROMPT,
+        prompt=PICK_AND_PLACE,
         make_task=PickAndPlace,
     )
 

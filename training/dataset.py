@@ -58,7 +58,7 @@ class Moments:
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """uint8 [height, width, 3], 4:3, as the camera gives it -> what is stored, shrunk as the policy shrinks it."""
+    """uint8 [height, width, 3], 4:3, as the camera gives it -> what is stored, shrunk as the policy does."""
     small = Image.fromarray(picture).resize((SIZE, HEIGHT), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     small.save(buffer, 'WEBP', quality=QUALITY, method=6)

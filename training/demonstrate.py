@@ -11,9 +11,7 @@ validation. Goes on where it was interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import numpy as np
 
 from flashrt_ros.simulation.cameras import Cameras
 from flashrt_ros.simulation.so101 import SAMPLING, so101
-from flashrt_ros.simulation.world import Snapshot, World
+from flashrt_ros.simulation.world import World
 from training.dataset import HORIZON, VIEWS, Moment, encode, write_shard
 from training.expert import OPEN, Expert, tick
 from training.kinematics import ARM
@@ -34,7 +32,7 @@ EVERY = 6
 """Ticks between two moments that are kept, on average."""
 
 KICKS = (0.0, 0.0, 0.006, 0.012, 0.02)
-"""rad; standard deviation of the noise that commands are given every tick of an episode, until it calms down."""
+"""rad; standard deviation of the noise on the commands of an episode, until it calms down."""
 
 MEMORY = 0.7
 """Of the noise, from tick to tick."""
@@ -74,7 +72,7 @@ class Demonstrator:
         return moments, after > 0
 
     def _begin_anywhere(self, rng: np.random.Generator) -> None:
-        """Half of the episodes begin at home, as the task does; the others with arm, gripper or cube elsewhere."""
+        """Half of the episodes begin at home, as the task does; the others with arm or gripper elsewhere."""
         world, task = self._world, self._world.task
         cube, goal = task.cube(world.data)[:2], task.goal
         if rng.random() < 0.25:
@@ -131,18 +129,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', type=Path, help='folder to write')
     parser.add_argument('--episodes', type=int, default=2000)
-    parser.add_argument('--first', type=int, default=FIRST_SEED, help='seed of the first episode (%(default)s)')
+    parser.add_argument(
+        '--first', type=int, default=FIRST_SEED, help='seed of the first episode (%(default)s)'
+    )
     parser.add_argument('--shard', type=int, default=25, help='episodes in a file (%(default)s)')
     parser.add_argument('--processes', type=int, default=1)
     arguments = parser.parse_args()
     arguments.data.mkdir(parents=True, exist_ok=True)
     last = arguments.first + arguments.episodes
-    parts = [range(first, min(first + arguments.shard, last)) for first in range(arguments.first, last, arguments.shard)]
+    parts = [
+        range(first, min(first + arguments.shard, last))
+        for first in range(arguments.first, last, arguments.shard)
+    ]
     tasks = {arguments.data / f'{part.start}.npz': part for part in parts}
     tasks = {path: part for path, part in tasks.items() if not path.exists()}
     began, episodes, moments, successes = time.monotonic(), 0, 0, 0
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for part, (count, succeeded) in zip(tasks.values(), pool.map(shard, tasks, tasks.values()), strict=True):
+        for part, (count, succeeded) in zip(
+            tasks.values(), pool.map(shard, tasks, tasks.values()), strict=True
+        ):
             episodes, moments, successes = episodes + len(part), moments + count, successes + succeeded
             print(
                 f'{episodes} episodes, {moments} moments, expert {successes / episodes:.1%}, '

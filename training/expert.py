@@ -12,7 +12,6 @@ knows four situations, each a funnel: the further off in the plane, the higher t
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 
 from flashrt_ros.simulation.so101 import CUBE, CUBE_HEIGHT, PickAndPlace
@@ -44,6 +43,7 @@ PLACED = 0.012
 LOOK_AHEAD = 0.03
 """m; how far along the way the next command lies: it sets the speed."""
 
+UP = np.array([0.0, 0.0, 0.04])
 FASTEST, FASTEST_GRIPPER = 0.045, 0.12
 """rad a tick."""
 
@@ -90,7 +90,7 @@ class Expert:
         if on_table and np.linalg.norm(cube[:2] - self._task.goal) < PLACED:
             if opening < OPEN - 0.25:
                 return here, OPEN
-            return (here + (0, 0, 0.04), OPEN) if here[2] < HOVER_HEIGHT - 0.01 else (None, OPEN)
+            return (here + UP, OPEN) if here[2] < HOVER_HEIGHT - 0.01 else (None, OPEN)
         if touching == {self._fixed, self._moving} and opening - wanted > 0.12:
             return self._carry(here, cube), CLOSED
         return self._fetch(here, cube, opening)

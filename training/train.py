@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flashrt_ros.models.gemma import RMSNorm
 from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.models.gemma import RMSNorm
 from flashrt_ros.models.pi import PiModel, canonical_name, load_model
 from flashrt_ros.models.small_tokenizer import write_small_tokenizer
 from flashrt_ros.models.spec import PolicySpec
@@ -46,7 +46,7 @@ VALIDATION_SHARE = 50
 
 @dataclass(frozen=True)
 class Options:
-    """draws: flow times for each observation. minutes: the learning rate has come down by then at the latest."""
+    """draws: flow times for each observation. minutes: at the latest by then it ends."""
 
     steps: int
     minutes: float
@@ -60,7 +60,9 @@ class Options:
 class Data:
     """Moments on the device, ready to be drawn from."""
 
-    def __init__(self, moments: Moments, norms: Norms, prompts: Prompts, device: str, spec: PolicySpec) -> None:
+    def __init__(
+        self, moments: Moments, norms: Norms, prompts: Prompts, device: str, spec: PolicySpec
+    ) -> None:
         self.pictures = torch.from_numpy(moments.pictures).to(device)
         self.states = torch.from_numpy(moments.state).to(device)
         actions = norms.action_range.normalize(relative(moments.chunk, moments.state))
@@ -96,7 +98,7 @@ def begin(checkpoint: Path | None) -> PiModel:
 
 
 def initialise(model: PiModel) -> None:
-    """Linear layers by fan-in, the last of each residual branch small; modulations and norms begin at none."""
+    """Linear layers by fan-in, the last of each branch small; modulations and norms change nothing yet."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             fan_in = module.weight[0].numel()
@@ -106,7 +108,9 @@ def initialise(model: PiModel) -> None:
             if name.endswith('.dense'):
                 nn.init.zeros_(module.weight)
                 width = len(module.bias) // 3
-                module.bias.data[2 * width :] = 0.0 if name.endswith('norm.dense') and '.layers.' not in name else 1.0
+                module.bias.data[2 * width :] = (
+                    0.0 if name.endswith('norm.dense') and '.layers.' not in name else 1.0
+                )
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif isinstance(module, RMSNorm):
@@ -120,7 +124,9 @@ def read(folder: Path, processes: int) -> Moments:
     paths = sorted(folder.glob('*.npz'))
     with ProcessPoolExecutor(processes) as pool:
         parts = list(pool.map(read_shard, paths))
-    return Moments(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Moments)))
+    return Moments(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Moments))
+    )
 
 
 def learning(
@@ -152,7 +158,11 @@ def learning(
             counted = 0
         if progress >= 1:
             return
-        rate = options.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        rate = (
+            options.rate
+            * min(1.0, (step + 1) / WARM_UP)
+            * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        )
         for group in optimizer.param_groups:
             group['lr'] = rate
         images, tokens, actions = draw_batch(torch.randint(len(data), (options.batch,), device=device), True)
@@ -160,7 +170,12 @@ def learning(
         noise = torch.randn(count, *actions.shape[1:], device=device)
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             value = step_loss(
-                images, tokens, actions, noise, draw_times(count, device), draw_prefixes(count, TRAINED_PREFIX, device)
+                images,
+                tokens,
+                actions,
+                noise,
+                draw_times(count, device),
+                draw_prefixes(count, TRAINED_PREFIX, device),
             )
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -188,9 +203,17 @@ def export(path: Path, model: PiModel, norms: Norms) -> None:
     """openpi's format, bf16. What inference never touches (see `load_model`) is written as zeros."""
     trained = {canonical_name(name): tensor for name, tensor in model.state_dict().items()}
     shapes = expected_tensors(model.spec)
-    tensors = {name: trained[name] if name in trained else torch.zeros(shape) for name, shape in shapes.items()}
+    tensors = {
+        name: trained[name] if name in trained else torch.zeros(shape) for name, shape in shapes.items()
+    }
     write_checkpoint(
-        path, model.spec, tensors, norms.state, norms.actions, dtype=torch.bfloat16, trained_prefix=TRAINED_PREFIX
+        path,
+        model.spec,
+        tensors,
+        norms.state,
+        norms.actions,
+        dtype=torch.bfloat16,
+        trained_prefix=TRAINED_PREFIX,
     )
 
 
@@ -223,7 +246,12 @@ def main() -> None:
     print(f'{len(train)} + {len(validation)} moments ({time.monotonic() - began:.0f} s)', flush=True)
     model = begin(arguments.start).to(device)
     options = Options(
-        arguments.steps, arguments.minutes, arguments.batch, arguments.draws, arguments.rate, arguments.seed,
+        arguments.steps,
+        arguments.minutes,
+        arguments.batch,
+        arguments.draws,
+        arguments.rate,
+        arguments.seed,
         not arguments.no_compile,
     )
     curve = []

@@ -33,12 +33,17 @@ class Cameras:
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._camera, self._pixels = mujoco.MjvCamera(), np.zeros((height, width, 3), np.uint8)
 
-    def look(self, camera: str, snapshot: Snapshot) -> np.ndarray:
-        """uint8 [height, width, 3] RGB: what `camera` (a name of `scene.cameras`) sees."""
+    def look(self, camera: str, snapshot: Snapshot, tilt_deg: float = 0.0) -> np.ndarray:
+        """uint8 [height, width, 3] RGB: what `camera` (a name of `scene.cameras`) sees.
+
+        tilt_deg: that it is turned upwards from its place.
+        """
         self._data.qpos[:] = snapshot.qpos
         self._data.mocap_pos[:] = snapshot.mocap
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
+        if tilt_deg:
+            self._tilt(self._model.camera(self._names[camera]).id, np.deg2rad(tilt_deg))
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = self._model.camera(self._names[camera]).id
         self._gl.make_current()
@@ -49,6 +54,12 @@ class Cameras:
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return self._pixels[::-1].copy()
+
+    def _tilt(self, camera: int, angle: float) -> None:
+        """Turn it about its own x axis, which points to the right of the picture."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = self._data.cam_xmat[camera].reshape(3, 3) @ [[1, 0, 0], [0, cos, -sin], [0, sin, cos]]
+        self._data.cam_xmat[camera] = turned.ravel()
 
     def close(self) -> None:
         self._context.free()

@@ -33,7 +33,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Joint:
-    """A joint as ROS sees it. qpos, dof: addresses in the model. home: rad or m."""
+    """A joint as ROS sees it. qpos, dof: addresses in the model. home: rad or m. speed: of its motor, per s."""
 
     name: str
     qpos: int
@@ -41,6 +41,7 @@ class Joint:
     low: float
     high: float
     home: float
+    speed: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Scene:
 
     physics, view: two models of the same joints and bodies; only `view` is rendered. joints: [D], in ROS
     order. actuation: [actuators, D], set points from joint positions. cameras: name of a camera in ROS ->
-    name in the model. prompt: the task in words. mounting: a camera's frame in ROS is fixed to this body.
+    name in the model. prompt: the task in words.
     """
 
     name: str
@@ -63,19 +64,28 @@ class Scene:
 
 
 def described(
-    model: mujoco.MjModel, names: Sequence[str], sources: Sequence[str], home: Sequence[float]
+    model: mujoco.MjModel,
+    names: Sequence[str],
+    sources: Sequence[str],
+    home: Sequence[float],
+    speeds: Sequence[float],
 ) -> tuple[Joint, ...]:
     """Joints `names`, measured at the model's joints `sources`, within their ranges."""
     found = []
-    for name, source, rest in zip(names, sources, home, strict=True):
+    for name, source, rest, speed in zip(names, sources, home, speeds, strict=True):
         joint = model.joint(source)
         low, high = joint.range
-        found.append(Joint(name, int(joint.qposadr[0]), int(joint.dofadr[0]), low, high, rest))
+        found.append(Joint(name, int(joint.qposadr[0]), int(joint.dofadr[0]), low, high, rest, speed))
     return tuple(found)
 
 
 def add_camera(
-    body: mujoco.MjsBody, name: str, position: Sequence[float], target: Sequence[float], up: Sequence[float], fovy: float
+    body: mujoco.MjsBody,
+    name: str,
+    position: Sequence[float],
+    target: Sequence[float],
+    up: Sequence[float],
+    fovy: float,
 ) -> None:
     """Put a camera at `position` [m, in the frame of `body`] that looks at `target`. fovy: degrees."""
     backward = np.subtract(position, target)

@@ -1,9 +1,9 @@
 """A scene in motion: joint targets in, joint positions, the task's outcome and states for pictures out.
 
-    world = World(so101())
-    world.reset(seed=3)
-    world.advance(targets, 0.02)         # targets: [D], where the joints shall be
-    world.positions, world.outcome
+world = World(so101())
+world.reset(seed=3)
+world.advance(targets, 0.02)         # targets: [D], where the joints shall be
+world.positions, world.outcome
 """
 
 from __future__ import annotations

@@ -17,12 +17,11 @@ import numpy as np
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control import Plan, Planner, PlannerSettings
 from flashrt_ros.errors import FlashRTError
-from flashrt_ros.evaluation.bag import Bag
 from flashrt_ros.evaluation.replay.ahead import ahead
 from flashrt_ros.evaluation.replay.episode import Episode
-from flashrt_ros.evaluation.replay.feed import Feed, Sources
+from flashrt_ros.evaluation.replay.feed import Inputs
 from flashrt_ros.evaluation.replay.robot import ReplayedRobot
-from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Watch
+from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Passed, Watch
 from flashrt_ros.ingest import Blocked, JointMap, Taken
 from flashrt_ros.policy import Policy
 
@@ -63,30 +62,30 @@ class Timings:
 
 
 class Player:
-    """Plays one bag. sources: which topics (see `find_sources`). listeners are told of every tick and
-    command."""
+    """Plays what one feed gives. listeners are told of every tick and command. live: the inputs depend on the
+    commands, so nothing is read ahead."""
 
     def __init__(
         self,
-        bag: Bag,
+        feed: Inputs,
         config: RobotConfig,
         policy: Policy,
-        sources: Sources,
         latency_s: float | None = 0.0,
         listeners: tuple[Listener, ...] = (),
+        live: bool = False,
     ) -> None:
-        self._bag, self._config, self._sources, self._listeners = bag, config, sources, listeners
+        self._feed, self._config, self._listeners = feed, config, listeners
+        self._bag, self._sources = feed.bag, feed.sources
         self._latency = Latency(latency_s)
-        self._feed = Feed(bag, sources)
         settings = PlannerSettings.of(config)
         # Where a tick depends on the inference before it, nothing can be read ahead of it.
-        self._inline = latency_s is None or settings.strategy.waits
+        self._inline = latency_s is None or settings.strategy.waits or live
         self._guided = bool(settings.strategy.guidance) or settings.strategy.future
         self._pool = None if self._inline else ThreadPoolExecutor(len(config.cameras), 'decoding')
         self._watch = Watch(self._feed, config, self._latency, self._due, self._pool)
         self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
         self._policy, self._waits = policy, settings.strategy.waits
-        self._robot = ReplayedRobot(config, bag.start_ns)
+        self._robot = ReplayedRobot(config, self._bag.start_ns)
         self.timings = Timings()
         self._looks: list[tuple[int, str]] = []
         self._made: list[tuple[Looked, Plan, int]] = []
@@ -154,19 +153,26 @@ class Player:
         if not self._waits:
             return True
         self._advance(now_ns)
+        self._robot.receive(now_ns)  # a chunk that has just come is not to be asked for again
+        self._tell_planner()
         return self._planner.due(now_ns)
 
     def _advance(self, now_ns: int) -> None:
         """Let the robot move up to now, and tell the planner what it follows, as the streamer would."""
         self._robot.advance(now_ns)
+        self._tell_planner()
+        self._tell_commands()
+
+    def _tell_planner(self) -> None:
         entry = self._robot.entry
         self._planner.executing(entry.chunk if entry else None, entry.begin_ns if entry else 0)
-        self._tell_commands()
 
     def _take(self, event: Event, planned: Planned) -> None:
         if isinstance(event, Moved):
             self._robot.moved(event.stamp_ns, event.positions)
             self._moves.append((event.stamp_ns, event.positions))
+        elif isinstance(event, Passed):
+            pass
         elif isinstance(event, Commanded):
             self._reference.append((event.time_ns, event.positions))
         elif isinstance(event.outcome, Blocked):

@@ -61,12 +61,13 @@ class ReplayedRobot:
     def advance(self, until_ns: int) -> None:
         """Send every command before this time. A chunk ready at the time of a command counts for it."""
         while self._next_ns < until_ns:
-            self._accept(self._next_ns)
+            self.receive(self._next_ns)
             self._command(self._next_ns)
             self._next_ns += self._period_ns
-        self._accept(until_ns - 1)
+        self.receive(until_ns - 1)
 
-    def _accept(self, now_ns: int) -> None:
+    def receive(self, now_ns: int) -> None:
+        """Take the chunks that are ready by now."""
         while self._on_the_way and self._on_the_way[0][0] <= now_ns:
             ready_ns, chunk = self._on_the_way.popleft()
             measured = self._measured

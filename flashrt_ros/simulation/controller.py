@@ -47,7 +47,7 @@ class Controller:
         self._low = np.array([joint.low for joint in joints])
         self._high = np.array([joint.high for joint in joints])
         self._speed = np.array([joint.speed for joint in joints])
-        self._silence_ns = round(silence_s * _SECOND)
+        self.silence_ns = round(silence_s * _SECOND)
         self.reset(0, np.array([joint.home for joint in joints]))
 
     def reset(self, now_ns: int, positions: np.ndarray) -> None:
@@ -79,8 +79,7 @@ class Controller:
         if not refusal and times[-1] < now_ns:
             refusal = 'it is over: its last point lies in the past'
         if refusal:
-            self.counts.refused[refusal] = self.counts.refused.get(refusal, 0) + 1
-            return refusal
+            return self.refuse(refusal)
         self.counts.accepted += 1
         self._note_limits(rows, now_ns)
         self._heard_ns = now_ns
@@ -93,11 +92,16 @@ class Controller:
             self._points = np.concatenate([here[None], rows[ahead]])
         return ''
 
+    def refuse(self, why: str) -> str:
+        """Count a command that is not followed."""
+        self.counts.refused[why] = self.counts.refused.get(why, 0) + 1
+        return why
+
     def set_point(self, now_ns: int) -> np.ndarray:
         """[D] Where the motors shall be now. Never called with an earlier time than before."""
         if (
             self._heard_ns is not None
-            and now_ns - max(self._heard_ns, int(self._times[-1])) > self._silence_ns
+            and now_ns - max(self._heard_ns, int(self._times[-1])) > self.silence_ns
         ):
             self._heard_ns = None
             self.counts.silences += 1

@@ -33,7 +33,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Joint:
-    """A joint as ROS sees it. qpos, dof: addresses in the model. home: rad or m. speed: of its motor, per s."""
+    """A joint as ROS sees it. qpos, dof: addresses in the model. home: rad or m. speed: motor, per s."""
 
     name: str
     qpos: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import io
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -31,13 +31,12 @@ from flashrt_ros.evaluation.replay.watch import Looked
 from flashrt_ros.evaluation.run import absolute, input_topics
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.simulation.cameras import Cameras
-from flashrt_ros.simulation.controller import Controller
+from flashrt_ros.simulation.session import JOINTS, Session
 from flashrt_ros.simulation.world import Snapshot, World
 
 EPOCH_NS = 1_800_000_000 * 10**9
 """Simulated time begins here: a time of day as a robot's clock has it, and never 0."""
 
-CAMERA_HZ, JOINTS_HZ = 30.0, 100.0
 AFTER_SUCCESS_S = 0.5
 
 
@@ -119,7 +118,7 @@ class SimulatedRobot:
     """One episode of a world that has just been reset. Iterate once.
 
     limit_s: longest time for the task. fault: of all cameras; seed: of which frames it loses.
-    recorder: told of every arrival, and of every command [ns, positions].
+    on_arrival: told of every message.
     """
 
     def __init__(
@@ -136,9 +135,8 @@ class SimulatedRobot:
         self.sources = Sources(topics, '')
         self.bag = SimulatedSpan(Path(world.scene.name), EPOCH_NS, EPOCH_NS + round(limit_s * 1e9))
         self.problems = Problems(EPOCH_NS)
-        self.controller = Controller(world.scene.joints)
-        self.controller.reset(EPOCH_NS, world.home)
-        self.success_ns: int | None = None
+        self._session = Session(world, EPOCH_NS)
+        self.controller = self._session.controller
         self._world, self._cameras, self._fault = world, cameras, fault
         self._views = {view: camera_for(topics[view], world) for view in config.cameras}
         self._kinds = {view: wanted_type(config, view) for view in config.cameras}
@@ -147,9 +145,6 @@ class SimulatedRobot:
         self._rng, self._on_arrival = np.random.default_rng(seed), on_arrival
         self._waiting: list[tuple[int, int, Arrival]] = []
         self._order = count()
-        self._next_ns = {STATE: EPOCH_NS}
-        for place, view in enumerate(self._views):
-            self._next_ns[view] = EPOCH_NS + round(place / len(self._views) / CAMERA_HZ * 1e9)
 
     def commanded(self, time_ns: int, positions: np.ndarray) -> None:
         """See `Listener`."""
@@ -160,48 +155,38 @@ class SimulatedRobot:
 
     @property
     def seconds_to_success(self) -> float | None:
-        return None if self.success_ns is None else (self.success_ns - EPOCH_NS) / 1e9
+        return None if self._session.success_ns is None else self._session.seconds
 
     def __iter__(self) -> Iterator[Arrival]:
-        now_ns = EPOCH_NS
+        session = self._session
+        self._measure(session.now_ns, session.due())
         while True:
-            self._measure(now_ns)
-            yield from self._received(now_ns)
+            yield from self._received(session.now_ns)
             # An inference that begins now comes before the command that is due now.
-            yield Arrival(TIME, now_ns + 1, None, Record('', now_ns, b''))
-            if now_ns >= self.bag.end_ns:
+            yield Arrival(TIME, session.now_ns + 1, None, Record('', session.now_ns, b''))
+            if session.now_ns >= self.bag.end_ns:
                 return
-            now_ns = yield from self._until(now_ns, now_ns + self._period_ns)
-
-    def _until(self, now_ns: int, end_ns: int) -> Generator[Arrival, None, int]:
-        """Let the world move, physics step by physics step, and tell what its sensors say."""
-        world = self._world
-        while now_ns < end_ns:
-            now_ns = min(now_ns + world.step_ns, end_ns)
-            if (now_ns - EPOCH_NS) // world.step_ns > world.time_ns // world.step_ns:
-                outcome = world.advance(self.controller.set_point(now_ns), 1)
-                if outcome.succeeded and self.success_ns is None:
-                    self.success_ns = now_ns
-                    self.bag.end_ns = min(self.bag.end_ns, now_ns + round(AFTER_SUCCESS_S * 1e9))
-                if outcome.failed:
-                    self.bag.end_ns = min(self.bag.end_ns, now_ns)
-            if now_ns < end_ns:
-                self._measure(now_ns)
+            for now_ns, due in session.steps(session.now_ns + self._period_ns):
+                self._measure(now_ns, due)
                 yield from self._received(now_ns)
-        return now_ns
+            self._end()
 
-    def _measure(self, now_ns: int) -> None:
-        for name, due_ns in self._next_ns.items():
-            if due_ns > now_ns:
-                continue
-            rate_hz = JOINTS_HZ if name == STATE else CAMERA_HZ
-            self._next_ns[name] = due_ns + round(1e9 / rate_hz)
-            if name == STATE:
-                self._send(name, now_ns, now_ns, self._joint_state(now_ns))
-            elif self._rng.random() >= self._fault.drop:
-                self._send(
-                    name, now_ns, now_ns + round(self._fault.delay_s * 1e9), self._picture(name, now_ns)
-                )
+    def _end(self) -> None:
+        """Done, or lost: the episode need not last any longer."""
+        ends = [self.bag.end_ns]
+        if self._session.success_ns is not None:
+            ends.append(self._session.success_ns + round(AFTER_SUCCESS_S * 1e9))
+        if self._session.failed_ns is not None:
+            ends.append(self._session.failed_ns)
+        self.bag.end_ns = max(min(ends), self._session.now_ns if len(ends) > 1 else 0)
+
+    def _measure(self, now_ns: int, due: list[str]) -> None:
+        if JOINTS in due:
+            self._send(STATE, now_ns, now_ns, self._joint_state(now_ns))
+        for view, camera in self._views.items():
+            if camera in due and self._rng.random() >= self._fault.drop:
+                received_ns = now_ns + round(self._fault.delay_s * 1e9)
+                self._send(view, now_ns, received_ns, self._picture(view, now_ns))
 
     def _send(self, name: str, stamp_ns: int, received_ns: int, message: Any) -> None:
         topic = self.sources.inputs[name]

@@ -34,8 +34,10 @@ def draw_times(count: int, device: torch.device | str) -> Tensor:
 
 def draw_prefixes(count: int, most: int, device: torch.device | str) -> Tensor:
     """Rows frozen [N]: none in half of the cases, else 1 to `most`."""
+    if most == 0:
+        return torch.zeros(count, dtype=torch.int64, device=device)
     rows = torch.randint(1, most + 1, (count,), device=device)
-    return torch.where(torch.rand(count, device=device) < 0.5, 0, rows) if most else rows * 0
+    return torch.where(torch.rand(count, device=device) < 0.5, 0, rows)
 
 
 def loss(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flashrt_ros.errors import FlashRTError
 
-INSTALL = 'make simulation, or: pip install -r requirements-sim.txt'
+INSTALL = 'run: make simulation, or: pip install -r requirements-sim.txt'
 
 
 class SimulationError(FlashRTError):

@@ -29,5 +29,5 @@ def open_context(width: int, height: int) -> Any:
             return context
         except Exception as error:  # A missing library is an ImportError, AttributeError or a GL error.
             failures.append(f'{library}: {type(error).__name__}: {error}')
-    packages = ' or '.join(f'apt install {PACKAGES[library]}' for library in libraries)
+    packages = 'run: ' + ', or '.join(f'apt install {PACKAGES[library]}' for library in libraries)
     raise SimulationError(f'no OpenGL without a display ({"; ".join(failures)})', 'simulation', packages)

@@ -59,7 +59,7 @@ def test_what_is_stored_comes_back(folder):
 
 
 @pytest.mark.slow
-def test_training_learns_resumes_and_writes_a_checkpoint_whose_inputs_are_those_of_training(
+def test_training_learns_resumes_and_writes_a_checkpoint_with_the_inputs_it_was_trained_on(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(train, 'SPEC', TINY)
@@ -73,7 +73,9 @@ def test_training_learns_resumes_and_writes_a_checkpoint_whose_inputs_are_those_
     again = ['--start', str(checkpoint), '--steps', '2']
     monkeypatch.setattr(sys, 'argv', ['train', str(folder), str(further), *again, *options])
     train.main()
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{'))
+    first, second = (
+        json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{')
+    )
     assert second['loss'] < 0.8 * 1.5  # of an untrained network: about 1.5
     assert first['arm_rad'] < 0.5
 

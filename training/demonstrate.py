@@ -6,6 +6,9 @@ The expert is disturbed on purpose: it starts from odd places, its commands are 
 dropped. A moment's chunk is what it would do undisturbed from there on, found out in a copy of the physics
 (after DART, arXiv 1703.09327). Every episode follows from its seed; seeds below FIRST_SEED are kept for
 validation. Goes on where it was interrupted.
+
+With --policy a trained policy acts and the expert only says what it would have done: the states that the
+policy comes to by its own mistakes (DAgger, arXiv 1011.0686).
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from __future__ import annotations
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import mujoco
 import numpy as np
 
+from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 from flashrt_ros.simulation.cameras import Cameras
+from flashrt_ros.simulation.prompts import PICK_AND_PLACE
 from flashrt_ros.simulation.so101 import SAMPLING, so101
 from flashrt_ros.simulation.world import World
 from training.dataset import HORIZON, VIEWS, Moment, encode, write_shard
@@ -26,6 +32,7 @@ from training.expert import OPEN, Expert, tick
 from training.kinematics import ARM
 
 FIRST_SEED = 1_000_000
+VIEW_NAMES = {'base_0_rgb': 'front', 'left_wrist_0_rgb': 'wrist'}
 WIDTH, HEIGHT = 320, 240
 TICKS_LONGEST, TICKS_AFTER = 200, 18
 EVERY = 6
@@ -39,9 +46,10 @@ MEMORY = 0.7
 
 
 class Demonstrator:
-    """One simulated robot with its expert and its cameras."""
+    """One simulated robot with its expert and its cameras. policy: who acts, if not the expert."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy | None = None) -> None:
+        self._policy = policy
         scene = so101()
         self._world, self._copy = World(scene), World(scene)
         self._expert, self._other = Expert(self._world), Expert(self._copy)
@@ -56,6 +64,8 @@ class Demonstrator:
         kicks, calm, drop = rng.choice(KICKS), rng.integers(20, 80), rng.integers(20, 400)
         previous, noise = world.positions, np.zeros(ARM + 1)
         moments, after = [], 0
+        if self._policy is not None:
+            return self._acted(seed, rng, self._policy)
         for now in range(TICKS_LONGEST):
             if rng.random() < 1 / EVERY:
                 moments.append(self._moment(previous, seed, now))
@@ -69,6 +79,22 @@ class Demonstrator:
             after += world.outcome.succeeded
             if world.outcome.failed or after > TICKS_AFTER:
                 break
+        return moments, after > 0
+
+    def _acted(self, seed: int, rng: np.random.Generator, policy: Policy) -> tuple[list[Moment], bool]:
+        """The policy's episode: a few rows of each chunk are executed, and every chunk is a moment."""
+        world, now, after = self._world, 0, 0
+        policy.reseed(seed)
+        previous, moments = world.positions, []
+        while now < TICKS_LONGEST and not world.outcome.failed and after <= TICKS_AFTER:
+            snapshot = world.snapshot()
+            views = {view: self._cameras.look(camera, snapshot) for view, camera in VIEW_NAMES.items()}
+            moments.append(self._moment(previous, seed, now))
+            seen = Observation(views, world.positions.astype(np.float32), PICK_AND_PLACE)
+            chunk = policy.infer(seen).actions.astype(np.float64)
+            for row in chunk[1 : 1 + rng.integers(3, 9)]:
+                tick(world, previous, row)
+                previous, now, after = row, now + 1, after + world.outcome.succeeded
         return moments, after > 0
 
     def _begin_anywhere(self, rng: np.random.Generator) -> None:
@@ -112,10 +138,12 @@ class Demonstrator:
 _demonstrator: Demonstrator | None = None
 
 
-def shard(path: Path, seeds: range) -> tuple[int, int]:
+def shard(path: Path, seeds: range, checkpoint: Path | None) -> tuple[int, int]:
     """Write the episodes of these seeds. Returns how many moments and how many successes there are."""
     global _demonstrator
-    _demonstrator = _demonstrator or Demonstrator()
+    if _demonstrator is None:
+        options = PolicyOptions(threads=1, delta_actions=(True,) * ARM + (False,))
+        _demonstrator = Demonstrator(None if checkpoint is None else load_policy(checkpoint, options))
     moments, successes = [], 0
     for seed in seeds:
         found, succeeded = _demonstrator.episode(seed)
@@ -133,6 +161,7 @@ def main() -> None:
         '--first', type=int, default=FIRST_SEED, help='seed of the first episode (%(default)s)'
     )
     parser.add_argument('--shard', type=int, default=25, help='episodes in a file (%(default)s)')
+    parser.add_argument('--policy', type=Path, metavar='CHECKPOINT', help='who acts; default: the expert')
     parser.add_argument('--processes', type=int, default=1)
     arguments = parser.parse_args()
     arguments.data.mkdir(parents=True, exist_ok=True)
@@ -146,11 +175,11 @@ def main() -> None:
     began, episodes, moments, successes = time.monotonic(), 0, 0, 0
     with ProcessPoolExecutor(arguments.processes) as pool:
         for part, (count, succeeded) in zip(
-            tasks.values(), pool.map(shard, tasks, tasks.values()), strict=True
+            tasks.values(), pool.map(shard, tasks, tasks.values(), repeat(arguments.policy)), strict=True
         ):
             episodes, moments, successes = episodes + len(part), moments + count, successes + succeeded
             print(
-                f'{episodes} episodes, {moments} moments, expert {successes / episodes:.1%}, '
+                f'{episodes} episodes, {moments} moments, success {successes / episodes:.1%}, '
                 f'{time.monotonic() - began:.0f} s',
                 flush=True,
             )

@@ -22,19 +22,22 @@ def percent(found: Estimate, signed: bool = False) -> str:
 
 
 def figure(found: Estimate, scale: float = 1.0) -> str:
-    return '-' if found.value is None else f'{found.value * scale:.3g}'
+    if found.value is None:
+        return '-'
+    value = found.value * scale
+    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
 
 def _conditions(summaries: Sequence[Summary]) -> Iterator[str]:
     yield (
-        f'{"condition":<34}{"episodes":>9}  {"success, 95 % interval":<24}{"time [s]":>9}{"jerk":>8}'
+        f'{"condition":<38}{"episodes":>9}  {"success, 95 % interval":<24}{"time [s]":>10}{"jerk":>10}'
         f'{"seam [mrad]":>12}{"blocked":>9}{"infer [ms]":>11}'
     )
-    yield RULE * 116
+    yield RULE * 123
     for one in summaries:
         yield (
-            f'{one.name:<34}{len(one.results):>9}  {percent(one.success):<24}{figure(one.seconds):>9}'
-            f'{figure(one.jerk):>8}{figure(one.seam, 1e3):>12}{figure(one.blocked, 100) + " %":>9}'
+            f'{one.name:<38}{len(one.results):>9}  {percent(one.success):<24}{figure(one.seconds):>10}'
+            f'{figure(one.jerk):>10}{figure(one.seam, 1e3):>12}{figure(one.blocked, 100) + " %":>9}'
             f'{figure(one.inference_ms):>11}'
         )
     yield 'success: Wilson interval; time: median to success; jerk: RMS [rad/s^3]; seam: p90 jump'

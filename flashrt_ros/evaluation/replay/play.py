@@ -153,19 +153,14 @@ class Player:
         if not self._waits:
             return True
         self._advance(now_ns)
-        self._robot.receive(now_ns)  # a chunk that has just come is not to be asked for again
-        self._tell_planner()
         return self._planner.due(now_ns)
 
     def _advance(self, now_ns: int) -> None:
         """Let the robot move up to now, and tell the planner what it follows, as the streamer would."""
         self._robot.advance(now_ns)
-        self._tell_planner()
-        self._tell_commands()
-
-    def _tell_planner(self) -> None:
         entry = self._robot.entry
         self._planner.executing(entry.chunk if entry else None, entry.begin_ns if entry else 0)
+        self._tell_commands()
 
     def _take(self, event: Event, planned: Planned) -> None:
         if isinstance(event, Moved):

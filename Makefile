@@ -35,8 +35,9 @@ endif
 endif
 
 ##@ Use
-demo: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Replay the recorded episode into the policy over real DDS, on the GPU if there is one; results in demo/out
+demo: $(STAMPS)/build $(STAMPS)/simulation $(GPU:%=$(STAMPS)/%) ## Replay a recorded episode into a policy over real DDS, then let another do its task; on the GPU if there is one; results in demo/out
 	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
+	$(IN_ENV) python -m demo.closed_loop --if-possible $(GPU:%=--device %)
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
 	$(IN_ENV) python -m pytest -m "not slow and not gpu and not faults" $(ARGS)

@@ -42,7 +42,11 @@ def run_engine(engine: Engine, observed: Observed) -> Stages:
     if projector.channel_scale is not None:
         features = features * projector.channel_scale
     cache = torch.cat([t[-2, :rows].float() for t in (engine.cache.keys, engine.cache.values)])
-    return {'features': features + projector.bias, 'cache': cache, 'actions': actions}
+    return {
+        'features': features if projector.bias is None else features + projector.bias,
+        'cache': cache,
+        'actions': actions,
+    }
 
 
 def compare(found: Stages, expected: Stages) -> dict[str, float]:

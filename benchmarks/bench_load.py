@@ -47,6 +47,8 @@ def call_times(policy: CudaPolicy, observations: Sequence[Observation]) -> dict[
 
 def measure(path: Path, precision: str, observations: Sequence[Observation], calls: int) -> list[Record]:
     """Load and call; one record for loading and one for each kind of call."""
+    gc.collect()
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
     began = perf_counter()
     policy = load(path, PolicyOptions(device='cuda', precision=precision, seed=0))
@@ -60,8 +62,6 @@ def measure(path: Path, precision: str, observations: Sequence[Observation], cal
     for what, given in (('same observation', [one] * calls), ('new state', changing)):
         records.append({'what': what, **call_times(policy, given)})
     policy.close()
-    gc.collect()
-    torch.cuda.empty_cache()
     return records
 
 
@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument('--directory', type=Path)
     parser.add_argument('--output', type=Path)
     arguments = parser.parse_args()
-    report = {'machine': describe(), 'records': []}
+    records: list[Record] = []
+    report = {'machine': describe(), 'records': records}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         path = write_random_checkpoint(Path(folder) / 'policy', SPECS[arguments.family], dtype=torch.bfloat16)
         observations = [
@@ -92,7 +93,7 @@ def main() -> None:
                         'weights': state,
                         **record,
                     }
-                    report['records'].append(record)
+                    records.append(record)
                     print(json.dumps(record), flush=True)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ import argparse
 import gc
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.pi import load_model
 
 Record = dict[str, object]
+Part = Callable[..., Any]
 
 
 def percentile(ordered: list[float], fraction: float) -> float:
@@ -91,7 +93,9 @@ def baselines(factory: PolicyFactory, family: str, views: int, tokens: int, comp
     images, words, state, noise = (x.cuda() for x in observations(spec, views, tokens, 1)[0])
     table = model.flow_table(spec.steps)
 
-    def run(see=model.see, prefill=model.prefill, denoise=model.denoise):
+    def run(
+        see: Part = model.see, prefill: Part = model.prefill, denoise: Part = model.denoise
+    ) -> torch.Tensor:
         return denoise(noise[None], prefill(see(images), words[None], state[None]), table)
 
     common = {'model': family, 'precision': 'bf16', 'views': views, 'horizon': spec.horizon, 'tokens': tokens}
@@ -100,10 +104,9 @@ def baselines(factory: PolicyFactory, family: str, views: int, tokens: int, comp
     with torch.cuda.graph(graph):
         run()
     times['plain in a CUDA graph'] = median_ms(graph.replay, 20)
-    if (
-        compiled
-    ):  # the loop over the steps stays in Python: compiled as a whole it takes minutes, and is no faster
-        model.velocity = torch.compile(model.velocity)
+    # The loop over the steps stays in Python: compiled as a whole it takes minutes, and is no faster.
+    if compiled:
+        setattr(model, 'velocity', torch.compile(model.velocity))  # noqa: B010
         parts = [torch.compile(part) for part in (model.see, model.prefill)]
         times['torch.compile'] = median_ms(lambda: run(*parts), 10)
     return [{**common, 'implementation': name, 'p50_ms': time} for name, time in times.items()]
@@ -134,11 +137,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    report = {'machine': describe(), 'ceilings': ceilings(), 'records': []}
-    print(json.dumps(report['machine']), json.dumps(report['ceilings']))
+    machine, reached = describe(), ceilings()
+    records: list[Record] = []
+    print(json.dumps(machine), json.dumps(reached))
 
     def keep(record: Record) -> None:
-        report['records'].append(record)
+        records.append(record)
         show(record)
 
     for family in arguments.family:
@@ -146,7 +150,7 @@ def main() -> None:
         for setting in itertools.product(arguments.precision, arguments.views, arguments.horizon):
             engine = factory.engine(*setting, timed=not arguments.untimed)
             for tokens in arguments.tokens:
-                keep(measure(engine, setting[0], tokens, arguments.replays, report['ceilings']))
+                keep(measure(engine, setting[0], tokens, arguments.replays, reached))
             del engine
             gc.collect()
         if not arguments.no_baselines:
@@ -154,6 +158,7 @@ def main() -> None:
                 keep(record)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        report = {'machine': machine, 'ceilings': reached, 'records': records}
         arguments.output.write_text(json.dumps(report, indent=1) + '\n')
 
 

@@ -47,7 +47,9 @@ class FullPolicies:
         processing = replace(small.processing, max_tokens=factory.spec.max_tokens)
         scales = factory.scales() if precision == 'fp8' else {}
         views, as_bytes = len(processing.views), processing.resizes_to_bytes
-        engine = Engine(factory.library, factory.spec, factory.packed(precision), views, scales, as_bytes)
+        engine = Engine(
+            factory.library, factory.spec, factory.packed(precision, views), views, scales, as_bytes
+        )
         engine.capture(timed=False)
         checkpoint = replace(small, spec=factory.spec, processing=processing)
         return CudaPolicy(checkpoint, engine, options), engine

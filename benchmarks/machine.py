@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def ceilings() -> dict[str, float]:
     }
 
 
-def median_ms(work, repeats: int = 20) -> float:
+def median_ms(work: Callable[[], object], repeats: int = 20) -> float:
     """Median over event-timed calls, after three to warm up."""
     for _ in range(3):
         work()

@@ -39,12 +39,21 @@ struct Arguments {
   const float* base;     // pi0: what the mixer adds to, fp32 [64][1024]
   const uint4* embedded; // pi0: bf16 fragments, K = 1024
   unsigned long long* stamps;
+  const int* frozen;     // how many action rows are clean already: theirs is the modulation of flow time 0; null for none
   int capacity, layers, rows, state_token;
   int first;         // number of the first layer over all flow steps, for the halves
   int step;          // of the flow
   int phases;        // which parts run: all; tests run one at a time
   int normed_layers; // how many layers' first norm to prepare: `layers`, as the flow prepares the next
   int shared_bytes;
+  int clean;         // steps from this one to flow time 0 in the tables of qkv_bias, gate_up_bias, gate and norm_scale
+};
+
+// How far the modulation of a row lies behind that of the flow step, in a table of `width` values a step.
+// In shared memory, to be looked at, not kept in registers.
+struct Frozen {
+  int rows, clean;
+  __device__ int offset(int row, int width) const { return row < rows ? clean * width : 0; }
 };
 
 #ifdef TIMELINE

@@ -36,14 +36,18 @@ __device__ __forceinline__ void publish_hidden(Bf16, uint32_t* fragments, int nu
 
 template <class P>
 __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& stream, Exchange& exchange, Squares& squares,
-                                        int place) {
+                                        int place, const Frozen& frozen) {
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = a.first + layer;
   const int column = (layer * BLOCKS + blockIdx.x) * GATE_UP_COLUMNS + group * 32 + thread % 4 * 2;
-  float2 scale[4], shift[4];
+  float2 scale[4], shift[2][4];  // shift: [row][columns]
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    scale[i] = *reinterpret_cast<const float2*>(a.gate_up.scale + column + i * 8);
-    shift[i] = *reinterpret_cast<const float2*>(a.gate_up_bias + column + i * 8);
+  for (int i = 0; i < 4; i++) scale[i] = *reinterpret_cast<const float2*>(a.gate_up.scale + column + i * 8);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = thread / 32 * 16 + half * 8 + thread % 32 / 4;
+    const float* bias = a.gate_up_bias + frozen.offset(row, a.layers * BLOCKS * GATE_UP_COLUMNS) + column;
+#pragma unroll
+    for (int i = 0; i < 4; i++) shift[half][i] = *reinterpret_cast<const float2*>(bias + i * 8);
   }
   const float activation = a.scales[layer * 4 + 2], inverse = a.scales[(a.layers + layer) * 4 + 3];
   float accumulator[GATE_UP_COLUMNS / 2];
@@ -61,8 +65,8 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
     for (int tile = 0; tile < 2; tile++)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        float gate = values[8 * tile + half * 2 + j] * factor * (&scale[2 * tile].x)[j] + (&shift[2 * tile].x)[j];
-        float up = values[8 * tile + 4 + half * 2 + j] * factor * (&scale[2 * tile + 1].x)[j] + (&shift[2 * tile + 1].x)[j];
+        float gate = values[8 * tile + half * 2 + j] * factor * (&scale[2 * tile].x)[j] + (&shift[half][2 * tile].x)[j];
+        float up = values[8 * tile + 4 + half * 2 + j] * factor * (&scale[2 * tile + 1].x)[j] + (&shift[half][2 * tile + 1].x)[j];
         result.v[tile][half][j] = gated(gate, up) * inverse;
       }
   }

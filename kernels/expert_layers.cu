@@ -30,6 +30,7 @@ struct Shared {
   Squares squares;
   StreamBarriers stream;
   uint64_t prefix_full, prefix_empty;
+  Frozen frozen;
 };
 
 // How dynamic shared memory is used: keys and values, probabilities, then the ring of weights.
@@ -76,12 +77,13 @@ __device__ __forceinline__ void fetch_prefixes(const Arguments& a, const Keys& k
   }
 }
 
-// The residual streams's projections in layer `layer`; the norm behind is number `norm` of the step.
-__device__ __forceinline__ Residual residual(const Arguments& a, int layer, int norm, const Product& product, int which) {
+// The residual streams's projections in layer `layer`; the norm behind is number `norm` of the step. own: of the thread's row.
+__device__ __forceinline__ Residual residual(const Arguments& a, int layer, int norm, const Product& product, int which,
+                                             int own) {
   Residual r;
   r.column_scale = product.scale + layer * WIDTH;
-  r.gate = a.gate + (size_t)(norm - 1) * WIDTH;
-  r.next_scale = a.norm_scale + (size_t)norm * WIDTH;
+  r.gate = a.gate + own + (size_t)(norm - 1) * WIDTH;
+  r.next_scale = a.norm_scale + own + (size_t)norm * WIDTH;
   r.activation_scale = a.scales[layer * 4 + which];
   r.next_inverse = a.scales[(a.layers + min(norm / 2, a.layers - 1)) * 4 + norm % 2 * 2];
   r.parts_number = r.out_number = a.first + layer;
@@ -111,13 +113,14 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
   const Merged merged(a.rows);
   const Place place(a.rows);
   const int fragment = fragment_place(a.rows);
+  const int own = shared.frozen.offset(place.row, (2 * a.layers + 1) * WIDTH);
   wait_for_predecessor();
   float4* home = reinterpret_cast<float4*>(a.x + place.row * WIDTH + place.column);
   float4 x = make_float4(0, 0, 0, 0);
   if (blockIdx.x >= BLOCKS) return;
   if (a.phases & EMBED) {
     if (place.used) x = *reinterpret_cast<const float4*>(a.base + place.row * WIDTH + place.column);
-    Residual r = residual(a, 0, 0, a.mixer, 0);
+    Residual r = residual(a, 0, 0, a.mixer, 0, 0);
     r.in = reinterpret_cast<const uint32_t*>(a.embedded);
     r.gate = nullptr;
     r.activation_scale = 1;
@@ -131,18 +134,18 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
   for (int layer = 0; layer < a.layers; layer++) {
     const int half = (a.first + layer) & 1;
     STAMP(a, layer, 0);
-    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place);
+    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, shared.frozen);
     if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan);
     if (a.phases & OUTPUT) {
-      Residual r = residual(a, layer, 2 * layer + 1, a.output, 1);
+      Residual r = residual(a, layer, 2 * layer + 1, a.output, 1, own);
       r.in = a.attended + (size_t)half * (ROWS * HEADS * DIM * P::SIZE / 4);
       r.parts = a.output_parts;
       r.out = &a.normed_gate_up;
       project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, place, fragment, x, layer, 7);
     }
-    if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment);
+    if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment, shared.frozen);
     if (a.phases & DOWN) {
-      Residual r = residual(a, layer, 2 * layer + 2, a.down, 3);
+      Residual r = residual(a, layer, 2 * layer + 2, a.down, 3, own);
       r.in = a.hidden + (size_t)half * (ROWS * MLP * P::SIZE / 4);
       r.parts = a.down_parts;
       r.out = &a.normed_qkv;
@@ -166,6 +169,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     barrier_init(&shared.prefix_full, 32);
     barrier_init(&shared.prefix_empty, THREADS / 32);
     barrier_init_done();
+    shared.frozen = {a.frozen ? *a.frozen : 0, a.clean};
   }
   __syncthreads();
   release_successor();

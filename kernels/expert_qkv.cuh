@@ -2,7 +2,8 @@
 //
 // In: x * (1 + scale) of up to 64 rows, K = 1024, linear order, e4m3 (times a static inverse scale) or bf16; what is left of the
 // norm, 1 / rms of the row from 32 partial sums of squares, is applied to the product.
-// out = (fragments W) * column_scale * activation_scale / rms + bias, where bias = shift W comes from a table of the flow step.
+// out = (fragments W) * column_scale * activation_scale / rms + bias, where bias = shift W comes from a table of the flow step,
+// or of flow time 0 for frozen rows.
 // Then q and k are rotated by position *length + row, and q is multiplied by 1/16.
 // q: bf16, the fragments of mma.m16n8k16 over the flat rows head * rows + row: [flat row / 16][16 steps][lane][16 bytes].
 // k, v: bf16 [64][256]. Rows from `rows` on are not written.
@@ -39,15 +40,18 @@ struct QkvPlace {
 
 template <class P>
 __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Stream& stream, Exchange& exchange,
-                                            Squares& squares, int place, const QkvPlace& own) {
+                                            Squares& squares, int place, const QkvPlace& own, const Frozen& frozen) {
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = a.first + layer;
   const int head = blockIdx.x / QKV_SLICES;
   const int column = layer * QKV_BLOCKS * QKV_COLUMNS + blockIdx.x * QKV_COLUMNS + group * 16 + thread % 4 * 2;
-  float2 scale[2], shift[2];
+  float2 scale[2], shift[2][2];  // shift: [row][columns]
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     scale[i] = *reinterpret_cast<const float2*>(a.qkv.scale + column + i * 8);
-    shift[i] = *reinterpret_cast<const float2*>(a.qkv_bias + column + i * 8);
+    const int row = thread / 32 * 16 + i * 8 + thread % 32 / 4;
+    const float* bias = a.qkv_bias + frozen.offset(row, a.layers * QKV_BLOCKS * QKV_COLUMNS) + column;
+#pragma unroll
+    for (int j = 0; j < 2; j++) shift[i][j] = *reinterpret_cast<const float2*>(bias + j * 8);
   }
   const float activation = a.scales[layer * 4];
   float accumulator[QKV_COLUMNS / 2];
@@ -62,8 +66,8 @@ __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Strea
     float low[2], high[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      low[j] = values[i * 2 + j] * factor * (&scale[0].x)[j] + (&shift[0].x)[j];
-      high[j] = values[4 + i * 2 + j] * factor * (&scale[1].x)[j] + (&shift[1].x)[j];
+      low[j] = values[i * 2 + j] * factor * (&scale[0].x)[j] + (&shift[i][0].x)[j];
+      high[j] = values[4 + i * 2 + j] * factor * (&scale[1].x)[j] + (&shift[i][1].x)[j];
       if (head <= HEADS) {
         float2 angle = own.angles[i][j];
         float first = low[j], second = high[j], gain = head < HEADS ? 1.0f / 16 : 1.0f;

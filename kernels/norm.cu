@@ -8,6 +8,8 @@
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm with an
 // eps of 1e-6 (Gemma). Weights that do not change during a run are folded into the next product; scale and shift are adaRMS
 // modulations, a vector for all rows.
+// The first *frozen rows (if frozen) take gate, scale and shift from `clean` values behind: those of flow time 0.
+// updated: where r goes instead of residual; may be null. Without delta r is not written.
 // delta bf16 [parts, rows, WIDTH] (raw output of the preceding product, in parts of its K), delta_scale, bias, gate, scale
 // and shift may be null. delta_scale and bias are read before the wait: they are weights.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
@@ -97,7 +99,8 @@ __device__ __forceinline__ void normalise(Float8& x) {
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
     residual_norm(float* residual, const bf16* delta, int parts, const float* delta_scale, const float* bias,
-                  const float* gate, const float* scale, const float* shift, Output* out, float inverse_scale) {
+                  const float* gate, const float* scale, const float* shift, Output* out, float inverse_scale,
+                  const int* frozen, int clean, float* updated) {
   size_t row = blockIdx.x;
   int column = threadIdx.x * 8;
   bool active = column < WIDTH;
@@ -106,12 +109,16 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   wait_for_predecessor();
   release_successor();
   Float8 x = {};
+  if (frozen && (int)row < *frozen) {
+    if (gate) gate += clean;
+    scale += clean, shift += clean;
+  }
   if (active) {
     x = load_float8(residual + row * WIDTH + column);
     if (delta) {
       Float8 d = load_parts(delta + row * WIDTH + column, parts, (size_t)gridDim.x * WIDTH);
       add_delta(x, d, vectors, gate, column);
-      float* target = residual + row * WIDTH + column;
+      float* target = (updated ? updated : residual) + row * WIDTH + column;
       *reinterpret_cast<float4*>(target) = *reinterpret_cast<float4*>(x.v);
       *reinterpret_cast<float4*>(target + 4) = *reinterpret_cast<float4*>(x.v + 4);
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +23,9 @@ from flashrt_ros.policy import Observation
 LATENCIES_MS = (0, 50, 100, 150, 200, 300)
 JOINTS = 6
 DURATION_S = 62.0
+
+Run = Callable[[str, int], Figures | None]
+"""Strategy, latency [ms] -> figures; None where the strategy cannot be tried."""
 
 
 def main() -> None:
@@ -50,7 +54,7 @@ def main() -> None:
         write_plot(arguments.plot, results)
 
 
-def _all(run, arguments) -> list[Figures]:
+def _all(run: Run, arguments: argparse.Namespace) -> list[Figures]:
     found = []
     print(
         f'{"":13}{"latency":>8} {"seam rms":>9} {"seam max":>9} {"jerk rms":>9} {"error rms":>9} {"still":>6}'

@@ -90,7 +90,7 @@ def simulate(
             planner.published(plan, now)
             executor.accept(plan.chunk, now, reference(0.0))
             entry = executor.entry
-            planner.executing(entry and entry.chunk, entry.begin_ns if entry else 0)
+            planner.executing(entry.chunk if entry else None, entry.begin_ns if entry else 0)
             takeovers.append(max(now, entry.begin_ns) if entry else now)
         if now >= next_tick and not on_the_way and planner.due(now):
             taken = observe(now)

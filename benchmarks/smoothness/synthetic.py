@@ -81,6 +81,15 @@ class SyntheticPolicy:
             actions = actions - velocity / FLOW_STEPS
         return Prediction((actions[0] * SCALE).numpy().astype(np.float32), {})
 
+    def shrink(self, observation: Observation) -> Observation:
+        return observation
+
+    def reseed(self, seed: int | None) -> None:
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
     def close(self) -> None:
         pass
 

@@ -31,16 +31,16 @@ from flashrt_ros.engine.weights import fingerprint, load_packed
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
-from flashrt_ros.models.guidance import check_guidance
+from flashrt_ros.models.guidance import Guide, guidance_refusals, make_guide
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
-from flashrt_ros.policy import GUIDANCE, Guidance, Observation, PolicyOptions, Prediction
+from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
 
 BYTES = {'bf16': 2.0, 'fp8': 1.2}
 """Bytes of GPU memory a parameter takes; in fp8 the embedding stays bf16."""
 
-NO_SEAM = "the CUDA engine does not take guidance yet; choose policy.device 'cpu'"
-"""Why every kind of guidance is refused here. A graph that takes it has `models.guidance.Guide` as inputs."""
+NO_PRODUCT = "the CUDA engine does not differentiate the flow; choose policy.device 'cpu', or rtc_identity"
+"""Why exact guidance is refused here."""
 
 WORKSPACE = 1 << 30
 """Buffers, graphs and the libraries' own memory."""
@@ -98,7 +98,8 @@ class CudaPolicy:
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
-        self.info = describe(checkpoint, 'cuda', options.precision, dict.fromkeys(GUIDANCE, NO_SEAM))
+        refusals = guidance_refusals(checkpoint.spec, checkpoint.trained_prefix) | {'exact': NO_PRODUCT}
+        self.info = describe(checkpoint, 'cuda', options.precision, refusals)
         self._engine: Engine | None = engine
         self._generator = torch.Generator()
         self.reseed(options.seed)
@@ -112,14 +113,14 @@ class CudaPolicy:
         guidance: Guidance | None = None,
     ) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
-        if guidance is not None:
-            check_guidance(guidance, self.info)
         began = perf_counter()
         engine = self._require_engine()
-        start = self._start(noise)
+        start, guide = self._start(noise), None
+        if guidance is not None:
+            guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
         prepared = self.processing.prepare(observation, self.processing.resizes_to_bytes)
         inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
-        actions = self._run(engine, inputs)
+        actions = self._run(engine, inputs, guide)
         finished = perf_counter()
         check_finite(actions, self.info)
         restored = self.processing.restore(actions, observation.state)
@@ -147,10 +148,10 @@ class CudaPolicy:
         if not self._lost:
             torch.cuda.empty_cache()
 
-    def _run(self, engine: Engine, inputs: tuple[Tensor, ...]) -> np.ndarray:
-        """Stage images, tokens, state and noise, replay, and wait for the actions."""
+    def _run(self, engine: Engine, inputs: tuple[Tensor, ...], guide: Guide | None) -> np.ndarray:
+        """Stage images, tokens, state, noise and guidance, replay, and wait for the actions."""
         with gpu_failures(self.info.name, self._abandon):
-            engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)))
+            engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)), guide=guide)
             engine.replay()
             return engine.read().numpy().copy()
 

@@ -26,7 +26,7 @@ def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Bui
     if covers(gpu, spec):
         return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
     final_norm = ('norm', {'WIDTH': spec.expert.width, 'FP8': 0})
-    return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm]
+    return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm, ('flow_step', {})]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:

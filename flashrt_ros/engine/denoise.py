@@ -14,6 +14,7 @@ from torch import Tensor
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table, round_up
 from flashrt_ros.engine.flow import FlowHeads
 from flashrt_ros.engine.gemm import ROWS_MULTIPLE, Product
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators import Modulation, Operators
 from flashrt_ros.models.spec import PolicySpec
 
@@ -21,7 +22,7 @@ from flashrt_ros.models.spec import PolicySpec
 class PlainDenoise:
     """All flow steps. The suffix's keys and values are written behind the prefix's, again at every step.
 
-    actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0.
+    actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0. guide: read by `run`.
     """
 
     def __init__(
@@ -44,19 +45,21 @@ class PlainDenoise:
         self.rows = spec.horizon + spec.has_state_token
         self.actions = torch.zeros(spec.horizon, spec.action_dim, device=self.device)
         self.state = torch.zeros(spec.action_dim, device=self.device)
+        self.guide = GuideInputs(spec, self.device)
         self._rotary = rotary_table(cache.capacity, spec.expert.head_dim, self.device)
         self._allocate()
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
         observer = self.layers[0]['qkv'].observer
+        self.operators.flow_step(self.actions, None, self.guide, 0)
         for step in range(self.spec.steps):
             if observer is not None:
                 observer.step = step
             self._residual[: self.rows].copy_(self.heads.embed(self.actions, self.state, step))
             self._run_tower(step)
             normed = self._final[self.rows - self.spec.horizon : self.rows]
-            self.actions.sub_(self.heads.velocity(normed), alpha=1 / self.spec.steps)
+            self.operators.flow_step(self.actions, self.heads.velocity(normed), self.guide, step)
         if observer is not None:
             observer.step = None
 
@@ -147,5 +150,7 @@ class PlainDenoise:
         """Of every norm in order of use. pi0's layer norms are folded; its final norm is a constant scale."""
         norms = 2 * self.spec.expert.layers + 1
         if self.spec.has_ada_rms:
-            return [Modulation(*self.heads.table[step, norm]) for norm in range(norms)]
+            table, frozen = self.heads.table, self.guide.frozen
+            clean = (self.spec.steps - step) * table[0].numel()
+            return [Modulation(s, h, g, frozen, clean) for s, h, g in table[step]]
         return [*[None] * (norms - 1), Modulation(self.heads.norms[-1], None, None)]

@@ -1,7 +1,7 @@
 """One policy on one GPU: static buffers, three stages, a graph for every number of views and prompt size.
 
     engine = Engine(library, spec, packed, views=2)
-    engine.write(images, tokens, state, noise); engine.replay(); actions = engine.read()
+    engine.write(images, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
 
 Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size
 is read on the device, so nothing is ever captured again.
@@ -25,6 +25,7 @@ from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.prefill import Prefill
 from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.errors import ObservationError
+from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.spec import PolicySpec
 
 STAGES = ('vision', 'prefill', 'denoise')
@@ -98,11 +99,14 @@ class Engine:
 
         return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
 
-    def write(self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor) -> None:
+    def write(
+        self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor, *, guide: Guide | None = None
+    ) -> None:
         """Stage one observation on the engine's stream (pinned tensors do not block).
 
         images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32
-        [H, A]. Raises ObservationError for a prompt or a number of views beyond what the buffers hold.
+        [H, A]; guide: what to go on from. Raises ObservationError for a prompt or a number of views beyond
+        what the buffers hold.
         """
         views, count = images.shape[0], tokens.shape[0]
         if not 1 <= count <= self.spec.max_tokens:
@@ -116,6 +120,7 @@ class Engine:
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
             self.denoise.state.copy_(state, non_blocking=True)
             self.denoise.actions.copy_(noise, non_blocking=True)
+            self.denoise.guide.write(guide)
             self.cache.length.fill_(views * self.spec.vision.tokens + count)
         self._chosen = views, self.prompt_rows(count)
 

@@ -1,7 +1,8 @@
 """The denoise loop of pi0 and pi0.5 on Hopper: all flow steps two kernels a flow step.
 
-    weights = pack_expert(spec, tensors, model.flow_table(steps), 'fp8')
-    loop = ExpertLoop(library, weights, scales, ExpertShape(horizon=50, prefix_capacity=712), prefix)
+    weights = pack_expert(spec, tensors, flow_table(tensors, spec), 'fp8')
+    shape, guide = ExpertShape(horizon=50, prefix_capacity=712), GuideInputs(spec, device)
+    loop = ExpertLoop(library, weights, scales, shape, prefix, guide)
     loop.actions.copy_(noise)
     loop.launch()                  # inside a graph capture; then loop.actions holds the actions
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from flashrt_ros.engine.expert_buffers import ExpertBuffers, ExpertShape, Prefix, check_shape
 from flashrt_ros.engine.expert_launches import ExpertLaunches
 from flashrt_ros.engine.expert_weights import ExpertWeights
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
 
 __all__ = ['ExpertLoop', 'ExpertShape', 'Prefix']
@@ -28,6 +30,7 @@ class ExpertLoop:
 
     actions: fp32 [horizon, 32], noise (t = 1) before `launch` and normalised actions (t = 0) after it.
     state_token: fp32 [1024], pi0's projected state, to be written before `launch`; None for pi0.5.
+    guide: what the actions are guided by; off unless written to.
     exchange: what blocks tell each other, uint8; made ready by every `launch`, so that it starts afresh
         whatever an aborted one has left.
     stamps: int64 [16, 132], to be filled with the nanoseconds at which each block passes each point of the
@@ -43,6 +46,7 @@ class ExpertLoop:
         activation_scales: Tensor | None,
         shape: ExpertShape,
         prefix: Prefix,
+        guide: GuideInputs,
         stamps: Tensor | None = None,
     ) -> None:
         has_state = weights.heads.mixer is not None
@@ -51,8 +55,9 @@ class ExpertLoop:
         self.actions = buffers.actions
         self.state_token = buffers.base[0] if has_state else None
         self.exchange, self._initial = buffers.arena, buffers.initial
+        self.guide = guide
         self._kept = weights, buffers, prefix  # launches know their tensors by address only
-        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, stamps).all())
+        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, guide, stamps).all())
 
     def launch(self) -> None:
         """Record all flow steps on the current stream."""

@@ -14,7 +14,7 @@ _POINTERS = (
     *('qkv_bias', 'gate_up_bias', 'gate', 'norm_scale', 'scales', 'rotary', 'length', 'prefix_k', 'prefix_v'),
     *('normed_qkv', 'statistics_qkv', 'normed_gate_up', 'statistics_gate_up', 'queries', 'keys', 'values'),
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
-    *('x', 'base', 'embedded', 'stamps'),
+    *('x', 'base', 'embedded', 'stamps', 'frozen'),
 )
 _NUMBERS = (
     *(
@@ -27,6 +27,7 @@ _NUMBERS = (
         'phases',
         'normed_layers',
         'shared_bytes',
+        'clean',
     ),
 )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from flashrt_ros.engine.expert_arguments import LAYER, LayerArguments, Phase, layer_arguments
 from flashrt_ros.engine.expert_buffers import ACTION_DIM, WIDTH, ExpertBuffers, Prefix
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.launcher import Kernel
 from flashrt_ros.engine.library import KernelLibrary
 
@@ -52,9 +53,10 @@ class ExpertLaunches:
         weights: ExpertWeights,
         buffers: ExpertBuffers,
         prefix: Prefix,
+        guide: GuideInputs,
         stamps: Tensor | None = None,
     ) -> None:
-        self._stamps = stamps
+        self._guide, self._stamps = guide, stamps
         self._library, self._weights, self._buffers, self._prefix = library, weights, buffers, prefix
         self._modulation, self._heads = weights.modulation, weights.heads
         self._layers = len(weights.products['qkv'].weights)
@@ -69,9 +71,10 @@ class ExpertLaunches:
 
     def _flow(self, step: int | None, update: bool) -> Launch:
         """Update of the actions by the velocity, then tokens for flow step `step` unless None."""
-        heads, buffers, embeds = self._heads, self._buffers, step is not None
-        scale = _of_step(self._modulation.scale, (step or self._weights.steps) - 1)
-        shift = _of_step(self._modulation.final_shift, (step or self._weights.steps) - 1)
+        heads, buffers, guide, embeds = self._heads, self._buffers, self._guide, step is not None
+        last = (step or self._weights.steps) - 1
+        scale = _of_step(self._modulation.scale, last)
+        shift = _of_step(self._modulation.final_shift, last)
         following = _of_step(self._modulation.scale, step or 0)[0]
         mixes = heads.mixer is not None
         half = (step or 0) * self._layers % 2
@@ -79,6 +82,8 @@ class ExpertLaunches:
             *(buffers.x, scale[-1], shift),
             *(heads.out_weight if update else None, heads.out_bias, -1.0 / self._weights.steps),
             *(buffers.actions, int(mixes)),
+            *(guide.target, guide.weights, guide.gammas[last:], guide.frozen),
+            *(1 - last / self._weights.steps, self._clean_steps(step or 0) * scale.numel()),
             *(heads.in_weight if embeds else None, _of_step(heads.in_bias, step or 0)),
             *(None if mixes else buffers.x, following, buffers.scales[1, 0, 0]),
             buffers.embedded if mixes else buffers.exchange['normed_qkv'][half],
@@ -119,7 +124,13 @@ class ExpertLaunches:
             step=step,
             phases=LAYER | (Phase.EMBED if mixer else 0),
             normed_layers=self._layers,
+            frozen=self._guide.frozen,
+            clean=self._clean_steps(step),
         )
+
+    def _clean_steps(self, step: int) -> int:
+        """Rows of the tables from a flow step to flow time 0; none where the modulation is constant."""
+        return max(0, len(self._modulation.scale) - 1 - step)
 
 
 def launch_layers(

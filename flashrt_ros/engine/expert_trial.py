@@ -15,8 +15,11 @@ from torch import Tensor
 from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Prefix
 from flashrt_ros.engine.expert_ranges import ExpertRanges, activation_scales
 from flashrt_ros.engine.expert_weights import pack_expert
+from flashrt_ros.engine.flow import flow_table
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.gemma import Cache, rotary_table
+from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.pi import PiModel, load_model
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import GEMMA_300M, GemmaSpec, PolicySpec, VisionSpec
@@ -47,7 +50,7 @@ class ExpertTrial:
         seed: int = 0,
         stamps: Tensor | None = None,
     ) -> None:
-        self.spec = small_policy(family, shape)
+        self.library, self.spec = library, small_policy(family, shape)
         self.tensors = random_tensors(self.spec, seed, torch.float32, 'cuda')
         self.model = load_model(self.spec, self.tensors, torch.float32)
         self._generator = torch.Generator('cuda').manual_seed(seed)
@@ -56,11 +59,11 @@ class ExpertTrial:
         self.prefix = Prefix(keys, values, torch.zeros(1, dtype=torch.int32, device='cuda'))
         with torch.inference_mode():
             self._table = self.model.flow_table(shape.steps)
-            weights = pack_expert(self.spec, self.tensors, self._table, precision)
+            weights = pack_expert(self.spec, self.tensors, flow_table(self.tensors, self.spec), precision)
             scales = self._calibrate() if precision == 'fp8' else None
-        self.loop = ExpertLoop(
-            library, weights, scales, ExpertShape(shape.horizon, shape.capacity), self.prefix, stamps
-        )
+        self.guide = GuideInputs(self.spec, self.prefix.length.device)
+        sizes = ExpertShape(shape.horizon, shape.capacity)
+        self.loop = ExpertLoop(library, weights, scales, sizes, self.prefix, self.guide, stamps)
 
     def observe(self, length: int) -> tuple[Tensor, Tensor]:
         """Fill the prefix with fresh values; returns (noise [H, 32], state [32])."""
@@ -70,7 +73,9 @@ class ExpertTrial:
         return self._draw(self.spec.horizon, self.spec.action_dim), self._draw(self.spec.action_dim)
 
     @torch.inference_mode()
-    def expected(self, noise: Tensor, state: Tensor, model: PiModel | None = None) -> Tensor:
+    def expected(
+        self, noise: Tensor, state: Tensor, model: PiModel | None = None, guide: Guide | None = None
+    ) -> Tensor:
         """Actions of the plain model, fp32 unless another is given."""
         model = model or self.model
         caches = self._caches(model.dtype)
@@ -78,11 +83,12 @@ class ExpertTrial:
             token = model.state_proj(state[None])[:, None].to(model.dtype)
             position = self.prefix.length.long()
             caches = model.expert(token, rotary_table(position, GEMMA_300M.head_dim), caches)[1]
-        return model.denoise(noise[None], caches, self._table)[0]
+        return model.denoise(noise[None], caches, self._table, guide)[0]
 
     @torch.inference_mode()
-    def found(self, noise: Tensor, state: Tensor) -> Tensor:
+    def found(self, noise: Tensor, state: Tensor, guide: Guide | None = None) -> Tensor:
         """Actions of the loop."""
+        self.guide.write(guide)
         self.stage(noise, state)
         self.loop.launch()
         torch.cuda.synchronize()

@@ -42,7 +42,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Modulation:
-    """Norms by flow step, fp32; S steps (1 where they are constant), N = 2 L + 1 norms in order of use.
+    """Norms by flow step, fp32; S rows (one for each step and one for flow time 0, or 1 where they are
+    constant), N = 2 L + 1 norms in order of use.
 
     scale: 1 + scale [S, N, 1024]. gate [S, N, 1024]: of the residual behind the norm. final_shift [S, 1024].
     qkv_bias [S, L, 2560], gate_up_bias [S, L, 8192]: shift times the weights, in block order.
@@ -85,7 +86,7 @@ class ExpertWeights:
 def pack_expert(
     spec: PolicySpec, tensors: Mapping[str, Tensor], flow_table: Tensor, precision: str
 ) -> ExpertWeights:
-    """Pack canonical tensors (`models.tensors`) and `PiModel.flow_table(steps)`, on the device they are on.
+    """Pack canonical tensors (`models.tensors`) and `flow.flow_table`, on the device they are on.
 
     precision: 'bf16' or 'fp8' (E4M3 with one scale per output channel).
     Raises BackendError for an expert whose sizes the kernels do not cover.
@@ -106,7 +107,7 @@ def pack_expert(
     }
     norms = _ada_norms(flow_table) if spec.has_ada_rms else _plain_norms(tensors, spec.expert.layers)
     heads = _ada_heads(tensors) if spec.has_ada_rms else _mixing_heads(tensors, flow_table)
-    return ExpertWeights(precision, len(flow_table), products, _modulation(*norms, layers), heads)
+    return ExpertWeights(precision, spec.steps, products, _modulation(*norms, layers), heads)
 
 
 def _layer_matrices(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

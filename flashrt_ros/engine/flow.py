@@ -23,7 +23,7 @@ NORMS = ('input_layernorm', 'post_attention_layernorm')
 
 
 def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tensor]:
-    """`flow.table` for spec.steps, `flow.NAME.{weight,bias}` of the linears that the family has, and pi0's
+    """`flow.table`, `flow.NAME.{weight,bias}` of the linears that the family has, and pi0's
     norm weights `flow.norms` [2 * layers + 1, width]; all fp32.
 
     Of pi0's action_time_mlp_in only the half that multiplies actions is kept: the other half and the bias
@@ -44,13 +44,16 @@ def pack_flow(tensors: Mapping[str, Tensor], spec: PolicySpec) -> dict[str, Tens
 
 
 def flow_table(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Tensor:
-    """One row for each step: pi0.5 fp32 [steps, 2 * layers + 1, 3, width], pi0 fp32 [steps, width]."""
+    """One row for each step, and one for flow time 0, which frozen actions have.
+
+    pi0.5: fp32 [steps + 1, 2 * layers + 1, 3, width]; pi0: fp32 [steps + 1, width].
+    """
     device = tensors['action_in_proj.weight'].device
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, tensors[f'{name}.weight'].float(), tensors[f'{name}.bias'].float())
 
-    times = torch.tensor([1 - step / spec.steps for step in range(spec.steps)], device=device)
+    times = torch.tensor([1 - step / spec.steps for step in range(spec.steps + 1)], device=device)
     width = spec.expert.width
     embedded = time_embedding(times, width)
     if not spec.has_ada_rms:

@@ -15,6 +15,7 @@ from flashrt_ros.engine.expert_buffers import ROWS
 from flashrt_ros.engine.expert_launches import LAYERS_BLOCKS
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Modulation, Product, pack_expert
 from flashrt_ros.engine.flow import FlowHeads, flow_table
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
@@ -47,7 +48,8 @@ def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) 
 
 
 class FusedDenoise:
-    """actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0."""
+    """actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0. guide: what `run`
+    is guided by."""
 
     def __init__(
         self,
@@ -61,12 +63,14 @@ class FusedDenoise:
         device = library.gpu.device
         precision = expert_precision(spec, 'fp8' if scales else 'bf16')
         weights = _restore(packed, spec.steps, precision, device)
+        self.guide = GuideInputs(spec, device)
         self._loop = ExpertLoop(
             library,
             weights,
             _activation_scales(scales, spec.expert.layers) if precision == 'fp8' else None,
             ExpertShape(spec.horizon, prefix_rows),
             Prefix(cache.keys, cache.values, cache.length),
+            self.guide,
         )
         self.actions, self.state = self._loop.actions, torch.zeros(spec.action_dim, device=device)
         self._heads = FlowHeads(packed, spec, device)

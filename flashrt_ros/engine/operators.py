@@ -11,6 +11,7 @@ from torch import Tensor
 from flashrt_ros.engine import attention_sm90, wide_gemm
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.gemm import Product
+from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
 
 ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
@@ -18,11 +19,16 @@ ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
 
 
 class Modulation(NamedTuple):
-    """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift; the gate is of the sublayer behind."""
+    """adaRMS vectors fp32 [width]: y = norm(x) * (1 + scale) + shift; the gate is of the sublayer behind.
+
+    The first *frozen rows (int32 [1]) take vectors that lie `clean` values behind these, the gate too.
+    """
 
     scale: Tensor | None
     shift: Tensor | None
     gate: Tensor | None
+    frozen: Tensor | None = None
+    clean: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,12 @@ class Operators:
         preceding: Product | None = None,
         gate: Tensor | None = None,
         modulation: Modulation | None = None,
+        updated: Tensor | None = None,
     ) -> None:
         """Add `delta` (the raw output of `preceding`) to the residual and normalise it for `following`.
 
-        delta: bf16 [rows, width] or more, or in parts of the product's K [parts, rows, width].
+        delta: bf16 [rows, width] or more, or in parts of the product's K [parts, rows, width]. updated: where
+        the sum goes, if not into the residual.
         """
         rows, width = residual.shape
         kernel = self.library.kernel('norm', 'residual_norm', WIDTH=width, FP8=_fp8(out))
@@ -61,6 +69,39 @@ class Operators:
             None if modulation is None else modulation.shift,
             out,
             1.0 if following is None else following.inverse_scale,
+            None if modulation is None else modulation.frozen,
+            0 if modulation is None else modulation.clean,
+            updated,
+            dependent=True,
+        )
+
+    def flow_step(
+        self,
+        actions: Tensor,
+        velocity: Tensor | None,
+        guide: GuideInputs,
+        step: int,
+        product: Tensor | None = None,
+    ) -> None:
+        """Guide the velocity [H, A], update the actions and freeze the first rows; without one only freeze.
+
+        product: the pull times the Jacobian of the velocity, for exact guidance.
+        """
+        steps = len(guide.gammas)
+        self.library.kernel('flow_step', 'flow_step')(
+            -(-actions.numel() // 256),
+            256,
+            actions,
+            velocity,
+            product,
+            guide.target,
+            guide.weights,
+            guide.gammas[step:],
+            guide.frozen,
+            1 - step / steps,
+            1 / steps,
+            actions.shape[1],
+            actions.numel(),
             dependent=True,
         )
 

@@ -22,7 +22,7 @@ from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when packing changes, so that caches of an older version are not read."""
 
 SAMPLE = 4096

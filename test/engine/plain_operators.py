@@ -28,23 +28,42 @@ def real(raw: Tensor, product) -> Tensor:
     return x if product is None or product.bias is None else x + product.bias
 
 
+def of_rows(vector, modulation, rows):
+    """A vector of the flow step for each row: for frozen ones that of flow time 0."""
+    if vector is None or modulation is None or modulation.frozen is None:
+        return vector
+    clean = vector.as_strided(vector.shape, vector.stride(), vector.storage_offset() + modulation.clean)
+    return torch.where(torch.arange(rows)[:, None] < modulation.frozen, clean, vector)
+
+
 class PlainOperators:
     library = LIBRARY
 
     def norm(
         self, residual, out, following, *, delta=None, preceding=None, gate=None, modulation=None,
+        updated=None,
     ):  # fmt: skip
         x = residual
         if delta is not None:
             summed = delta.float().sum(0) if delta.dim() == 3 else delta[: len(residual)]
             added = real(summed, preceding)
-            x = x + (added if gate is None else added * gate)
-        residual.copy_(x)
+            x = x + (added if gate is None else added * of_rows(gate, modulation, len(residual)))
+            (residual if updated is None else updated).copy_(x)
         width = residual.shape[1:]
         y = F.rms_norm(x, width, eps=1e-6)
         if modulation is not None:
-            y = y * (1 + modulation.scale) + (0 if modulation.shift is None else modulation.shift)
+            scale, shift = (of_rows(v, modulation, len(residual)) for v in modulation[:2])
+            y = y * (1 + scale) + (0 if shift is None else shift)
         out[: len(residual)] = y.to(out.dtype)
+
+    def flow_step(self, actions, velocity, guide, step, product=None):
+        steps, frozen = len(guide.gammas), int(guide.frozen)
+        if velocity is not None:
+            time = 1 - step / steps
+            pull = guide.weights * (guide.target - (actions - time * velocity))
+            correction = pull if product is None else pull - time * product
+            actions.sub_(velocity - guide.gammas[step] * correction, alpha=1 / steps)
+        actions[:frozen] = guide.target[:frozen]
 
     def layer_norm(self, residual, out, following, sums, *, preceding=None, start=None):
         x = residual if start is None else start[torch.arange(len(residual)) % len(start)]

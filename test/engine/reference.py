@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flashrt_ros.models.guidance import Guide, guidance_weight
 from flashrt_ros.models.spec import NANO_PI05, PolicySpec
 
 NANO_PI0: PolicySpec = replace(NANO_PI05, family='pi0', max_tokens=48)
@@ -22,6 +23,17 @@ def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     """Fresh random values on the GPU."""
     return (torch.randn(*shape, device='cuda') * scale).to(dtype)
+
+
+def random_guide(spec: PolicySpec, method: str, rows: int, device: str = 'cpu') -> Guide:
+    """Guidance by random actions: `rows` of them frozen, or pulled with random weights."""
+    shape = (spec.horizon, spec.action_dim)
+    target, weights = torch.randn(1, *shape, device=device), torch.zeros(shape, device=device)
+    if method == 'prefix':
+        return Guide(method, target, weights, rows, (0.0,) * spec.steps)
+    weights[:rows] = torch.rand(rows, spec.action_dim, device=device)
+    gammas = tuple(guidance_weight(1 - step / spec.steps, 5.0) for step in range(spec.steps))
+    return Guide(method, target, weights, 0, gammas)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

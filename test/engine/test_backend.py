@@ -14,7 +14,7 @@ from flashrt_ros.models.backend import load as load_cpu
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
-from flashrt_ros.policy import STAGES, PolicyOptions
+from flashrt_ros.policy import STAGES, Guidance, PolicyOptions
 
 gpu = pytest.mark.gpu
 CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
@@ -53,6 +53,32 @@ def test_absent_views_are_left_out(library, checkpoint):
         partial = replace(whole, images={view: whole.images[view] for view in views})
         found, expected = (p.infer(partial, noise).actions for p in (policy, reference))
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
+
+
+@gpu
+@pytest.mark.parametrize('method', ['identity', 'prefix'])
+def test_it_guides_as_the_cpu_policy(library, checkpoint, method):
+    policy = load(checkpoint, replace(CUDA, trained_prefix=8))
+    reference = load_cpu(checkpoint, PolicyOptions(trained_prefix=8))
+    assert policy.info.guidance_refusals[method] == ''
+    rng = np.random.default_rng(0)
+    noise, actions = rng.standard_normal((50, 32)).astype(np.float32), rng.random((8, 6), dtype=np.float32)
+    weights = np.linspace(1, 0, 8, dtype=np.float32) if method == 'identity' else None
+    guidance, observation = Guidance(method, actions, weights), observe(checkpoint)
+    found, expected = (p.infer(observation, noise, guidance).actions for p in (policy, reference))
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
+    assert method == 'identity' or np.allclose(found[:8], actions, atol=1e-4)
+
+
+@gpu
+def test_guidance_that_cannot_be_followed_is_refused(library, checkpoint):
+    policy = load(checkpoint, CUDA)
+    assert 'not trained with a frozen prefix' in policy.info.guidance_refusals['prefix']
+    actions = np.zeros((4, 6), np.float32)
+    for guidance in (Guidance('prefix', actions), Guidance('identity', actions, np.full(4, 2.0, np.float32))):
+        with pytest.raises(ObservationError):
+            policy.infer(observe(checkpoint), guidance=guidance)
+    assert np.isfinite(policy.infer(observe(checkpoint)).actions).all()
 
 
 @gpu

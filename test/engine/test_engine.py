@@ -46,13 +46,16 @@ class Case:
         return images, tokens, state, torch.randn(spec.horizon, spec.action_dim, generator=draw)
 
     @torch.inference_mode()
-    def expected(self, observation):
+    def expected(self, observation, guide=None):
         images, tokens, state, noise = (x.cuda() for x in observation)
         prefix = self.model.prefill(self.model.see(images), tokens[None], state[None])
-        return self.model.denoise(noise[None], prefix, self.model.flow_table(self.spec.steps))[0].cpu()
+        table = self.model.flow_table(self.spec.steps)
+        if guide is not None:
+            guide = replace(guide, target=guide.target.cuda(), weights=guide.weights.cuda())
+        return self.model.denoise(noise[None], prefix, table, guide)[0].cpu()
 
-    def found(self, observation):
-        self.engine.write(*observation)
+    def found(self, observation, guide=None):
+        self.engine.write(*observation, guide=guide)
         self.engine.replay()
         return self.engine.read().clone()
 

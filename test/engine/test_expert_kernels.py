@@ -205,6 +205,46 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         assert relative_error(found, expected) < ROUNDING[precision]
 
 
+def unguided(horizon):
+    """Target, pull, gamma, frozen rows, flow time and distance of the clean scale: arguments of the flow."""
+    zeros = torch.zeros(horizon, 32, device='cuda')
+    none = torch.zeros(1, dtype=torch.int32, device='cuda')
+    return zeros, zeros, torch.ones(1, device='cuda'), none, 0.3, 0
+
+
+@pytest.mark.parametrize(('frozen', 'pulled'), [(0, 1.0), (3, 0.0), (3, 1.0), (50, 0.0)])
+def test_guided_flow(library, frozen, pulled):
+    x, scale, shift = normal(64, 1024, scale=3), normal(1024), normal(1024)
+    out_weight, out_bias, in_weight, in_bias = (
+        normal(32, 1024, scale=1 / 32),
+        normal(32),
+        normal(32, 1024),
+        normal(1024),
+    )
+    next_scales, gamma, one = (
+        normal(3, 1024),
+        torch.tensor([1.7], device='cuda'),
+        torch.ones(1, device='cuda'),
+    )
+    actions, target, pull = normal(50, 32), normal(50, 32), torch.rand(50, 32, device='cuda') * pulled
+    rows = torch.tensor([frozen], dtype=torch.int32, device='cuda')
+    following, statistics = poisoned_fragments(1024, 'bf16'), poisoned(32, 64, dtype=torch.float32)
+    normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * scale + shift
+    velocity = normed[:50] @ out_weight.T + out_bias
+    guided = velocity - 1.7 * pull * (target - (actions - 0.4 * velocity))
+    expected = torch.cat([target[:frozen], (actions - 0.1 * guided)[frozen:]])
+    library.kernel('expert_flow', 'expert_flow_bf16')(
+        50, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, target, pull, gamma, rows, 0.4,
+        2048, in_weight, in_bias, x, next_scales[0], one, following, statistics, shared=FLOW_SHARED,
+    )  # fmt: skip
+    assert relative_error(actions, expected) < 1e-5
+    assert torch.equal(actions[:frozen], target[:frozen])
+    embedded = expected @ in_weight + in_bias
+    own = torch.where(torch.arange(50, device='cuda')[:, None] < frozen, next_scales[2], next_scales[0])
+    found = from_fragments(following, torch.bfloat16, 1024, 'linear')[:50]
+    assert relative_error(found, embedded * own) < ROUNDING['bf16']
+
+
 @both_precisions
 @pytest.mark.parametrize('horizon', [1, 10, 50, 64])
 def test_flow_update_and_embedding(library, horizon, precision):
@@ -218,8 +258,8 @@ def test_flow_update_and_embedding(library, horizon, precision):
     updated = actions - 0.1 * (normed[:horizon] @ out_weight.T + out_bias)
     embedded = updated @ in_weight + in_bias
     library.kernel('expert_flow', f'expert_flow_{precision}')(
-        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, in_weight, in_bias, x,
-        next_scale, inverse, following, statistics, shared=FLOW_SHARED,
+        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, *unguided(horizon), in_weight,
+        in_bias, x, next_scale, inverse, following, statistics, shared=FLOW_SHARED,
     )  # fmt: skip
     assert relative_error(actions, updated) < 1e-5
     assert relative_error(x[:horizon], embedded) < 1e-5
@@ -234,8 +274,8 @@ def test_embedding_of_a_policy_that_mixes_time_in(library):
     following, before = poisoned_fragments(1024, 'bf16'), actions.clone()
     unused = torch.ones(1024, device='cuda')
     library.kernel('expert_flow', 'expert_flow_fp8')(
-        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, in_weight, in_bias, None, unused,
-        unused, following, None,
+        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, *unguided(50), in_weight, in_bias,
+        None, unused, unused, following, None,
     )  # fmt: skip
     assert torch.equal(actions, before)
     found = from_fragments(following, torch.bfloat16, 1024, 'linear')

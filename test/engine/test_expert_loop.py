@@ -6,13 +6,16 @@ import sys
 import pytest
 import torch
 
-from engine.reference import cosine
+from engine.reference import cosine, random_guide
 from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
 
 pytestmark = pytest.mark.gpu
 
 LEAST_COSINE = {'bf16': 0.9999, 'fp8': 0.996}
 """Of what the flow steps add to the noise."""
+
+LEAST_GUIDED = {'bf16': 0.999, 'fp8': 0.99}
+"""Of what guidance changes."""
 
 LENGTHS = {'bf16': (562, 1, 200, 712), 'fp8': (562, 257, 400, 712)}
 """Prefixes. The scales of fp8 are made at 562, and hold for every prefix with at least one view."""
@@ -27,6 +30,29 @@ def test_actions_are_those_of_the_plain_model(library, family, precision, horizo
         observed = trial.observe(length)
         added = trial.found(*observed) - observed[0]
         assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE[precision]
+
+
+@pytest.mark.parametrize(
+    ('family', 'precision', 'method'),
+    [
+        ('pi05', 'bf16', 'identity'),
+        ('pi05', 'fp8', 'identity'),
+        ('pi0', 'bf16', 'identity'),
+        ('pi05', 'bf16', 'prefix'),
+        ('pi05', 'fp8', 'prefix'),
+    ],
+)
+def test_guided_actions_are_those_of_the_plain_model(library, family, precision, method):
+    trial = ExpertTrial(library, family, precision, TrialShape(horizon=50))
+    for rows in (1, 9, 16, 49):
+        observed = trial.observe(562)
+        free = trial.found(*observed)
+        guide = random_guide(trial.spec, method, rows, 'cuda')
+        expected, found = trial.expected(*observed, guide=guide), trial.found(*observed, guide)
+        assert cosine(found - observed[0], expected - observed[0]) > LEAST_COSINE[precision]
+        assert cosine(found - free, expected - trial.expected(*observed)) > LEAST_GUIDED[precision]
+        assert method == 'identity' or torch.equal(found[:rows], guide.target[0, :rows])
+        assert torch.equal(trial.found(*observed), free)  # nothing of it is left
 
 
 def test_one_graph_serves_every_prefix_length(library):

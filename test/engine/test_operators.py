@@ -18,6 +18,8 @@ BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 DTYPES = [BF16, FP8]
 TOLERANCE = {BF16: 4e-3, FP8: 3.5e-2}
 """Rounding to 8 and to 4 significant bits gives relative errors of about 2e-3 and 2.6e-2."""
+FEW_TOLERANCE = {BF16: 4e-3, FP8: 6.5e-2}
+"""A handful of values may all err by half a step, 2^-4 of a value in E4M3."""
 
 
 def product(width: int, precision: str, scale: float = 1.0, bias: bool = True) -> Product:
@@ -106,7 +108,8 @@ def test_bias_gelu(operators, rows, width, precision, out_dtype):
     out = poisoned(rows, width, dtype=out_dtype)
     operators.bias_gelu(x, before, out, after)
     expected = F.gelu(real(x, before), approximate='tanh')
-    assert relative_error(dequantised(out, after), expected) < TOLERANCE[out_dtype]
+    tolerance = TOLERANCE if out.numel() > 1000 else FEW_TOLERANCE
+    assert relative_error(dequantised(out, after), expected) < tolerance[out_dtype]
 
 
 @pytest.mark.parametrize('out_dtype', DTYPES)

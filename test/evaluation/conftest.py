@@ -8,7 +8,7 @@ from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 TINY = PolicySpec(
     'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64),
+    VisionSpec(layers=1, width=144, heads=2, mlp=64),
     GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
     GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
     vocab=2048,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import mujoco
 import numpy as np
 
@@ -31,6 +34,8 @@ class Cameras:
         for costly in COSTLY:
             self._scene.flags[costly] = 0
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        # At the end of the process OpenGL must still be there when its context goes.
+        self._close = weakref.finalize(self, _free, self._context, self._gl)
         self._camera, self._pixels = mujoco.MjvCamera(), np.zeros((height, width, 3), np.uint8)
 
     def look(self, camera: str, snapshot: Snapshot, tilt_deg: float = 0.0) -> np.ndarray:
@@ -62,5 +67,9 @@ class Cameras:
         self._data.cam_xmat[camera] = turned.ravel()
 
     def close(self) -> None:
-        self._context.free()
-        self._gl.free()
+        self._close()
+
+
+def _free(context: mujoco.MjrContext, gl: Any) -> None:
+    context.free()
+    gl.free()

@@ -1,6 +1,6 @@
 """Each kernel of vision and prefill alone, library products by row count, and variants of the tower.
 
-usage: python -m benchmarks.chains [--precision fp8 bf16]
+usage: python -m benchmarks.chains [--precision fp8 bf16 int8]
 
 A chain repeats one launch on the same data, so its times are what a launch adds when everything is in the
 second-level cache; products take turns among several weights.
@@ -16,6 +16,7 @@ import torch
 from benchmarks.gemm_tiles import graph_time
 from flashrt_ros.engine.buffers import rotary_table
 from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.formats import product_dtype
 from flashrt_ros.engine.fused_gemm import Tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
@@ -39,7 +40,7 @@ def variants(own: Mapping[str, Tiling]) -> dict[str, dict[str, Tiling]]:
 def operator_times(library: KernelLibrary, precision: str) -> dict[str, float]:
     """Microseconds of the kernels around the products, at two views and 64 prompt rows."""
     ops, device = Operators(library), torch.device('cuda')
-    narrow = torch.float8_e4m3fn if precision == 'fp8' else torch.bfloat16
+    narrow = product_dtype('vision.0.qkv', precision)
 
     def product(out: int) -> Product:
         return Product(pack_product('p', torch.randn(out, 64), torch.randn(out), precision), 'p', device, 0.1)
@@ -103,7 +104,7 @@ def tower_times(library: KernelLibrary, precision: str) -> dict[str, float]:
     """Microseconds of a layer of the vision tower by views and by which products are ours."""
     packed = pack_vision(random_tensors(PI05, 0, torch.float32, 'cuda'), PI05, precision)
     result = {}
-    for rows, own in SO400M[precision].items():
+    for rows, own in SO400M[tilings_of(precision)].items():
         views = rows // PI05.vision.tokens
         frames = torch.rand(views, 3, 224, 224, device='cuda')
         for name, products in variants(own).items():
@@ -113,13 +114,19 @@ def tower_times(library: KernelLibrary, precision: str) -> dict[str, float]:
     return result
 
 
+def tilings_of(precision: str) -> str:
+    return 'bf16' if precision == 'bf16' else 'fp8'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
     for precision in arguments.precision:
-        library.compile(tiling_builds(SO400M[precision], precision))
+        library.compile(
+            tiling_builds(SO400M[tilings_of(precision)], product_dtype('vision.0.qkv', precision))
+        )
     for precision in arguments.precision:
         for name, time in operator_times(library, precision).items():
             print(f'{precision} {name}: {time:.2f} us', flush=True)

@@ -1,6 +1,6 @@
 """Our Hopper products of the vision tower against the library's, as a graph would run them with cold weights.
 
-usage: python -m benchmarks.gemm_tiles [--rows 512] [--precision fp8 bf16]
+usage: python -m benchmarks.gemm_tiles [--rows 512] [--precision fp8 bf16 int8]
 
 Ours include GELU (up) or leave sums over parts of K (o, down), which the norm behind them adds; the library's
 do neither. What counts is the tower: `python -m benchmarks.chains`.
@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.machine import median_ms
 from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.formats import product_dtype
 from flashrt_ros.engine.fused_gemm import FusedProduct, Tiling, build
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
@@ -93,7 +94,9 @@ def main() -> None:
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
     cases = list(itertools.product(arguments.precision, SHAPES))
-    library.compile(build(t, EPILOGUES[name], p == 'fp8') for p, name in cases for t in tilings(name))
+    library.compile(
+        build(t, EPILOGUES[name], product_dtype('p', p)) for p, name in cases for t in tilings(name)
+    )
     for precision, name in cases:
         times = compare(library, name, arguments.rows, precision)
         best = '; '.join(f'{time:.2f} {label}' for time, label in sorted(times[1:])[:4])

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from flashrt_ros.engine.calibration import calibrate
 from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.formats import uneven_products
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.ranges import Scales
 from flashrt_ros.engine.weights import pack
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.models.random import RandomTensors, random_tensors
@@ -28,17 +30,18 @@ class PolicyFactory:
         self.library, self.spec = library, spec or replace(SPECS[family], max_tokens=200)
         self.tensors: RandomTensors = random_tensors(self.spec, 0, torch.float32, 'cuda')
         self._packed: dict[tuple[str, bool], dict[str, Tensor]] = {}
-        self._scales: dict[str, float] = {}
+        self._scales = Scales({})
 
     def packed(self, precision: str, views: int) -> dict[str, Tensor]:
         """For the fused denoise loop and the wide products of the prefill where they cover GPU and policy."""
         gpu = self.library.gpu
         fused, wide = covers(gpu, self.spec), covers_prefill(gpu, self.spec, precision, views)
         if (precision, wide) not in self._packed:
-            self._packed[precision, wide] = pack(self.tensors, self.spec, precision, fused, wide)
+            uneven = uneven_products(self.scales().crests) if precision == 'fp8' else frozenset()
+            self._packed[precision, wide] = pack(self.tensors, self.spec, precision, fused, wide, uneven)
         return self._packed[precision, wide]
 
-    def scales(self) -> dict[str, float]:
+    def scales(self) -> Scales:
         """Calibrated on eight random observations of two views."""
         if not self._scales:
             engine = Engine(self.library, self.spec, pack(self.tensors, self.spec, 'bf16'), 2)
@@ -53,7 +56,7 @@ class PolicyFactory:
 
     def build(self, precision: str, views: int, horizon: int = 50) -> Engine:
         """Not captured yet."""
-        scales = self.scales() if precision == 'fp8' else {}
+        scales = self.scales() if precision == 'fp8' else Scales({})
         spec = replace(self.spec, horizon=horizon)
         return Engine(self.library, spec, self.packed(precision, views), views, scales)
 

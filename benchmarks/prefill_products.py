@@ -1,6 +1,6 @@
 """The prefill's MLP: products of ours against the library's with the kernels around them, by row count.
 
-usage: python -m benchmarks.prefill_products [--precision fp8 bf16] [--rows 320 576 640 768]
+usage: python -m benchmarks.prefill_products [--precision fp8 bf16 int8] [--rows 320 576 640 768]
 
 Times are microseconds in a graph, with weights in turn so that they come from memory: gate and up with GELU,
 down with the norm behind it, and the chain norm, gate and up, down, norm. A tiling is named by its rows and
@@ -29,11 +29,11 @@ COPIES = 4
 """Weights in turn: 34 MB or more each, so none is left in the second-level cache when its turn comes."""
 
 
-def weights(columns: int, depth: int, precision: str) -> list[Product]:
+def weights(name: str, columns: int, depth: int, precision: str) -> list[Product]:
     """Random ones; rows in any order are as good for timing."""
     device = torch.device('cuda')
     values = (torch.randn(columns, depth, device=device) / depth**0.5 for _ in range(COPIES))
-    return [Product(pack_product('p', weight, None, precision), 'p', device, 0.02) for weight in values]
+    return [Product(pack_product(name, weight, None, precision), name, device, 0.02) for weight in values]
 
 
 class Mlp:
@@ -41,13 +41,17 @@ class Mlp:
 
     def __init__(self, library: KernelLibrary, precision: str, rows: int) -> None:
         self.library, self.operators, self.rows = library, Operators(library), rows
-        self.gate_up, self.down = weights(2 * MLP, WIDTH, precision), weights(WIDTH, MLP, precision)
+        self.gate_up = weights('language.gate_up', 2 * MLP, WIDTH, precision)
+        self.down = weights('language.down', WIDTH, MLP, precision)
         narrow, padded = self.down[0].dtype, rows + MOST_PADDING
 
         def buffer(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.randn(rows, columns, device='cuda').to(dtype)
 
-        self.residual, self.normed = buffer(rows, WIDTH, torch.float32), buffer(rows, WIDTH, narrow)
+        self.residual, self.normed = (
+            buffer(rows, WIDTH, torch.float32),
+            buffer(rows, WIDTH, self.gate_up[0].dtype),
+        )
         self.hidden, self.raw = buffer(padded, MLP, narrow), buffer(rows, 2 * MLP)
         self.delta = buffer(padded, WIDTH)
 
@@ -123,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     library = KernelLibrary(find_gpu())
     blocks = library.gpu.multiprocessors
-    library.compile(build for precision in arguments.precision for build in builds(precision == 'fp8'))
+    library.compile(build for precision in arguments.precision for build in builds(precision))
     for precision in arguments.precision:
         for rows in arguments.rows:
             mlp = Mlp(library, precision, rows)

@@ -5,7 +5,7 @@
 //   gelu_gate:  out[r, c] = gelu(x[r, c] * s[c]) * (x[r, WIDTH + c] * s[WIDTH + c])             x is [rows, 2 * WIDTH]
 //
 // x is the raw bf16 output of the preceding product; channel_scale (s) turns it into real units and may be null (ones).
-// With FP8 the result is multiplied by inverse_scale and rounded to e4m3, saturating; without, it is bf16.
+// With FP8 the result is multiplied by inverse_scale and rounded to e4m3 (INT8: to integers), saturating; without, it is bf16.
 // Each thread handles eight columns; WIDTH is a multiple of 8. Any grid: blocks stride over the work.
 #include "common.cuh"
 
@@ -17,7 +17,7 @@
 #endif
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 #else
 using Output = bf16;
 #endif

@@ -85,10 +85,9 @@ __device__ __forceinline__ void merge_groups(float (&out)[DIM_TILES][4], Softmax
 }
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 __device__ __forceinline__ void store_pair(Output* target, float a, float b, float inverse_scale) {
-  *reinterpret_cast<uint16_t*>(target) =
-      __nv_cvt_float2_to_fp8x2(make_float2(a * inverse_scale, b * inverse_scale), __NV_SATFINITE, __NV_E4M3);
+  *reinterpret_cast<uint16_t*>(target) = narrow_x4(a * inverse_scale, b * inverse_scale, 0, 0);
 }
 #else
 using Output = bf16;

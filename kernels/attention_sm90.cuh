@@ -131,7 +131,7 @@ __device__ __forceinline__ void store_four_tiles(Output* upper, Output* lower, c
   uint32_t r[4];
 #pragma unroll
   for (int i = 0; i < 4; i++)
-    r[i] = e4m3x4(d[i][0] * inverse_scale, d[i][1] * inverse_scale, d[i][2] * inverse_scale, d[i][3] * inverse_scale);
+    r[i] = narrow_x4(d[i][0] * inverse_scale, d[i][1] * inverse_scale, d[i][2] * inverse_scale, d[i][3] * inverse_scale);
   transpose_quad(r, lane);
   if (upper)
     *reinterpret_cast<uint2*>(upper + column) = make_uint2(__byte_perm(r[0], r[1], 0x5410), __byte_perm(r[2], r[3], 0x5410));

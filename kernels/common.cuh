@@ -7,6 +7,16 @@
 
 using bf16 = __nv_bfloat16;
 
+// What products take and leave in 8 bits (FP8): e4m3, or with INT8 as well signed integers.
+#ifndef INT8
+#define INT8 0
+#endif
+#if INT8
+using Narrow = int8_t;
+#else
+using Narrow = __nv_fp8_e4m3;
+#endif
+
 constexpr float E4M3_MAX = 448.0f;
 
 // Wait until the preceding kernel of the stream has finished and its writes are visible. Every kernel calls this in
@@ -42,6 +52,18 @@ __device__ __forceinline__ Float8 load_bf16x8(const bf16* source) {
   return out;
 }
 
+// Eight values of a product that was left in parts of its K, added up; `stride` values lie between two parts.
+__device__ __forceinline__ Float8 load_parts(const bf16* source, int parts, size_t stride) {
+  Float8 sum = load_bf16x8(source);
+#pragma unroll 4
+  for (int part = 1; part < parts; part++) {
+    Float8 more = load_bf16x8(source + part * stride);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
+  }
+  return sum;
+}
+
 __device__ __forceinline__ Float8 load_float8(const float* source) {
   Float8 out;
   *reinterpret_cast<float4*>(out.v) = *reinterpret_cast<const float4*>(source);
@@ -65,6 +87,27 @@ __device__ __forceinline__ uint32_t e4m3x4(float a, float b, float c, float d) {
 
 __device__ __forceinline__ void store(__nv_fp8_e4m3* target, const Float8& x) {
   uint2 raw = {e4m3x4(x.v[0], x.v[1], x.v[2], x.v[3]), e4m3x4(x.v[4], x.v[5], x.v[6], x.v[7])};
+  *reinterpret_cast<uint2*>(target) = raw;
+}
+
+// Four values as signed integers, to the nearest even, saturating.
+__device__ __forceinline__ uint32_t int8x4(float a, float b, float c, float d) {
+  uint32_t high, all;
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(__float2int_rn(d)), "r"(__float2int_rn(c)));
+  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(__float2int_rn(b)), "r"(__float2int_rn(a)), "r"(high));
+  return all;
+}
+
+__device__ __forceinline__ uint32_t narrow_x4(float a, float b, float c, float d) {
+#if INT8
+  return int8x4(a, b, c, d);
+#else
+  return e4m3x4(a, b, c, d);
+#endif
+}
+
+__device__ __forceinline__ void store(int8_t* target, const Float8& x) {
+  uint2 raw = {int8x4(x.v[0], x.v[1], x.v[2], x.v[3]), int8x4(x.v[4], x.v[5], x.v[6], x.v[7])};
   *reinterpret_cast<uint2*>(target) = raw;
 }
 

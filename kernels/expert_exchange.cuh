@@ -2,7 +2,8 @@
 //
 // Every word of an exchange buffer is PENDING until its one writer stores it, and readers look at it again until it is not. So a
 // trip takes one store and one load, where data, fence and flag would take three of them one after the other. PENDING is a NaN
-// that no conversion and no arithmetic of this GPU produces (they give 0x7fffffff, 0x7fff, 0x7f), in any of the formats.
+// that no conversion and no arithmetic of this GPU produces (they give 0x7fffffff, 0x7fff, 0x7f), in any of the formats with one;
+// writers of integers leave it out (expert_common.cuh, pack_four).
 //
 // Buffers are double: layer n of the loop uses half n % 2. When a thread has written its words for layer n it resets the same
 // words of the other half. Their readers are done by then, because what the thread read in layer n depends on all that all

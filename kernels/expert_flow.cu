@@ -142,3 +142,4 @@ __device__ __forceinline__ void flow(const float* x, const float4* final_scale, 
   }
 KERNEL(expert_flow_bf16, Bf16)
 KERNEL(expert_flow_fp8, Fp8)
+KERNEL(expert_flow_int8, Int8)

@@ -70,6 +70,6 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
         result.v[tile][half][j] = gated(gate, up) * inverse;
       }
   }
-  publish_hidden(P(), a.hidden, number, thread, group, result);
+  publish_hidden(typename P::Down(), a.hidden, number, thread, group, result);
   STAMP(a, layer, 11);
 }

@@ -151,7 +151,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.out = &a.normed_qkv;
       r.out_number++;
       r.writes_out = layer + 1 < a.normed_layers;
-      project_back<P, P, MLP>(a, r, stream, shared.exchange, place, fragment, x, layer, 12);
+      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, place, fragment, x, layer, 12);
     }
   }
   if (place.used) *home = x;
@@ -186,8 +186,10 @@ __device__ __forceinline__ void run(const Arguments& a) {
   }
 }
 
-// FP8: 1 for e4m3, 0 for bf16.
-#if FP8
+// FP8: 0 for bf16; 1 for e4m3, and with INT8 for integers of 8 bits in all products but down.
+#if INT8
+using Precision = Int8;
+#elif FP8
 using Precision = Fp8;
 #else
 using Precision = Bf16;

@@ -20,6 +20,8 @@ struct Pace<Fp8> {
   static constexpr bool AHEAD = true;
 };
 template <>
+struct Pace<Int8> : Pace<Fp8> {};
+template <>
 struct Pace<Bf16> {
   static constexpr int FLYING = 2;
   static constexpr bool AHEAD = false;
@@ -102,8 +104,9 @@ template <class P, int COLUMNS, int SLOTS, class Then>
 __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then) {
   constexpr int STEPS = SLOT / (COLUMNS * 32);
   uint4 a[SLOTS][STEPS];
+  typename P::Sum sums[COLUMNS / 2];
 #pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i++) accumulator[i] = 0;
+  for (int i = 0; i < COLUMNS / 2; i++) sums[i] = 0;
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
   await_sign(fragments + ((2 * SLOTS - 2) * STEPS + STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
@@ -118,7 +121,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), accumulator, a[s][i], weights + i * (COLUMNS * 32 >> 4));
+    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4));
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -129,6 +132,8 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   stream.give_back(before);
+#pragma unroll
+  for (int i = 0; i < COLUMNS / 2; i++) accumulator[i] = sums[i];
 }
 
 __device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 1, 256;" ::: "memory"); }

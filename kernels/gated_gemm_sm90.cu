@@ -1,9 +1,10 @@
 // Gemma's MLP up to its hidden layer, for many rows on Hopper: gate and up product, GELU and rounding in one kernel.
 // Architectures: 90a
 //
-// a [rows, K] and weights [2 * width, K] in bf16, or e4m3 with FP8; channel_scale fp32 [2 * width], null in bf16.
+// a [rows, K] and weights [2 * width, K] in bf16, e4m3 with FP8, signed integers with FP8 and INT8; channel_scale fp32 [2 * width], null in bf16.
 // gate, up = (a * weights^T) * channel_scale; out [rows, width] = gelu_tanh(gate) * up in bf16, or with FP8
-// e4m3(gelu_tanh(gate) * up * inverse_scale), saturating. Rows of out from `rows` on are not written.
+// e4m3(gelu_tanh(gate) * up * inverse_scale), saturating (with INT8 too:
+// products of two normal values have tails too long for integers). Rows of out from `rows` on are not written.
 //
 // The rows of weights are in the order of engine/wide_layout.gated_order: eight gates and the eight ups of the same hidden columns
 // alternate, so that a thread holds both, and the columns that a thread finishes are neighbours by eight.
@@ -47,7 +48,7 @@ __device__ __forceinline__ float2 load_pair(const float* values) {
 }
 
 // A thread's part of two rows, eight hidden columns at a time.
-__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Piece& piece, const float* scales, Output* out,
+__device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& piece, const float* scales, Output* out,
                                        float half_inverse_scale, int rows, int width) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int row = piece.row + warp * 16 + lane / 4, column = piece.column / 2 + lane % 4 * 8;
@@ -65,7 +66,7 @@ __device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Piece
         gate_scale = load_pair(scales + t * 8 + lane % 4 * 2);
         up_scale = load_pair(scales + t * 8 + 8 + lane % 4 * 2);
 #endif
-        const float *gate = acc[t] + 2 * half, *up = acc[t + 1] + 2 * half;
+        const Sum *gate = acc[t] + 2 * half, *up = acc[t + 1] + 2 * half;
         hidden[i][0] = twice_gated(gate[0] * gate_scale.x, up[0] * (up_scale.x * half_inverse_scale));
         hidden[i][1] = twice_gated(gate[1] * gate_scale.y, up[1] * (up_scale.y * half_inverse_scale));
       }
@@ -86,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   release_successor();
   Schedule schedule(rows, 2 * width, steps, 1);
   run_pieces(ring, {a, b, channel_scale}, schedule,
-             [&](const float(&acc)[TILES][4], const Piece& piece, const float* scales) {
+             [&](const Sum(&acc)[TILES][4], const Piece& piece, const float* scales) {
                finish(acc, piece, scales, out, 0.5f * inverse_scale, rows, width);
              });
 }

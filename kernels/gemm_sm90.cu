@@ -1,9 +1,10 @@
 // Products with what follows them in the same kernel, for Hopper.
 // Architectures: 90a
 //
-// acc [rows, columns] = a [rows, K] * b [columns, K]^T with fp32 accumulation; a and b are bf16, or e4m3 with FP8. Then
+// acc [rows, columns] = a [rows, K] * b [columns, K]^T with fp32 accumulation; a and b are bf16, with FP8
+// e4m3, and with FP8 and INT8 signed integers, which add up exactly in 32 bits. Then
 //   EPILOGUE 0 (raw):  out bf16 [parts, rows, columns] = acc, each part the sum over its share of K
-//   EPILOGUE 1 (gelu): y = gelu(acc * channel_scale + bias); out bf16 = y, or with FP8 e4m3(y * inverse_scale)
+//   EPILOGUE 1 (gelu): y = gelu(acc * channel_scale + bias); out bf16 = y, or with FP8 rounded(y * inverse_scale)
 // channel_scale and bias are [columns]; channel_scale may be null. GELU is computed in half precision, three bits more than
 // bf16 keeps. Results do not depend on the order in which blocks run.
 //
@@ -48,8 +49,18 @@ constexpr int SHARE = TILE_N / DOWN;  // rows of b that a block fetches
 
 static_assert(TILE_N % (8 * DOWN) == 0, "a share of the weights is whole swizzle blocks");
 
+#if FP8
+using Operand = Narrow;
+#else
+using Operand = bf16;
+#endif
+#if INT8
+using Sum = int32_t;
+#else
+using Sum = float;
+#endif
 #if EPILOGUE == 1 && FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 using Pair = uint16_t;  // two neighbouring outputs
 #else
 using Output = bf16;
@@ -118,7 +129,7 @@ __device__ __forceinline__ void produce(const Ring& ring, const Loader& loader, 
 
 // One warpgroup multiplies its 64 rows. A stage goes back to all of the cluster when the step after it is under way, if it
 // is filled again: nobody then signals a block that has finished.
-__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, int count) {
+__device__ __forceinline__ void consume(Sum (&acc)[TILES][4], const Ring& ring, int count) {
   int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
   int stage = 0, parity = 0, before = 0;
   for (int i = 0; i < count; i++) {
@@ -127,7 +138,7 @@ __device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring
     wgmma_begin();
 #pragma unroll
     for (int k = 0; k < ROW_BYTES; k += 32)
-      wgmma_step<FP8>(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k));
+      wgmma_step<Operand>(acc, swizzled_rows(a + k), swizzled_rows(ring.b(stage) + k));
     wgmma_commit();
     wgmma_wait<1>();
     if (i > 0 && i - 1 + STAGES < count) {
@@ -182,7 +193,9 @@ __device__ __forceinline__ Pair output_pair(float first, float second, int colum
                                             __half2 half_factor) {
 #if EPILOGUE == 1
   __half2 y = gelu_pair(channels.real(column, first, second), half_factor);
-#if FP8
+#if INT8
+  return int8x4(__low2float(y), __high2float(y), 0, 0);
+#elif FP8
   return __nv_cvt_halfraw2_to_fp8x2(y, __NV_SATFINITE, __NV_E4M3);
 #else
   return pack_bf16(__low2float(y), __high2float(y));
@@ -194,7 +207,7 @@ __device__ __forceinline__ Pair output_pair(float first, float second, int colum
 
 // Round, and let the copy engine write this warpgroup's 64 rows out of shared memory. All pairs are computed before the
 // first is stored, because a store might change what `channels` holds as far as the compiler knows.
-__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Channels& channels, float inverse_scale,
+__device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Channels& channels, float inverse_scale,
                                        uint8_t* staging, const TensorMap& target) {
   constexpr int PITCH = TILE_N * sizeof(Output);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -253,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32)
     channels.load(channel_scale, bias, columns);
     consumers_meet();
   }
-  float acc[TILES][4] = {};
+  Sum acc[TILES][4] = {};
   wait_for_predecessor();
   consume(acc, ring, count);
   finish(acc, channels, inverse_scale, ring.stages, target);

@@ -3,7 +3,7 @@
 //
 //   r   = residual[row] + (sums[0][row] + ... + sums[PARTS - 1][row]) * channel_scale + bias
 //   y   = (r - mean(r)) / sqrt(variance(r) + 1e-6)
-//   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
+//   out = bf16(y), or with FP8 y * inverse_scale in e4m3 (INT8: as integers), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. With START it begins at
 // start[row % start_rows] instead. sums bf16 [PARTS, rows, WIDTH] is the raw output of the preceding product, cut along K;
@@ -31,7 +31,7 @@
 #endif
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 #else
 using Output = bf16;
 #endif
@@ -71,8 +71,8 @@ __device__ __forceinline__ void store4(bf16* target, float4 y, float factor) {
   *reinterpret_cast<uint2*>(target) = *reinterpret_cast<uint2*>(pairs);
 }
 
-__device__ __forceinline__ void store4(__nv_fp8_e4m3* target, float4 y, float factor) {
-  *reinterpret_cast<uint32_t*>(target) = e4m3x4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
+__device__ __forceinline__ void store4(Narrow* target, float4 y, float factor) {
+  *reinterpret_cast<uint32_t*>(target) = narrow_x4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
 }
 
 struct Moments {

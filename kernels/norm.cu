@@ -3,7 +3,7 @@
 //
 //   r   = residual[row] + (sum over parts of delta[part, row] * delta_scale + bias) * gate
 //   y   = normalise(r) * (1 + scale) + shift
-//   out = bf16(y), or with FP8 e4m3(y * inverse_scale), saturating
+//   out = bf16(y), or with FP8 y * inverse_scale in e4m3 (INT8: as integers), saturating
 //
 // r is kept in fp32 and written back to residual, so rounding does not accumulate over layers. normalise is RMSNorm with an
 // eps of 1e-6 (Gemma). Weights that do not change during a run are folded into the next product; scale and shift are adaRMS
@@ -23,24 +23,12 @@
 #endif
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Output = Narrow;
 #else
 using Output = bf16;
 #endif
 
 constexpr float EPSILON = 1e-6f;
-
-// The sum of all parts of the preceding product; `stride` values lie between two parts.
-__device__ __forceinline__ Float8 load_parts(const bf16* delta, int parts, size_t stride) {
-  Float8 sum = load_bf16x8(delta);
-#pragma unroll 4
-  for (int part = 1; part < parts; part++) {
-    Float8 more = load_bf16x8(delta + part * stride);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum.v[i] += more.v[i];
-  }
-  return sum;
-}
 
 // Vectors that belong to the product behind delta. They are weights, so they are fetched before the wait.
 struct DeltaVectors {

@@ -1,7 +1,8 @@
 // The inner part of wide Hopper products: a warp feeds a ring of shared memory, two or three warpgroups multiply (sm_90a).
 //
-// acc [TILE_M, TILE_N] = a [rows, K] * b [columns, K]^T, a and b in bf16, or e4m3 with FP8; accumulation as wgmma does it: in
-// fp32, for e4m3 with the narrower sums that cuBLASLt calls fast accumulation. A stage of the ring is one step: 128 bytes of K
+// acc [TILE_M, TILE_N] = a [rows, K] * b [columns, K]^T, a and b in bf16, e4m3 with FP8, or signed integers with
+// FP8 and INT8; accumulation as wgmma does it: in fp32, for e4m3 with the narrower sums that cuBLASLt calls fast accumulation,
+// for integers exactly. A stage of the ring is one step: 128 bytes of K
 // of both tiles, with the 128-byte swizzle. Tiles are 128 x 256 with two warpgroups and 192 x 192 with three: what bounds these
 // products is how fast a multiprocessor takes in operands, and registers bound the tiles.
 //
@@ -29,6 +30,12 @@ constexpr int CONSUMERS = 128 * WARPGROUPS;
 constexpr int THREADS = CONSUMERS + 32;
 constexpr int TILES = TILE_N / 8;
 constexpr int SCALE_BYTES = FP8 ? TILE_N * 4 : 0;
+
+#if INT8
+using Sum = int32_t;
+#else
+using Sum = float;
+#endif
 
 // A tile by its first row and column, the steps of K to multiply, and which part of K that is.
 struct Piece {
@@ -145,11 +152,13 @@ __device__ __forceinline__ void give_back(const Ring& ring, int stage) {
   if (threadIdx.x % 128 == 0) barrier_arrive(ring.empty + stage);
 }
 
-__device__ __forceinline__ void multiply_step(float (&acc)[TILES][4], const uint8_t* a, const uint8_t* b, bool accumulate) {
+__device__ __forceinline__ void multiply_step(Sum (&acc)[TILES][4], const uint8_t* a, const uint8_t* b, bool accumulate) {
   wgmma_begin();
 #pragma unroll
   for (int k = 0; k < ROW_BYTES; k += 32) {
-#if FP8
+#if INT8
+    wgmma_int8(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
+#elif FP8
     wgmma_e4m3(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
 #else
     wgmma_bf16(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
@@ -160,7 +169,7 @@ __device__ __forceinline__ void multiply_step(float (&acc)[TILES][4], const uint
 
 // One warpgroup multiplies its 64 rows of a piece, or only lets the steps pass. A stage is given back when the step after it is
 // under way.
-__device__ __forceinline__ void consume(float (&acc)[TILES][4], const Ring& ring, Position& position, int count, bool idle) {
+__device__ __forceinline__ void consume(Sum (&acc)[TILES][4], const Ring& ring, Position& position, int count, bool idle) {
   int offset = threadIdx.x / 128 * 64 * ROW_BYTES, before = 0;
   for (int i = 0; i < count; i++) {
     int stage = position.stage;
@@ -190,7 +199,7 @@ __device__ __forceinline__ void run_pieces(const Ring& ring, const Operands& fro
     Position position;
     Piece piece;
     for (int item = 0; schedule.get(item, piece); item++) {
-      float acc[TILES][4];
+      Sum acc[TILES][4];
       bool idle = piece.row + (int)threadIdx.x / 128 * 64 >= schedule.rows;
       consume(acc, ring, position, piece.count, idle);
       if (!idle) finish(acc, piece, ring.scales(item));

@@ -1,7 +1,7 @@
 // Rotary embedding of q and k, and the write of k and v into the cache, from the raw output of the QKV product.
 // Architectures: 80 86 89 90a 100 110 120
 //
-// qkv is [rows, (HEADS + 2) * DIM]: HEADS query heads, one key head, one value head. Row r has position
+// qkv is bf16 [parts, rows, (HEADS + 2) * DIM], in parts of the product's K: HEADS query heads, one key head, one value head. Row r has position
 // p = r + (offset ? *offset : 0); its key and value go to row p of keys and values [capacity, DIM]; its rotated queries to
 // queries [rows, HEADS * DIM]. table is [positions, DIM / 2] of (cos, sin). Half-split form (Gemma's rotate_half):
 // (a, b) = (x[i], x[i + DIM / 2]) becomes (a cos - b sin, b cos + a sin).
@@ -57,7 +57,7 @@ __device__ __forceinline__ void rotate(Float8& a, Float8& b, const Angles& angle
 }
 
 extern "C" __global__ void __launch_bounds__((ROTATED + COPIED + 31) / 32 * 32)
-    rope(const bf16* qkv, const float* channel_scale, const float2* table, const int* offset, bf16* queries, bf16* keys,
+    rope(const bf16* qkv, int parts, const float* channel_scale, const float2* table, const int* offset, bf16* queries, bf16* keys,
          bf16* values) {
   size_t row = blockIdx.x;
   int item = threadIdx.x, head = item / (HALF / 8), i = item % (HALF / 8) * 8;
@@ -72,14 +72,15 @@ extern "C" __global__ void __launch_bounds__((ROTATED + COPIED + 31) / 32 * 32)
   release_successor();
   if (!active) return;
   const bf16* source = qkv + row * WIDTH;
+  size_t stride = (size_t)gridDim.x * WIDTH;
   size_t position = row + (offset ? *offset : 0);
-  Float8 a = scaled(load_bf16x8(source + first), first_scale);
+  Float8 a = scaled(load_parts(source + first, parts, stride), first_scale);
   if (!rotated) {
     store(values + position * DIM + (item - ROTATED) * 8, a);
     return;
   }
   if (offset) angles.load(table, position, i);
-  Float8 b = scaled(load_bf16x8(source + first + HALF), second_scale);
+  Float8 b = scaled(load_parts(source + first + HALF, parts, stride), second_scale);
   rotate(a, b, angles);
   bf16* target = head < HEADS ? queries + (row * HEADS + head) * DIM : keys + position * DIM;
   store(target + i, a);

@@ -1,7 +1,7 @@
 // A product in parts of K, for many rows on Hopper: what follows adds the parts up.
 // Architectures: 90a
 //
-// a [rows, K] and weights [columns, K] in bf16, or e4m3 with FP8.
+// a [rows, K] and weights [columns, K] in bf16, e4m3 with FP8, signed integers with FP8 and INT8.
 // out bf16 [parts, rows, columns]: out[p] = a * weights^T over the p-th of `parts` ranges of K, unscaled.
 //
 // The rows of weights are in the order of engine/wide_layout.lane_order, so that eight columns which a thread finishes lie side by
@@ -14,7 +14,7 @@
 #include "pipeline_sm90.cuh"
 
 // A thread's part of two rows, eight columns at a time.
-__device__ __forceinline__ void finish(const float (&acc)[TILES][4], const Piece& piece, bf16* out, int rows, int columns) {
+__device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& piece, bf16* out, int rows, int columns) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int row = piece.row + warp * 16 + lane / 4, column = piece.column + lane % 4 * 8;
   bf16* target = out + ((size_t)piece.part * rows + row) * columns + column;
@@ -42,5 +42,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   release_successor();
   Schedule schedule(rows, columns, steps, parts);
   run_pieces(ring, {a, b, nullptr}, schedule,
-             [&](const float(&acc)[TILES][4], const Piece& piece, const float*) { finish(acc, piece, out, rows, columns); });
+             [&](const Sum(&acc)[TILES][4], const Piece& piece, const float*) { finish(acc, piece, out, rows, columns); });
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.formats import constants
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.launcher import Kernel
 from flashrt_ros.engine.library import KernelLibrary
@@ -39,17 +40,18 @@ def covers_vision(gpu: Gpu, tokens: int, dim: int) -> bool:
     return gpu.capability == HOPPER and tokens == VISION_TOKENS and dim in VISION_DIMS
 
 
-def gemma_builds(heads: int, fp8: int) -> list[Build]:
-    return [_gemma_build(heads, keys, fp8) for keys in (AT_ONCE, REPEATED)]
+def gemma_builds(heads: int, dtype: torch.dtype) -> list[Build]:
+    """dtype: of what they leave, as in `vision_build`."""
+    return [_gemma_build(heads, keys, dtype) for keys in (AT_ONCE, REPEATED)]
 
 
-def _gemma_build(heads: int, keys: int, fp8: int) -> Build:
+def _gemma_build(heads: int, keys: int, dtype: torch.dtype) -> Build:
     more = int(keys == REPEATED)
-    return 'gemma_attention_sm90', {'HEADS': heads, 'KEYS': keys, 'MORE': more, 'FP8': fp8}
+    return 'gemma_attention_sm90', {'HEADS': heads, 'KEYS': keys, 'MORE': more, **constants(dtype)}
 
 
-def vision_build(heads: int, dim: int, fp8: int) -> Build:
-    return 'vision_attention_sm90', {'HEADS': heads, 'DIM': dim, 'SHARERS': SHARERS, 'FP8': fp8}
+def vision_build(heads: int, dim: int, dtype: torch.dtype) -> Build:
+    return 'vision_attention_sm90', {'HEADS': heads, 'DIM': dim, 'SHARERS': SHARERS, **constants(dtype)}
 
 
 def split_keys(tiles: int, capacity: int, most_clusters: Callable[[int], int]) -> int:
@@ -73,11 +75,11 @@ def gemma(
 ) -> None:
     """arguments: length, appended, first_sees and rows of the contract."""
     flat = queries.view(-1, GEMMA_DIM)
-    tiles, heads, fp8 = -(-len(flat) // QUERIES), queries.shape[1] // GEMMA_DIM, _fp8(out)
+    tiles, heads = -(-len(flat) // QUERIES), queries.shape[1] // GEMMA_DIM
 
     def kernel(keys: int) -> Kernel:
-        file, constants = _gemma_build(heads, keys, fp8)
-        return library.kernel(file, 'gemma_attention', **constants)
+        file, sizes = _gemma_build(heads, keys, out.dtype)
+        return library.kernel(file, 'gemma_attention', **sizes)
 
     split = split_keys(
         tiles, len(keys), lambda n: kernel(AT_ONCE).most_clusters((1, n), GEMMA_THREADS, GEMMA_SHARED)
@@ -102,8 +104,8 @@ def vision(
     library: KernelLibrary, qkv: Tensor, preceding: Product, heads: int, out: Tensor, inverse_scale: float
 ) -> None:
     dim, views = out.shape[1] // heads, qkv.shape[0] // VISION_TOKENS
-    file, constants = vision_build(heads, dim, _fp8(out))
-    library.kernel(file, 'vision_attention', **constants)(
+    file, sizes = vision_build(heads, dim, out.dtype)
+    library.kernel(file, 'vision_attention', **sizes)(
         (4, heads, views),
         128,
         tensor_map(qkv, 64),
@@ -116,7 +118,3 @@ def vision(
         cluster=SHARERS,
         dependent=True,
     )
-
-
-def _fp8(out: Tensor) -> int:
-    return int(out.dtype == torch.float8_e4m3fn)

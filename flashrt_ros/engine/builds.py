@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.engine import prompt_sizes
+from flashrt_ros.engine.expert_launches import format_constants
+from flashrt_ros.engine.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
+from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.fused_denoise import covers
+from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
-from flashrt_ros.engine.packing import expert_precision, patch_columns
 from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
 from flashrt_ros.engine.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
@@ -14,38 +20,64 @@ from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 Builds = list[tuple[str, dict[str, int]]]
 
 
-def policy_builds(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> Builds:
-    """Kernel files and constants of vision, prefill and denoise loop."""
-    fp8 = int(precision == 'fp8')
-    builds = _vision(gpu, spec.vision, fp8) + _gemma(gpu, spec.language, fp8)
-    builds.append(('embedding', {'WIDTH': spec.language.width, 'FP8': fp8}))
-    builds.append(('rope', {'HEADS': 0, 'DIM': spec.language.head_dim}))
-    if covers_prefill(gpu, spec, precision, views):
-        builds += wide_builds(precision == 'fp8')
-    expert_fp8 = int(expert_precision(spec, precision) == 'fp8')
-    if covers(gpu, spec):
-        return [*builds, ('expert_layers', {'FP8': expert_fp8}), ('expert_flow', {})]
-    final_norm = ('norm', {'WIDTH': spec.expert.width, 'FP8': 0})
-    return [*builds, *_gemma(gpu, spec.expert, expert_fp8), final_norm, ('flow_step', {})]
+def policy_builds(
+    gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
+) -> Builds:
+    """Kernel files and constants of vision, prefill and denoise loop. uneven: as `weights.pack` takes it."""
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
+    vision, language, expert = (
+        tower_format(spec, precision, tower, fused and wide, uneven) for tower in TOWERS
+    )
+    builds = [('rope', {'HEADS': 0, 'DIM': spec.language.head_dim})]
+    for tower in {vision, 'fp8'} if vision == 'int8' and uneven else {vision}:
+        builds += _vision(gpu, spec.vision, tower)
+    for tower in {language, 'fp8'} if language == 'int8' and uneven else {language}:
+        builds += _gemma(gpu, spec.language, 'language', tower)
+        first = product_dtype('language.0.qkv', tower)
+        builds.append(('embedding', {'WIDTH': spec.language.width, **constants(first)}))
+        builds += wide_builds(tower) if wide else []
+    if language == 'int8':
+        builds += _integer_products(gpu, spec, views)
+    if fused:
+        return [*builds, ('expert_layers', format_constants(expert)), ('expert_flow', {})]
+    final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
+    return [*builds, *_gemma(gpu, spec.expert, 'expert', expert), final_norm, ('flow_step', {})]
 
 
-def _vision(gpu: Gpu, spec: VisionSpec, fp8: int) -> Builds:
-    precision = 'fp8' if fp8 else 'bf16'
-    tilings = tower_tilings(gpu, spec, precision)
+def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:
+    dtype = partial(product_dtype, tower_format=tower)
+    tilings = tower_tilings(gpu, spec, tower != 'bf16')
     norms = [(parts, False) for parts in sum_parts(tilings)] + [(1, True)]
     return [
-        ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
-        ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
-        vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, fp8),
-        *(('layer_norm', layer_norm_constants(spec.width, *norm, fp8)) for norm in norms),
-        *tiling_builds(tilings, precision),
+        ('preprocess', Sizes.of(spec).constants),
+        ('activation', {'WIDTH': spec.mlp, **constants(dtype('vision.0.down'))}),
+        vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, dtype('vision.0.o')),
+        *(('layer_norm', layer_norm_constants(spec.width, *norm, dtype('vision.0.qkv'))) for norm in norms),
+        *tiling_builds(tilings, dtype('vision.0.qkv')),
     ]
 
 
-def _gemma(gpu: Gpu, spec: GemmaSpec, fp8: int) -> Builds:
+def _gemma(gpu: Gpu, spec: GemmaSpec, name: str, tower: str) -> Builds:
+    dtype = partial(product_dtype, tower_format=tower)
     return [
-        ('norm', {'WIDTH': spec.width, 'FP8': fp8}),
-        ('activation', {'WIDTH': spec.mlp, 'FP8': fp8}),
+        ('norm', {'WIDTH': spec.width, **constants(dtype(f'{name}.0.qkv'))}),
+        ('activation', {'WIDTH': spec.mlp, **constants(dtype(f'{name}.0.down'))}),
         ('rope', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
-        *attention_builds(gpu, spec.heads, spec.head_dim, fp8),
+        *attention_builds(gpu, spec.heads, spec.head_dim, dtype(f'{name}.0.o')),
     ]
+
+
+def _integer_products(gpu: Gpu, spec: PolicySpec, views: int) -> Builds:
+    """Of `Operators.multiply`: in the prefill QKV and output, the last layer's KV, and the projector."""
+    tower, patches = spec.language, spec.vision.tokens
+    attended, counts = tower.heads * tower.head_dim, range(1, views + 1)
+    rows = [count * patches + words for count in counts for words in prompt_sizes(spec.max_tokens)]
+    shapes = [  # columns, bytes of a row, most parts
+        (attended + 2 * tower.head_dim, tower.width, MOST_PARTS),
+        (tower.width, attended, MOST_PARTS),
+        (2 * tower.head_dim, tower.width, 1),
+    ]
+    cases = {(count, *shape) for count in rows for shape in shapes}
+    cases |= {(count * patches, tower.width, spec.vision.width, 1) for count in counts}
+    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in cases}
+    return [build(tiling, RAW, INT8) for tiling in sorted(tilings, key=repr)]

@@ -1,6 +1,7 @@
 """Static activation scales of the fp8 mode: measured on observations, stored beside the checkpoint.
 
-A scale maps the largest magnitude seen at a product's input to the largest E4M3 value. It is measured in bf16
+A scale maps the largest magnitude seen at a product's input to the largest E4M3 value; those of other formats
+follow from it (`formats.scale_ratio`). It is measured in bf16
 with the engine's own plain kernels. E4M3 keeps its precision over many octaves, so a scale that is somewhat
 too large costs little, and one that is too small saturates: hence the headroom.
 """
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.ranges import HEADROOM, Ranges
+from flashrt_ros.engine.formats import E4M3, HEADROOM
+from flashrt_ros.engine.ranges import Ranges, Scales
 from flashrt_ros.errors import BackendError, CheckpointError
 
 FILE = 'flashrt_calibration.json'
 
+VERSION = 1
+"""Raise it when scales come to mean something else. Files from before it was written are of version 1."""
+
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images, tokens, state and noise, as `Engine.write` takes them."""
-
-Scales = dict[str, float]
 
 
 def calibrate(engine: Engine, observations: Iterable[Prepared]) -> Scales:
@@ -49,15 +52,21 @@ def observe(engine: Engine, observations: Iterable[Prepared]) -> Ranges:
 
 
 def store(
-    directory: Path, key: str, scales: Scales, observations: int, about: Mapping[str, Any] | None = None
+    directory: Path,
+    key: str,
+    scales: Mapping[str, float],
+    observations: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the scales beside the checkpoint whose fingerprint is `key`. about: how they were found."""
     path = directory / FILE
     content = {
+        'version': VERSION,
         'checkpoint': key,
         'observations': observations,
-        'headroom': HEADROOM,
+        'headroom': HEADROOM[E4M3],
         'scales': scales,
+        'crests': scales.crests if isinstance(scales, Scales) else {},
         **(about or {}),
     }
     try:
@@ -80,10 +89,14 @@ def stored(directory: Path, key: str) -> Scales:
     try:
         content = json.loads(path.read_text())
         belongs, scales = content['checkpoint'], {str(k): float(v) for k, v in content['scales'].items()}
+        version = content.get('version', 1)
+        crests = {str(k): float(v) for k, v in content.get('crests', {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f'the calibration cannot be read: {error!r}', str(path), fix) from error
+    if version != VERSION:
+        raise CheckpointError(f'the calibration has version {version}, not {VERSION}', str(path), fix)
     if belongs != key:
         raise CheckpointError('the calibration belongs to other weights', str(path), fix)
     if not all(0 < scale < float('inf') for scale in scales.values()):
         raise CheckpointError('a scale is not positive and finite', str(path), fix)
-    return scales
+    return Scales(scales, crests)

@@ -35,7 +35,7 @@ class ExpertLoop:
         whatever an aborted one has left.
     stamps: int64 [16, 132], to be filled with the nanoseconds at which each block passes each point of the
         middle layer (benchmarks/expert_loop.py); the kernel is compiled for that.
-    activation_scales: fp32 [L, 4] for fp8 (`expert_ranges.activation_scales`), None for bf16.
+    activation_scales: fp32 [L, 4], those of E4M3 (`expert_ranges.activation_scales`); None for bf16.
     Raises BackendError for a horizon or prefix that the kernels have no room for, and for missing scales.
     """
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights
+from flashrt_ros.engine.formats import product_dtype, scale_ratio
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.gemma import rotary_table
 
@@ -84,7 +85,7 @@ class ExpertBuffers:
 def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
     """(arena, its parts by their names in kernels/expert_arguments.cuh, [2, bytes] each), as the loop expects
     them: PENDING, and zero in rows beyond the last."""
-    size = 1 if precision == 'fp8' else 2
+    size = 2 if precision == 'bf16' else 1
     parts = BLOCKS * 4 * 128 * 16
     sizes = {
         'normed_qkv': ROWS * WIDTH * size,
@@ -128,11 +129,12 @@ def _scales(precision: str, layers: int, activation_scales: Tensor | None, devic
         return torch.ones(2, layers, len(PRODUCTS), device=device)
     if activation_scales is None or activation_scales.shape != (layers, len(PRODUCTS)):
         raise BackendError(
-            f'fp8 needs activation scales of shape {(layers, len(PRODUCTS))}',
+            f'{precision} needs activation scales of shape {(layers, len(PRODUCTS))}',
             'action expert',
             'calibrate first',
         )
-    scales = activation_scales.to(device, torch.float32)
+    ratios = [scale_ratio(product_dtype(f'expert.{name}', precision)) for name in PRODUCTS]
+    scales = activation_scales.to(device, torch.float32) * torch.tensor(ratios, device=device)
     return torch.stack([scales, 1 / scales])
 
 

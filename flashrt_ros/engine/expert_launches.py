@@ -15,6 +15,8 @@ from torch import Tensor
 from flashrt_ros.engine.expert_arguments import LAYER, LayerArguments, Phase, layer_arguments
 from flashrt_ros.engine.expert_buffers import ACTION_DIM, WIDTH, ExpertBuffers, Prefix
 from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights
+from flashrt_ros.engine.formats import constants as dtype_constants
+from flashrt_ros.engine.formats import product_dtype
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.launcher import Kernel
 from flashrt_ros.engine.library import KernelLibrary
@@ -138,8 +140,13 @@ def launch_layers(
 ) -> Launch:
     """The launch of expert_layers.cu, compiled with given constants, on given arguments."""
     arguments.shared_bytes = LAYERS_SHARED
-    kernel = library.kernel('expert_layers', 'expert_layers', FP8=int(precision == 'fp8'), **constants)
+    kernel = library.kernel('expert_layers', 'expert_layers', **format_constants(precision), **constants)
     return Launch(kernel, LAYERS_BLOCKS, LAYERS_THREADS, (arguments,), LAYERS_SHARED, cooperative=True)
+
+
+def format_constants(precision: str) -> dict[str, int]:
+    """What the kernels of an expert in 'bf16', 'fp8' or 'int8' are compiled with."""
+    return dtype_constants(product_dtype('expert.qkv', precision))
 
 
 def _of_step(table: Tensor, step: int) -> Tensor:

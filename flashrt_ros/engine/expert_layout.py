@@ -2,8 +2,8 @@
 
 kernels/expert_common.cuh describes the layout; this module produces it. A block of a kernel owns one slice of
 output columns, contiguous in memory, so that bulk copies fetch it. Words: a *step* is 32 bytes of K (16
-bf16 or 32 e4m3 values); the *order* says which K value sits where inside a step, and follows from who
-writes the activations.
+bf16, 32 e4m3 or 32 int8 values); the *order* says which K value sits where inside a step, and follows from
+who writes the activations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 
 Order = Literal['linear', 'accumulator']
 
-E4M3_MAX = 448.0
 CORE_ROWS = 8
 """Columns of a core matrix; it holds 16 bytes of K of each."""
 
@@ -35,24 +34,13 @@ def step_order(order: Order, step: int) -> Tensor:
 
 
 def pack_slices(weight: Tensor, columns: int, order: Order) -> Tensor:
-    """Weight [N, K] in bf16 or e4m3, rows in block order -> bytes uint8 [N / columns, slice bytes]."""
+    """Weight [N, K] in bf16, e4m3 or int8, rows in block order -> bytes uint8 [N / columns, slice bytes]."""
     raw = weight.view(torch.uint8) if weight.element_size() == 1 else weight.view(torch.int16)
     step = 32 // weight.element_size()
     total, depth = weight.shape
     split = raw.reshape(total // columns, columns // CORE_ROWS, CORE_ROWS, depth // step, step)
     split = split[..., step_order(order, step).to(weight.device)].unflatten(-1, (2, step // 2))
     return split.permute(0, 3, 4, 1, 2, 5).contiguous().flatten(1).view(torch.uint8)
-
-
-def quantise_rows(weight: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Weight [N, K] -> (values in e4m3 or bf16, scale fp32 [N]); weight is about values * scale.
-
-    fp8 has one scale per output channel, so that the largest magnitude of the row becomes E4M3_MAX.
-    """
-    if precision == 'bf16':
-        return weight.to(torch.bfloat16), torch.ones(len(weight), device=weight.device)
-    scale = weight.float().abs().amax(1).clamp_min(1e-12) / E4M3_MAX
-    return (weight.float() / scale[:, None]).to(torch.float8_e4m3fn), scale
 
 
 def rotary_columns(heads: int, head_dim: int) -> Tensor:

@@ -14,12 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashrt_ros.engine.expert_layout import E4M3_MAX
+from flashrt_ros.engine.formats import E4M3, HEADROOM, LARGEST
 from flashrt_ros.models.gemma import ExpertTower
-
-HEADROOM = 2.0
-"""How far beyond the observed range a value may go before it saturates. It costs no precision: e4m3 has 15
-binary orders of normal values, and a value loses precision only below 2^-14 of the largest."""
 
 
 class ExpertRanges:
@@ -64,5 +60,6 @@ def _entering(module: nn.Module, x: Tensor, modulation: Tensor | None = None) ->
 
 
 def activation_scales(largest: Tensor) -> Tensor:
-    """Largest magnitudes [L, 4] -> scales [L, 4]. A product's input is divided by its scale, then rounded."""
-    return largest.clamp_min(1e-12) * (HEADROOM / E4M3_MAX)
+    """Largest magnitudes [L, 4] -> scales [L, 4] of E4M3. A product's input is divided by its scale, then
+    rounded."""
+    return largest.clamp_min(1e-12) * (HEADROOM[E4M3] / LARGEST[E4M3])

@@ -60,7 +60,7 @@ class ExpertTrial:
         with torch.inference_mode():
             self._table = self.model.flow_table(shape.steps)
             weights = pack_expert(self.spec, self.tensors, flow_table(self.tensors, self.spec), precision)
-            scales = self._calibrate() if precision == 'fp8' else None
+            scales = self._calibrate() if precision != 'bf16' else None
         self.guide = GuideInputs(self.spec, self.prefix.length.device)
         sizes = ExpertShape(shape.horizon, shape.capacity)
         self.loop = ExpertLoop(library, weights, scales, sizes, self.prefix, self.guide, stamps)

@@ -19,9 +19,9 @@ from flashrt_ros.engine.expert_layout import (
     Order,
     interleave_tiles,
     pack_slices,
-    quantise_rows,
     rotary_columns,
 )
+from flashrt_ros.engine.formats import BF16, product_dtype, quantise_rows
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 from flashrt_ros.models.tensors import EXPERT
@@ -88,7 +88,8 @@ def pack_expert(
 ) -> ExpertWeights:
     """Pack canonical tensors (`models.tensors`) and `flow.flow_table`, on the device they are on.
 
-    precision: 'bf16' or 'fp8' (E4M3 with one scale per output channel).
+    precision: 'bf16', 'fp8' or 'int8' (`formats.product_dtype` says what each product has), with
+    one scale for each output channel.
     Raises BackendError for an expert whose sizes the kernels do not cover.
     """
     if replace(spec.expert, layers=GEMMA_300M.layers) != GEMMA_300M or spec.action_dim != 32:
@@ -99,11 +100,15 @@ def pack_expert(
             'use a checkpoint of the published size',
         )
     layers = [_layer_matrices(tensors, i) for i in range(spec.expert.layers)]
+    forms: dict[str, tuple[int, Order]] = {
+        'qkv': (QKV_COLUMNS, 'linear'),
+        'output': (RESIDUAL_COLUMNS, 'accumulator'),
+        'gate_up': (GATE_UP_COLUMNS, 'linear'),
+        'down': (RESIDUAL_COLUMNS, 'accumulator'),
+    }
     products = {
-        'qkv': _pack([layer['qkv'] for layer in layers], QKV_COLUMNS, 'linear', precision),
-        'output': _pack([layer['output'] for layer in layers], RESIDUAL_COLUMNS, 'accumulator', precision),
-        'gate_up': _pack([layer['gate_up'] for layer in layers], GATE_UP_COLUMNS, 'linear', precision),
-        'down': _pack([layer['down'] for layer in layers], RESIDUAL_COLUMNS, 'accumulator', precision),
+        name: _pack([layer[name] for layer in layers], *form, product_dtype(f'expert.{name}', precision))
+        for name, form in forms.items()
     }
     norms = _ada_norms(flow_table) if spec.has_ada_rms else _plain_norms(tensors, spec.expert.layers)
     heads = _ada_heads(tensors) if spec.has_ada_rms else _mixing_heads(tensors, flow_table)
@@ -127,10 +132,10 @@ def _layer_matrices(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tens
     }
 
 
-def _pack(matrices: list[Tensor], columns: int, order: Order, precision: str) -> Product:
+def _pack(matrices: list[Tensor], columns: int, order: Order, dtype: torch.dtype) -> Product:
     packed = []
     for matrix in matrices:
-        values, scale = quantise_rows(matrix, precision)
+        values, scale = quantise_rows(matrix, dtype)
         packed.append((pack_slices(values, columns, order).flatten(), scale))
     return Product(torch.stack([p[0] for p in packed]), torch.stack([p[1] for p in packed]))
 
@@ -182,6 +187,6 @@ def _mixing_heads(tensors: Mapping[str, Tensor], flow_table: Tensor) -> Heads:
         in_bias=(first @ tensors['action_in_proj.bias'].float() + flow_table.float()).contiguous(),
         out_weight=tensors['action_out_proj.weight'].float().contiguous(),
         out_bias=tensors['action_out_proj.bias'].float(),
-        mixer=_pack([tensors['action_time_mlp_out.weight']], RESIDUAL_COLUMNS, 'linear', 'bf16'),
+        mixer=_pack([tensors['action_time_mlp_out.weight']], RESIDUAL_COLUMNS, 'linear', BF16),
         mixer_bias=tensors['action_time_mlp_out.bias'].float(),
     )

@@ -17,7 +17,6 @@ from flashrt_ros.engine.expert_weights import PRODUCTS, ExpertWeights, Heads, Mo
 from flashrt_ros.engine.flow import FlowHeads, flow_table
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import expert_precision
 from flashrt_ros.models.spec import GEMMA_300M, PolicySpec
 
 PREFIX = 'fused_expert.'
@@ -47,6 +46,14 @@ def pack_fused(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) 
     return packed
 
 
+def packed_format(packed: Mapping[str, Tensor], spec: PolicySpec) -> str:
+    """What `pack_fused` was given as precision: bf16 takes two bytes a value, and in one pi0 has integers."""
+    weights, scale = (packed[f'{PREFIX}products.qkv.{name}'] for name in ('weights', 'scale'))
+    if weights[0].numel() > scale[0].numel() * spec.expert.width:
+        return 'bf16'
+    return 'int8' if spec.family == 'pi0' else 'fp8'
+
+
 class FusedDenoise:
     """actions fp32 [H, A]: noise before `run`, actions after. state fp32 [A], read by pi0. guide: what `run`
     is guided by."""
@@ -61,13 +68,13 @@ class FusedDenoise:
         prefix_rows: int,
     ) -> None:
         device = library.gpu.device
-        precision = expert_precision(spec, 'fp8' if scales else 'bf16')
+        precision = packed_format(packed, spec)
         weights = _restore(packed, spec.steps, precision, device)
         self.guide = GuideInputs(spec, device)
         self._loop = ExpertLoop(
             library,
             weights,
-            _activation_scales(scales, spec.expert.layers) if precision == 'fp8' else None,
+            _activation_scales(scales, spec.expert.layers) if precision != 'bf16' else None,
             ExpertShape(spec.horizon, prefix_rows),
             Prefix(cache.keys, cache.values, cache.length),
             self.guide,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import round_up
+from flashrt_ros.engine.formats import constants
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.tensor_map import ROW_BYTES, plain_map, tensor_map
@@ -35,15 +38,40 @@ class Tiling:
         return self.stages * (TILE_ROWS + self.columns) * ROW_BYTES + 1024
 
 
-def build(tiling: Tiling, epilogue: int, fp8: bool) -> tuple[str, dict[str, int]]:
-    """The kernel file and the constants of one variant, as `KernelLibrary.compile` takes them."""
+def build(tiling: Tiling, epilogue: int, dtype: torch.dtype) -> tuple[str, dict[str, int]]:
+    """The kernel file and the constants of one variant, as `KernelLibrary.compile` takes them. dtype: of the
+    operands, and of what GELU leaves."""
     return 'gemm_sm90', {
         'TILE_N': tiling.columns,
         'STAGES': tiling.stages,
         'DOWN': tiling.down,
         'EPILOGUE': epilogue,
-        'FP8': int(fp8),
+        **constants(dtype),
     }
+
+
+WIDTHS = (64, 80, 96, 112, 128, 144, 160, 176, 192, 208)
+"""Columns that a block may have (kernels/wgmma_tiles.cuh)."""
+
+MOST_PARTS = 2
+"""Of K, where what follows adds them up."""
+
+PART_COST = 50_000
+"""What writing and adding up a part takes, as bytes that a block could fetch meanwhile."""
+
+
+def plain_tiling(rows: int, columns: int, row_bytes: int, blocks: int, most_parts: int = 1) -> Tiling:
+    """For a product whose rows have so many bytes of K: least bytes through the port of the busiest
+    of `blocks` multiprocessors, which is what bounds it."""
+    tiles = -(-rows // TILE_ROWS)
+
+    def cost(cut: tuple[int, int]) -> float:
+        width, parts = cut
+        rounds = -(-tiles * parts * -(-columns // width) // blocks)
+        return rounds * (TILE_ROWS + width) * row_bytes / parts + (parts - 1) * PART_COST
+
+    width, parts = min(itertools.product(WIDTHS, range(1, most_parts + 1)), key=cost)
+    return Tiling(width, 5 if width <= 176 else 4, parts, down=1 if tiles % 2 else 2)
 
 
 class FusedProduct:
@@ -65,8 +93,8 @@ class FusedProduct:
         following: Product | None = None,
         ahead: Sequence[Product] = (),
     ) -> None:
-        file, constants = build(tiling, epilogue, product.fp8)
-        self._kernel = library.kernel(file, 'gemm', **constants)
+        file, sizes = build(tiling, epilogue, product.dtype)
+        self._kernel = library.kernel(file, 'gemm', **sizes)
         rows, columns = x.shape[0], product.weight.shape[0]
         self._tiling = tiling
         self._grid = (

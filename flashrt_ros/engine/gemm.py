@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.formats import BF16, E4M3, INT8, scale_ratio
 from flashrt_ros.engine.ranges import Ranges
 
 ROWS_MULTIPLE = 16
@@ -42,7 +43,9 @@ def library_rows(product: Product, rows: int) -> int:
 class Product:
     """out = x @ weight.T in bf16, unscaled: what follows multiplies by `channel_scale` and adds `bias`.
 
-    x is bf16, or E4M3 of x * inverse_scale when the weight is E4M3; its rows are a multiple of ROWS_MULTIPLE.
+    x is bf16, or x * inverse_scale in E4M3 or int8 when the weight is; its rows are a multiple of
+    ROWS_MULTIPLE.
+    scale: what calibration has found for an input in E4M3 (`formats.scale_ratio` turns it into that of int8).
     channel_scale fp32 [out] (input scale times weight scale; None in bf16), bias fp32 [out] or None,
     inverse_scale: what the producer of x multiplies by before rounding (1 in bf16).
     """
@@ -52,11 +55,12 @@ class Product:
     ) -> None:
         self.name = name
         self.weight = packed[f'{name}.weight'].to(device)
-        self.fp8 = self.weight.dtype == torch.float8_e4m3fn
+        self.narrow = self.weight.dtype != BF16
+        scale = scale * scale_ratio(self.dtype) if self.narrow else 1.0
         bias = packed.get(f'{name}.bias')
         self.bias = None if bias is None else bias.to(device)
-        self.channel_scale = packed[f'{name}.channel_scale'].to(device) * scale if self.fp8 else None
-        self.inverse_scale = 1.0 / scale if self.fp8 else 1.0
+        self.channel_scale = packed[f'{name}.channel_scale'].to(device) * scale if self.narrow else None
+        self.inverse_scale = 1.0 / scale
         self._one = torch.ones((), device=device)
         self.observer: Ranges | None = None
 
@@ -69,7 +73,9 @@ class Product:
         """x [rows, in] -> out bf16 [rows, out], launched on the current stream."""
         if self.observer is not None:
             self.observer.note(self.name, x)
-        if self.fp8:
+        if self.dtype == INT8:
+            out.copy_(torch._int_mm(x, self.weight.t()))
+        elif self.dtype == E4M3:
             torch._scaled_mm(
                 x,
                 self.weight.t(),

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from flashrt_ros.engine import attention_sm90, wide_gemm
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.formats import INT8, constants
+from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, FusedProduct, Tiling, plain_tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
@@ -55,7 +57,7 @@ class Operators:
         the sum goes, if not into the residual.
         """
         rows, width = residual.shape
-        kernel = self.library.kernel('norm', 'residual_norm', WIDTH=width, FP8=_fp8(out))
+        kernel = self.library.kernel('norm', 'residual_norm', WIDTH=width, **constants(out.dtype))
         kernel(
             rows,
             _threads(width // 8),
@@ -105,6 +107,34 @@ class Operators:
             dependent=True,
         )
 
+    def multiply(self, product: Product, x: Tensor, out: Tensor) -> None:
+        """x [rows, in] -> out bf16 [rows, out], raw: by the library. Integers by a kernel of ours, since the
+        library leaves their sums in 32 bits."""
+        if self.has_own(product):
+            self._multiply(product, x, out[None], self._plain_tiling(product, x, 1))
+        else:
+            product(x, out)
+
+    def multiply_in_parts(self, product: Product, x: Tensor, memory: Tensor) -> Tensor:
+        """As `multiply` by a kernel of ours, into the front of flat bf16 `memory`, which has room for
+        `fused_gemm.MOST_PARTS`. Returns bf16 [parts, rows, out]: sums over parts of K."""
+        rows, columns = x.shape[0], product.weight.shape[0]
+        tiling = self._plain_tiling(product, x, MOST_PARTS)
+        out = memory[: tiling.parts * rows * columns].view(tiling.parts, rows, columns)
+        self._multiply(product, x, out, tiling)
+        return out
+
+    def has_own(self, product: Product) -> bool:
+        """Whether `multiply` takes a kernel of ours."""
+        return product.dtype == INT8 and self.library.gpu.capability == (9, 0)
+
+    def _plain_tiling(self, product: Product, x: Tensor, most_parts: int) -> Tiling:
+        row_bytes, blocks = x.shape[1] * x.element_size(), self.library.gpu.multiprocessors
+        return plain_tiling(x.shape[0], product.weight.shape[0], row_bytes, blocks, most_parts)
+
+    def _multiply(self, product: Product, x: Tensor, out: Tensor, tiling: Tiling) -> None:
+        FusedProduct(self.library, product, x, out, RAW, tiling)()
+
     def gated_product(self, x: Tensor, product: Product, out: Tensor, following: Product) -> None:
         """Gemma's gate and up product with its activation: x [rows, in] -> out [rows, width] for `following`.
 
@@ -131,7 +161,7 @@ class Operators:
         self, name: str, x: Tensor, vectors: tuple[Tensor | None, ...], out: Tensor, following: Product
     ) -> None:
         rows, width = out.shape
-        kernel = self.library.kernel('activation', name, WIDTH=width, FP8=_fp8(out))
+        kernel = self.library.kernel('activation', name, WIDTH=width, **constants(out.dtype))
         blocks = -(-rows * width // (8 * 256))
         kernel(blocks, 256, x, *vectors, out, following.inverse_scale, rows, dependent=True)
 
@@ -150,10 +180,10 @@ class Operators:
         start: fp32 [start rows, width] to begin with instead of the residual, repeated over the rows.
         """
         rows, width = residual.shape
-        constants = layer_norm_constants(width, sums.shape[0], start is not None, _fp8(out))
-        self.library.kernel('layer_norm', 'layer_norm', **constants)(
+        sizes = layer_norm_constants(width, sums.shape[0], start is not None, out.dtype)
+        self.library.kernel('layer_norm', 'layer_norm', **sizes)(
             rows,
-            32 * constants['WARPS'],
+            32 * sizes['WARPS'],
             residual,
             start,
             1 if start is None else start.shape[0],
@@ -175,16 +205,18 @@ class Operators:
         keys: Tensor,
         values: Tensor,
     ) -> None:
-        """Rotate and scatter raw qkv; without `queries` it holds keys and values only."""
-        head_dim = keys.shape[1]
-        heads = qkv.shape[1] // head_dim - 2
+        """Rotate and scatter raw qkv [rows, columns], or [parts, rows, columns] in parts of the product's K.
+        Without `queries` it holds keys and values only."""
+        head_dim, (rows, columns) = keys.shape[1], qkv.shape[-2:]
+        heads = columns // head_dim - 2
         kernel = self.library.kernel('rope', 'rope', HEADS=heads, DIM=head_dim)
         items = (heads + 1) * head_dim // 16 + head_dim // 8
         scale = preceding.channel_scale
         kernel(
-            qkv.shape[0],
+            rows,
             _threads(items),
             qkv,
+            qkv.shape[0] if qkv.dim() == 3 else 1,
             scale,
             table,
             offset,
@@ -216,8 +248,8 @@ class Operators:
         if attention_sm90.covers_gemma(self.library.gpu, dim):
             attention_sm90.gemma(self.library, queries, keys, values, arguments, out, following.inverse_scale)
             return
-        constants = portable_attention(self.library.gpu, heads, dim, _fp8(out))
-        kernel = self.library.kernel('gemma_attention', 'gemma_attention', **constants)
+        sizes = portable_attention(self.library.gpu, heads, dim, out.dtype)
+        kernel = self.library.kernel('gemma_attention', 'gemma_attention', **sizes)
         kernel(
             -(-rows * heads // 64),
             256,
@@ -227,7 +259,7 @@ class Operators:
             *arguments,
             out,
             following.inverse_scale,
-            shared=max((64 + constants['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512),
+            shared=max((64 + sizes['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512),
             dependent=True,
         )
 
@@ -239,8 +271,8 @@ class Operators:
         if attention_sm90.covers_vision(self.library.gpu, tokens, dim):
             attention_sm90.vision(self.library, qkv, preceding, heads, out, following.inverse_scale)
             return
-        constants = {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, 'FP8': _fp8(out)}
-        kernel = self.library.kernel('vision_attention', 'vision_attention', **constants)
+        sizes = {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, **constants(out.dtype)}
+        kernel = self.library.kernel('vision_attention', 'vision_attention', **sizes)
         stride = -(-dim // 16) * 16 + 8
         kernel(
             (tokens // 64, heads, qkv.shape[0] // tokens),
@@ -254,12 +286,11 @@ class Operators:
             dependent=True,
         )
 
-    def patches(self, frames: Tensor, patch: int, out: Tensor) -> None:
-        """Frames (bytes or floats, see `buffers.Inputs`) -> patch rows [views * tokens, columns]."""
-        size = frames.shape[2]
-        name = 'patches_from_bytes' if frames.dtype == torch.uint8 else 'patches_from_floats'
-        kernel = self.library.kernel('embedding', name, SIZE=size, PATCH=patch, COLUMNS=out.shape[1])
-        kernel(out.shape[0], 128, frames, out, dependent=True)
+    def patches(self, images: Tensor, patch: int, out: Tensor) -> None:
+        """Images fp32 [views, 3, size, size] in [-1, 1] -> patch rows [views * tokens, columns]."""
+        size = images.shape[2]
+        kernel = self.library.kernel('embedding', 'patches', SIZE=size, PATCH=patch, COLUMNS=out.shape[1])
+        kernel(out.shape[0], 128, images, out, dependent=True)
 
     def prefix_embedding(
         self,
@@ -273,7 +304,7 @@ class Operators:
     ) -> None:
         """First residual of the language tower and its norm: image rows, then prompt rows."""
         rows, width = residual.shape
-        kernel = self.library.kernel('embedding', 'prefix_embedding', WIDTH=width, FP8=_fp8(out))
+        kernel = self.library.kernel('embedding', 'prefix_embedding', WIDTH=width, **constants(out.dtype))
         kernel(
             rows,
             _threads(width // 8),
@@ -290,34 +321,37 @@ class Operators:
         )
 
 
-def attention_builds(gpu: Gpu, heads: int, dim: int, fp8: int) -> list[tuple[str, dict[str, int]]]:
-    """Kernel files and constants of the Gemma attention for a GPU."""
+def attention_builds(gpu: Gpu, heads: int, dim: int, dtype: torch.dtype) -> list[tuple[str, dict[str, int]]]:
+    """Kernel files and constants of the Gemma attention for a GPU. dtype: of what it leaves."""
     if attention_sm90.covers_gemma(gpu, dim):
-        return attention_sm90.gemma_builds(heads, fp8)
-    return [('gemma_attention', portable_attention(gpu, heads, dim, fp8))]
+        return attention_sm90.gemma_builds(heads, dtype)
+    return [('gemma_attention', portable_attention(gpu, heads, dim, dtype))]
 
 
-def portable_attention(gpu: Gpu, heads: int, dim: int, fp8: int) -> dict[str, int]:
+def portable_attention(gpu: Gpu, heads: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Constants of gemma_attention.cu."""
-    return {'HEADS': heads, 'DIM': dim, 'FP8': fp8, 'STAGES': 2 if gpu.capability in ROOMY else 1}
+    stages = 2 if gpu.capability in ROOMY else 1
+    return {'HEADS': heads, 'DIM': dim, 'STAGES': stages, **constants(dtype)}
 
 
-def layer_norm_constants(width: int, parts: int, start: bool, fp8: int) -> dict[str, int]:
+def layer_norm_constants(width: int, parts: int, start: bool, dtype: torch.dtype) -> dict[str, int]:
     """Of kernels/layer_norm.cu; a thread has up to twelve columns."""
-    return {'WIDTH': width, 'PARTS': parts, 'START': int(start), 'WARPS': -(-width // 384), 'FP8': fp8}
+    return {
+        'WIDTH': width,
+        'PARTS': parts,
+        'START': int(start),
+        'WARPS': -(-width // 384),
+        **constants(dtype),
+    }
 
 
 def vision_attention_build(
-    gpu: Gpu, tokens: int, heads: int, dim: int, fp8: int
+    gpu: Gpu, tokens: int, heads: int, dim: int, dtype: torch.dtype
 ) -> tuple[str, dict[str, int]]:
     """Kernel file and constants of the vision attention for a GPU."""
     if attention_sm90.covers_vision(gpu, tokens, dim):
-        return attention_sm90.vision_build(heads, dim, fp8)
-    return 'vision_attention', {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, 'FP8': fp8}
-
-
-def _fp8(out: Tensor) -> int:
-    return int(out.dtype == torch.float8_e4m3fn)
+        return attention_sm90.vision_build(heads, dim, dtype)
+    return 'vision_attention', {'TOKENS': tokens, 'HEADS': heads, 'DIM': dim, **constants(dtype)}
 
 
 def _threads(count: int) -> int:

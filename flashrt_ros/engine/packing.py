@@ -1,9 +1,10 @@
 """Weights rewritten once into the form the engine multiplies by: folded, concatenated, quantised.
 
-A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in bf16
-or E4M3, `NAME.channel_scale` fp32 [out] where it is E4M3 (real weight = stored * scale), and `NAME.bias` fp32
-[out] where there is one. Everything that multiplies the input of a product channel by channel is folded into
-it in fp32 first: Gemma's (1 + w), SigLIP's LayerNorm weight and (through the product) its bias.
+A packed checkpoint is a flat dict of CPU tensors. A product called NAME has `NAME.weight` [out, in] in
+bf16, E4M3 or int8 (`formats`), `NAME.channel_scale` fp32 [out] unless it is bf16 (real weight = stored *
+scale), and `NAME.bias` fp32 [out] where there is one. Everything that multiplies the input of a product
+channel by channel is folded into it in fp32 first: Gemma's (1 + w), SigLIP's LayerNorm weight and (through
+the product) its bias.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.formats import BF16, product_dtype, quantise_rows
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 from flashrt_ros.models.tensors import EMBEDDING, EXPERT, LANGUAGE, PROJECTOR, VISION
-
-E4M3_MAX = 448.0
-"""Largest finite value of float8_e4m3fn."""
 
 PATCH_COLUMNS_MULTIPLE = 16
 """The patch embedding's 588 columns are padded with zeros to 592, so that every row starts at 16 bytes."""
@@ -26,25 +25,25 @@ Packed = dict[str, Tensor]
 
 PRECISIONS = ('bf16', 'fp8')
 
+"""What a user chooses from; the towers then have a format each (`formats.tower_format`)."""
 
-def expert_precision(spec: PolicySpec, precision: str) -> str:
-    """Precision of the action expert in a policy of this precision; vision and language have that itself.
 
-    pi0's expert stays in bf16: it has no gates that damp a sublayer's error. On random weights E4M3 in its
-    18 layers gives a cosine of 0.980, bf16 0.99988 (benchmarks/expert_notes.md). It costs 1.2 ms on an H100.
+def pack_vision(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
+    """Vision tower and projector. `tensors` are canonical (`models.tensors`), of any float dtype.
+
+    precision, of each tower: 'bf16', 'fp8' or 'int8'; uneven: products that are E4M3 in 'int8' all the same.
     """
-    return 'bf16' if spec.family == 'pi0' else precision
-
-
-def pack_vision(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
-    """Vision tower and projector. `tensors` are canonical (`models.tensors`), of any float dtype."""
-    packed = _pack_all(_vision(tensors, spec.vision), precision)
+    packed = _pack_all(_vision(tensors, spec.vision), precision, uneven)
     return packed | _patch_embedding(tensors, spec.vision)
 
 
-def pack_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+def pack_language(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
     """Language tower and token embedding."""
-    packed = _pack_all(_language(tensors, spec.language), precision)
+    packed = _pack_all(_language(tensors, spec.language), precision, uneven)
     return packed | {'language.embedding': tensors[EMBEDDING].to(torch.bfloat16)}
 
 
@@ -60,28 +59,24 @@ def patch_columns(spec: VisionSpec) -> int:
     return -(-3 * spec.patch**2 // PATCH_COLUMNS_MULTIPLE) * PATCH_COLUMNS_MULTIPLE
 
 
-def pack_product(name: str, weight: Tensor, bias: Tensor | None, precision: str) -> Packed:
-    """One product. E4M3 takes a scale per output channel, the largest magnitude of the row over 448."""
+def pack_product(
+    name: str, weight: Tensor, bias: Tensor | None, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
+    """One product, in the dtype that its name has in a tower of this precision."""
     packed: Packed = {} if bias is None else {f'{name}.bias': bias.float().contiguous()}
-    if precision == 'bf16':
-        return packed | {f'{name}.weight': weight.to(torch.bfloat16).contiguous()}
-    quantised, scale = quantise_rows(weight)
-    return packed | {f'{name}.weight': quantised, f'{name}.channel_scale': scale}
-
-
-def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] -> E4M3 of the same shape, and fp32 [out] with weight = quantised * scale."""
-    scale = weight.float().abs().amax(1).clamp(min=1e-12) / E4M3_MAX
-    return (weight.float() / scale[:, None]).to(torch.float8_e4m3fn).contiguous(), scale
+    dtype = product_dtype(name, precision, uneven)
+    quantised, scale = quantise_rows(weight, dtype)
+    packed[f'{name}.weight'] = quantised
+    return packed if dtype == BF16 else packed | {f'{name}.channel_scale': scale}
 
 
 Product = tuple[str, Tensor, Tensor | None]
 
 
-def _pack_all(products: Iterator[Product], precision: str) -> Packed:
+def _pack_all(products: Iterator[Product], precision: str, uneven: frozenset[str] = frozenset()) -> Packed:
     packed: Packed = {}
     for name, weight, bias in products:
-        packed.update(pack_product(name, weight, bias, precision))
+        packed.update(pack_product(name, weight, bias, precision, uneven))
     return packed
 
 

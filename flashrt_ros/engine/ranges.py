@@ -8,15 +8,12 @@ value; E4M3's own steps are an eighth.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.packing import E4M3_MAX
-
-HEADROOM = 2.0
-"""Room above the largest value seen, for observations that were not. It costs no precision: E4M3 has 15
-octaves of normal values."""
+from flashrt_ros.engine.formats import E4M3, HEADROOM, LARGEST
 
 OCTAVE, LOWEST, BINS = 4, -24.0, 4 * 48
 """Bins of an octave, log2 of the first bin's lower edge, and bins in all: 2^-24 to 2^24."""
@@ -28,6 +25,14 @@ LEAST = 1e-6
 """Of an input that is always 0."""
 
 
+class Scales(dict[str, float]):
+    """Product name -> scale of its input in E4M3. crests: largest magnitude over rms, where it was seen."""
+
+    def __init__(self, scales: Mapping[str, float], crests: Mapping[str, float] | None = None) -> None:
+        super().__init__(scales)
+        self.crests = dict(crests or {})
+
+
 class Ranges:
     """step: flow step that runs now, or None outside the denoise loop. names: products seen so far."""
 
@@ -35,6 +40,7 @@ class Ranges:
         self.step: int | None = None
         self._largest: dict[str, dict[int | None, Tensor]] = {}
         self._bins: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +56,10 @@ class Ranges:
         place = ((magnitude.log2() - LOWEST) * OCTAVE).floor().clamp(0, BINS - 1)
         # log2(0) is -inf; zeros say nothing about a range, and padding rows are full of them.
         seen = torch.bincount(place[magnitude > 0].long(), minlength=BINS)
-        self._bins[name] = self._bins[name] + seen if name in self._bins else seen
+        squares = magnitude.double().square().sum()
+        known_bins, known_squares = self._bins.get(name), self._squares.get(name)
+        self._bins[name] = seen if known_bins is None else known_bins + seen
+        self._squares[name] = squares if known_squares is None else known_squares + squares
 
     def amax(self, name: str) -> float:
         """The largest magnitude of all steps."""
@@ -72,7 +81,14 @@ class Ranges:
         edge = math.exp2((min(place, BINS - 1) + 1) / OCTAVE + LOWEST)
         return min(edge, self.amax(name))
 
-    def scales(self, method: str = AMAX, percent: float = 99.999) -> dict[str, float]:
-        """Product name -> scale of its input. percent: for 'percentile'; what lies above it saturates."""
+    def crest(self, name: str) -> float:
+        """The largest magnitude over the rms of all that are not zero; 0 if all are."""
+        squares, count = float(self._squares[name]), int(self._bins[name].sum())
+        return self.amax(name) / math.sqrt(squares / count) if squares > 0 else 0.0
+
+    def scales(self, method: str = AMAX, percent: float = 99.999) -> Scales:
+        """Product name -> scale of its input in E4M3. percent: for 'percentile'; what lies above it
+        saturates."""
         of = {AMAX: self.amax, PERCENTILE: lambda name: self.percentile(name, percent)}[method]
-        return {name: max(of(name), LEAST) * HEADROOM / E4M3_MAX for name in self.names}
+        scales = {name: max(of(name), LEAST) * HEADROOM[E4M3] / LARGEST[E4M3] for name in self.names}
+        return Scales(scales, {name: self.crest(name) for name in self.names})

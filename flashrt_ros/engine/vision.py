@@ -1,4 +1,4 @@
-"""The SigLIP tower as a sequence of launches: frames -> one raw projected row per patch.
+"""The SigLIP tower as a sequence of launches: patches -> one raw projected row for each.
 
 A layer is seven launches where the products are ours (`fused_gemm`, Hopper): QKV, attention, output, norm, up
 with GELU, down, norm. The library's products leave GELU to a kernel of its own. Biases, residuals and scales
@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.formats import as_input
 from flashrt_ros.engine.fused_gemm import FusedProduct, Tiling
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.operators import Operators
@@ -71,8 +72,7 @@ class VisionTower:
         ]
         self.projector = product('projector')
         if tilings is None:
-            precision = 'fp8' if self.projector.fp8 else 'bf16'
-            tilings = tower_tilings(operators.library.gpu, spec, precision)
+            tilings = tower_tilings(operators.library.gpu, spec, self.projector.narrow)
         self._tilings = tilings
         self._buffers = self._allocate(views * spec.tokens, device)
         self._steps: dict[int, list[Steps]] = {}
@@ -81,27 +81,39 @@ class VisionTower:
         """Where `run` leaves the raw projected rows, bf16 [views * tokens, language width]."""
         return self._buffers.projected[: views * self.spec.tokens]
 
-    def run(self, frames: Tensor) -> None:
-        """Frames of the present views (`buffers.Inputs.frames`) -> `output`."""
-        ops, count = self.operators, frames.shape[0] * self.spec.tokens
+    def patch_rows(self, views: int) -> Tensor:
+        """Where `see` finds the patches, bf16 [views * tokens, columns] as in kernels/embedding.cu."""
+        return self._buffers.patches[: views * self.spec.tokens]
+
+    def run(self, images: Tensor) -> None:
+        """Images fp32 [views, 3, size, size] in [-1, 1] -> `output`."""
+        views = images.shape[0]
+        self.operators.patches(images, self.spec.patch, self.patch_rows(views))
+        self.see(views)
+
+    def see(self, views: int) -> None:
+        """`patch_rows` of the present views -> `output`."""
+        ops, count = self.operators, views * self.spec.tokens
         rows, tilings = self._cut(count), self._present_tilings(count)
-        ops.patches(frames, self.spec.patch, rows.patches)
         self.patch(rows.patches, rows.sums[0])
         first = self.layers[0]['qkv']
-        ops.layer_norm(rows.residual, rows.normed, first, rows.sums[:1], start=self.start)
+        normed = as_input(rows.normed, first.dtype)
+        ops.layer_norm(rows.residual, normed, first, rows.sums[:1], start=self.start)
         for i, steps in enumerate(self._layer_steps(rows, tilings)):
             self._run_layer(rows, i, steps, tilings)
-        self.projector(rows.normed, rows.projected)
+        ops.multiply(self.projector, as_input(rows.normed, self.projector.dtype), rows.projected)
 
     def _run_layer(self, rows: Rows, index: int, steps: Steps, tilings: Mapping[str, Tiling]) -> None:
         ops, spec, layer = self.operators, self.spec, self.layers[index]
 
         def norm(part: str, following: Product) -> None:
             sums = rows.sums[: tilings[part].parts if part in tilings else 1]
-            ops.layer_norm(rows.residual, rows.normed, following, sums, preceding=layer[part])
+            normed = as_input(rows.normed, following.dtype)
+            ops.layer_norm(rows.residual, normed, following, sums, preceding=layer[part])
 
         steps['qkv']()
-        ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, rows.attended, layer['o'])
+        attended = as_input(rows.attended, layer['o'].dtype)
+        ops.vision_attention(rows.qkv, layer['qkv'], spec.tokens, spec.heads, attended, layer['o'])
         steps['o']()
         norm('o', layer['up'])
         steps['up']()
@@ -122,27 +134,30 @@ class VisionTower:
         return self._steps[count]
 
     def _library_steps(self, layer: Mapping[str, Product], rows: Rows) -> Steps:
+        multiply, inputs = self.operators.multiply, self._inputs(layer, rows)
+
         def up() -> None:
-            layer['up'](rows.normed, rows.up)
-            self.operators.bias_gelu(rows.up, layer['up'], rows.activated, layer['down'])
+            multiply(layer['up'], inputs['up'], rows.up)
+            self.operators.bias_gelu(rows.up, layer['up'], inputs['down'], layer['down'])
 
         return {
-            'qkv': partial(layer['qkv'], rows.normed, rows.qkv),
-            'o': partial(layer['o'], rows.attended, rows.sums[0]),
+            'qkv': partial(multiply, layer['qkv'], inputs['qkv'], rows.qkv),
+            'o': partial(multiply, layer['o'], inputs['o'], rows.sums[0]),
             'up': up,
-            'down': partial(layer['down'], rows.activated, rows.sums[0]),
+            'down': partial(multiply, layer['down'], inputs['down'], rows.sums[0]),
         }
 
+    @staticmethod
+    def _inputs(layer: Mapping[str, Product], rows: Rows) -> dict[str, Tensor]:
+        buffers = {'qkv': rows.normed, 'o': rows.attended, 'up': rows.normed, 'down': rows.activated}
+        return {part: as_input(buffer, layer[part].dtype) for part, buffer in buffers.items()}
+
     def _fused_steps(self, index: int, rows: Rows, tilings: Mapping[str, Tiling]) -> Steps:
-        operands = {
-            'qkv': (rows.normed, rows.qkv),
-            'o': (rows.attended, rows.sums),
-            'up': (rows.normed, rows.activated),
-            'down': (rows.activated, rows.sums),
-        }
         layer, steps = self.layers[index], Steps()
+        inputs = self._inputs(layer, rows)
+        outs = {'qkv': rows.qkv, 'o': rows.sums, 'up': inputs['down'], 'down': rows.sums}
         for part, tiling in tilings.items():
-            x, out = operands[part]
+            x, out = inputs[part], outs[part]
             steps[part] = FusedProduct(
                 self.operators.library,
                 layer[part],

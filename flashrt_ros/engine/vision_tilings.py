@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.fused_gemm import GELU, RAW, Tiling, build
 from flashrt_ros.models.spec import VisionSpec
@@ -33,16 +35,16 @@ SO400M: Mapping[str, Tilings] = {
 block of the attention beside it."""
 
 
-def tower_tilings(gpu: Gpu, spec: VisionSpec, precision: str) -> Tilings:
-    """What a tower uses; the library has all other products and row counts."""
+def tower_tilings(gpu: Gpu, spec: VisionSpec, narrow: bool) -> Tilings:
+    """What a tower uses; the library has all other products and row counts. narrow: whether in 8 bits."""
     covered = gpu.capability == (9, 0) and (spec.width, spec.mlp) == (1152, 4304)
-    return SO400M[precision] if covered else {}
+    return SO400M['fp8' if narrow else 'bf16'] if covered else {}
 
 
-def tiling_builds(tilings: Tilings, precision: str) -> list[tuple[str, dict[str, int]]]:
+def tiling_builds(tilings: Tilings, dtype: torch.dtype) -> list[tuple[str, dict[str, int]]]:
     """The kernel files and constants of all products in `tilings`."""
     return [
-        build(tiling, EPILOGUES[part], precision == 'fp8')
+        build(tiling, EPILOGUES[part], dtype)
         for products in tilings.values()
         for part, tiling in products.items()
     ]

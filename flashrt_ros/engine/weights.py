@@ -16,8 +16,9 @@ from torch import Tensor
 from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.flow import pack_flow
+from flashrt_ros.engine.formats import TOWERS, tower_format
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
-from flashrt_ros.engine.packing import Packed, expert_precision, pack_expert, pack_language, pack_vision
+from flashrt_ros.engine.packing import Packed, pack_expert, pack_language, pack_vision
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.spec import PolicySpec
@@ -35,19 +36,25 @@ def pack(
     precision: str,
     fused: bool = False,
     wide: bool = False,
+    uneven: frozenset[str] = frozenset(),
 ) -> Packed:
     """Everything the engine needs, packed on whatever device the tensors come on.
 
     fused: for the fused denoise loop (`fused_denoise.covers` says where) instead of the plain one.
     wide: for the prefill's own products (`wide_gemm.covers` says where) instead of the library's.
+    Where both are, there are kernels for integers of 8 bits (`formats.tower_format`);
+    uneven: products that get none.
     """
+    vision, language, expert = (
+        tower_format(spec, precision, tower, fused and wide, uneven) for tower in TOWERS
+    )
     pack_loop = pack_fused if fused else pack_expert
     pack_prefill = pack_wide_language if wide else pack_language
     with torch.inference_mode():
         return {
-            **pack_vision(tensors, spec, precision),
-            **pack_prefill(tensors, spec, precision),
-            **pack_loop(tensors, spec, expert_precision(spec, precision)),
+            **pack_vision(tensors, spec, vision, uneven),
+            **pack_prefill(tensors, spec, language, uneven),
+            **pack_loop(tensors, spec, expert),
             **pack_flow(tensors, spec),
         }
 
@@ -79,28 +86,46 @@ def load_packed(
     gpu: Gpu,
     tensors: Callable[[], Mapping[str, Tensor]],
     cache: Path | None = None,
+    uneven: frozenset[str] = frozenset(),
 ) -> Packed:
     """From the cache, straight to the device; otherwise pack and fill the cache.
 
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
-    packed.
+    packed. uneven: products of which `formats.uneven_products` says so.
     """
-    folder = (cache or cache_directory()) / 'weights'
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
-    path = folder / f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    path = packed_path(key, spec, precision, views, gpu, cache, uneven)
+    folder = path.parent
     if path.exists():
         try:
             return load_file(path, device=str(gpu.device))
         except SafetensorError:  # cut short by a full disk or a crash: it can be made again
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide)
+    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide, uneven)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         written = Path(temporary) / path.name
         save_file(packed, written)
         written.replace(path)
     return packed
+
+
+def packed_path(
+    key: str,
+    spec: PolicySpec,
+    precision: str,
+    views: int,
+    gpu: Gpu,
+    cache: Path | None = None,
+    uneven: frozenset[str] = frozenset(),
+) -> Path:
+    """Where `load_packed` keeps them, whether they are there or not."""
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
+    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    if uneven and spec.family == 'pi0':
+        form += '-' + hashlib.sha256(' '.join(sorted(uneven)).encode()).hexdigest()[:8]
+    name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    return (cache or cache_directory()) / 'weights' / name
 
 
 class OnDevice(Mapping[str, Tensor]):

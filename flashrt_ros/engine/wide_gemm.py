@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.formats import constants, product_dtype
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.tensor_map import ROW_BYTES, tensor_map
@@ -36,9 +38,9 @@ class Tiling:
     def columns(self) -> int:
         return 256 if self.warpgroups == 2 else 192
 
-    def shared(self, fp8: bool) -> int:
+    def shared(self, narrow: bool) -> int:
         """Bytes of dynamic shared memory: stages and their barriers, scales of stages + 1 tiles."""
-        scales = (self.stages + 1) * self.columns * 4 if fp8 else 0
+        scales = (self.stages + 1) * self.columns * 4 if narrow else 0
         return self.stages * ((self.rows + self.columns) * ROW_BYTES + 16) + scales
 
     def tiles(self, rows: int, columns: int) -> int:
@@ -62,18 +64,20 @@ def covers(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> bool:
     in bf16, and weights are packed for one or the other (benchmarks/notes.md).
     """
     published = replace(spec.language, layers=GEMMA_2B.layers) == GEMMA_2B
-    return gpu.capability == (9, 0) and published and (precision == 'fp8' or views > 1)
+    return gpu.capability == (9, 0) and published and (precision != 'bf16' or views > 1)
 
 
-def build(kernel: str, fp8: bool, tiling: Tiling) -> tuple[str, dict[str, int]]:
-    """Kernel file and constants, as `KernelLibrary.compile` takes them."""
-    constants = {'WARPGROUPS': tiling.warpgroups, 'STAGES': tiling.stages, 'FP8': int(fp8)}
-    return f'{kernel}_sm90', constants
+def build(kernel: str, dtype: torch.dtype, tiling: Tiling) -> tuple[str, dict[str, int]]:
+    """Kernel file and constants, as `KernelLibrary.compile` takes them. dtype: of the operands."""
+    sizes = {'WARPGROUPS': tiling.warpgroups, 'STAGES': tiling.stages}
+    return f'{kernel}_sm90', sizes | constants(dtype)
 
 
-def builds(fp8: bool) -> list[tuple[str, dict[str, int]]]:
-    """All that a prefill may launch."""
-    return [build(kernel, fp8, tiling) for kernel in KERNELS for tiling in TILINGS]
+def builds(tower_format: str) -> list[tuple[str, dict[str, int]]]:
+    """All that a prefill of this format may launch."""
+    parts = zip(KERNELS, ('gate_up', 'down'), strict=True)
+    dtypes = {kernel: product_dtype(f'language.0.{part}', tower_format) for kernel, part in parts}
+    return [build(kernel, dtypes[kernel], tiling) for kernel in KERNELS for tiling in TILINGS]
 
 
 def choose(rows: int, columns: int, parts: int, blocks: int) -> Tiling:
@@ -127,14 +131,14 @@ def _launch(
     parts: int,
     tiling: Tiling,
 ) -> None:
-    file, constants = build(kernel, product.fp8, tiling)
+    file, sizes = build(kernel, product.dtype, tiling)
     tiles = tiling.tiles(x.shape[0], product.weight.shape[0])
-    library.kernel(file, kernel, **constants)(
+    library.kernel(file, kernel, **sizes)(
         min(tiles * parts, library.gpu.multiprocessors),
         128 * tiling.warpgroups + 32,
         tensor_map(x, tiling.rows),
         tensor_map(product.weight, tiling.columns),
         *arguments,
-        shared=tiling.shared(product.fp8),
+        shared=tiling.shared(product.narrow),
         dependent=True,
     )

@@ -33,9 +33,11 @@ def gated_order(width: int) -> Tensor:
     return torch.stack([gates, gates + width], 1).flatten()
 
 
-def pack_wide_language(tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str) -> Packed:
+def pack_wide_language(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, precision: str, uneven: frozenset[str] = frozenset()
+) -> Packed:
     """`packing.pack_language` with `gated` in place of `gate_up` and `split_down` in place of `down`."""
-    packed, language = pack_language(tensors, spec, precision), spec.language
+    packed, language = pack_language(tensors, spec, precision, uneven), spec.language
     for i in range(language.layers - 1):
         gates, lanes = gated_order(language.mlp), lane_order(language.width)
         _reorder(packed, f'language.{i}.gate_up', f'language.{i}.gated', gates, scaled=True)

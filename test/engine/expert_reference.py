@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.expert_layout import step_order
+from flashrt_ros.engine.formats import round_to
 
-DTYPES = {'bf16': torch.bfloat16, 'fp8': torch.float8_e4m3fn}
+DTYPES = {'bf16': torch.bfloat16, 'fp8': torch.float8_e4m3fn, 'int8': torch.int8}
 ROWS = 64
 
 
@@ -33,6 +34,4 @@ def from_fragments(fragments: Tensor, dtype: torch.dtype, depth: int, order: str
 
 def rounded(values: Tensor, precision: str) -> Tensor:
     """What survives the kernels' storage format, in that format."""
-    if precision == 'fp8':
-        values = values.clamp(-448, 448)
-    return values.to(DTYPES[precision])
+    return round_to(values, DTYPES[precision])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flashrt_ros.engine.formats import E4M3, round_to
 from flashrt_ros.engine.wide_layout import gated_order, lane_order
 
 LIBRARY = SimpleNamespace(
@@ -26,6 +27,12 @@ def real(raw: Tensor, product) -> Tensor:
     if product is not None and product.channel_scale is not None:
         x = x * product.channel_scale
     return x if product is None or product.bias is None else x + product.bias
+
+
+def leave(y: Tensor, out: Tensor, following) -> None:
+    """Round what a kernel leaves for the product behind it."""
+    scaled = y if following is None else y * following.inverse_scale
+    out[: len(y)] = round_to(scaled, out.dtype)
 
 
 def of_rows(vector, modulation, rows):
@@ -54,7 +61,7 @@ class PlainOperators:
         if modulation is not None:
             scale, shift = (of_rows(v, modulation, len(residual)) for v in modulation[:2])
             y = y * (1 + scale) + (0 if shift is None else shift)
-        out[: len(residual)] = y.to(out.dtype)
+        leave(y, out, following)
 
     def flow_step(self, actions, velocity, guide, step, product=None):
         steps, frozen = len(guide.gammas), int(guide.frozen)
@@ -68,21 +75,30 @@ class PlainOperators:
     def layer_norm(self, residual, out, following, sums, *, preceding=None, start=None):
         x = residual if start is None else start[torch.arange(len(residual)) % len(start)]
         residual.copy_(x + real(sums.float().sum(0), preceding))
-        out[: len(residual)] = F.layer_norm(residual, residual.shape[1:], eps=1e-6).to(out.dtype)
+        leave(F.layer_norm(residual, residual.shape[1:], eps=1e-6), out, following)
 
     def bias_gelu(self, x, preceding, out, following):
-        out.copy_(F.gelu(real(x, preceding), approximate='tanh'))
+        leave(F.gelu(real(x, preceding), approximate='tanh'), out, following)
 
     def gelu_gate(self, x, preceding, out, following):
         gate, up = real(x, preceding).chunk(2, 1)
-        out.copy_(F.gelu(gate, approximate='tanh') * up)
+        leave(F.gelu(gate, approximate='tanh') * up, out, following)
+
+    def has_own(self, product):
+        return False
+
+    def multiply(self, product, x, out):
+        if product.dtype == E4M3:  # which the CPU does not multiply
+            out.copy_(x.float() @ product.weight.float().T)
+        else:
+            product(x, out)
 
     def gated_product(self, x, product, out, following):
         width = out.shape[1]
         columns = torch.empty(len(x), 2 * width)
         columns[:, gated_order(width)] = real(x.float() @ product.weight.float().T, product)
         gate, up = columns.chunk(2, 1)
-        out.copy_(F.gelu(gate, approximate='tanh') * up)
+        leave(F.gelu(gate, approximate='tanh') * up, out, following)
 
     def split_product(self, x, product, out):
         parts, _, columns = out.shape
@@ -110,13 +126,13 @@ class PlainOperators:
         q = queries.float().unflatten(1, (-1, dim)).transpose(0, 1)
         logits = (q @ keys[:total].float().T / math.sqrt(dim)).masked_fill(~mask, -math.inf)
         weighted = torch.softmax(logits, -1) @ values[:total].float()
-        out[:rows] = weighted.transpose(0, 1).flatten(1).to(out.dtype)
+        leave(weighted.transpose(0, 1).flatten(1), out, following)
 
     def vision_attention(self, qkv, preceding, tokens, heads, out, following):
         q, k, v = (
             real(qkv, preceding).view(-1, tokens, 3, heads, out.shape[1] // heads).permute(2, 0, 3, 1, 4)
         )
-        out.copy_(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(out.shape))
+        leave(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(out.shape), out, following)
 
     def patches(self, frames, patch, out):
         patches = F.unfold(255 * frames, patch, stride=patch).transpose(1, 2).flatten(0, 1)
@@ -125,4 +141,4 @@ class PlainOperators:
     def prefix_embedding(self, projected, projector, tokens, table, residual, out, following):
         words = table[tokens.long()].float() * math.sqrt(residual.shape[1])
         residual.copy_(torch.cat([real(projected, projector), words]))
-        out.copy_(F.rms_norm(residual, residual.shape[1:], eps=1e-6))
+        leave(F.rms_norm(residual, residual.shape[1:], eps=1e-6), out, following)

@@ -16,8 +16,13 @@ POISON = float('nan')
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A GPU tensor whose every element shows whether it was written."""
-    return torch.full(shape, POISON, device='cuda').to(dtype)
+    """A GPU tensor whose every element shows whether it was written (int8: what does not saturate)."""
+    return torch.full(shape, -128 if dtype == torch.int8 else POISON, device='cuda').to(dtype)
+
+
+def unwritten(x: Tensor) -> bool:
+    """Whether all of it is still poison."""
+    return bool((x == -128 if x.dtype == torch.int8 else x.float().isnan()).all())
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:

@@ -5,7 +5,8 @@ import torch
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
 from flashrt_ros.engine.expert_buffers import ExpertShape, Prefix, check_shape
-from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, quantise_rows, rotary_columns
+from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, rotary_columns
+from flashrt_ros.engine.formats import quantise_rows
 from flashrt_ros.errors import BackendError
 
 
@@ -64,7 +65,7 @@ def test_gates_and_ups_alternate_in_tiles_of_eight():
 
 def test_a_row_uses_the_whole_range_of_e4m3():
     weight = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 7.0, 100.0, 1e4])[:, None]
-    values, scale = quantise_rows(weight, 'fp8')
+    values, scale = quantise_rows(weight, torch.float8_e4m3fn)
     assert torch.equal(values.float().abs().amax(1), torch.full((5,), 448.0))
     torch.testing.assert_close(values.float() * scale[:, None], weight, rtol=2**-4, atol=1e-30 + 0.02)
 

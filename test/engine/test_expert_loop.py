@@ -11,18 +11,18 @@ from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
 
 pytestmark = pytest.mark.gpu
 
-LEAST_COSINE = {'bf16': 0.9999, 'fp8': 0.996}
+LEAST_COSINE = {'bf16': 0.9999, 'fp8': 0.996, 'int8': 0.998}
 """Of what the flow steps add to the noise."""
 
-LEAST_GUIDED = {'bf16': 0.999, 'fp8': 0.99}
+LEAST_GUIDED = {'bf16': 0.999, 'fp8': 0.99, 'int8': 0.99}
 """Of what guidance changes."""
 
-LENGTHS = {'bf16': (562, 1, 200, 712), 'fp8': (562, 257, 400, 712)}
+LENGTHS = {'bf16': (562, 1, 200, 712), 'fp8': (562, 257, 400, 712), 'int8': (562, 257, 400, 712)}
 """Prefixes. The scales of fp8 are made at 562, and hold for every prefix with at least one view."""
 
 
 @pytest.mark.parametrize('family', ['pi05', 'pi0'])
-@pytest.mark.parametrize('precision', ['bf16', 'fp8'])
+@pytest.mark.parametrize('precision', ['bf16', 'fp8', 'int8'])
 @pytest.mark.parametrize('horizon', [1, 10, 50, 63])
 def test_actions_are_those_of_the_plain_model(library, family, precision, horizon):
     trial = ExpertTrial(library, family, precision, TrialShape(horizon=horizon))
@@ -38,6 +38,7 @@ def test_actions_are_those_of_the_plain_model(library, family, precision, horizo
         ('pi05', 'bf16', 'identity'),
         ('pi05', 'fp8', 'identity'),
         ('pi0', 'bf16', 'identity'),
+        ('pi0', 'int8', 'identity'),
         ('pi05', 'bf16', 'prefix'),
         ('pi05', 'fp8', 'prefix'),
     ],
@@ -74,8 +75,9 @@ def test_one_graph_serves_every_prefix_length(library):
         assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE['bf16']
 
 
-def test_replays_are_equal_to_the_last_bit(library):
-    trial = ExpertTrial(library, 'pi05', 'fp8', TrialShape())
+@pytest.mark.parametrize(('family', 'precision'), [('pi05', 'fp8'), ('pi0', 'int8')])
+def test_replays_are_equal_to_the_last_bit(library, family, precision):
+    trial = ExpertTrial(library, family, precision, TrialShape())
     observed = trial.observe(400)
     first = trial.found(*observed)
     assert all(torch.equal(trial.found(*observed), first) for _ in range(20))

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from flashrt_ros.engine.calibration import FILE, store, stored
-from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision, quantise_rows
+from flashrt_ros.engine.formats import quantise_rows
+from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision
+from flashrt_ros.engine.ranges import Scales
 from flashrt_ros.engine.weights import fingerprint, load_packed, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
@@ -92,7 +94,7 @@ def test_the_expert_of_pi0_stays_in_bf16(family, expected):
 @pytest.mark.parametrize('spread', [1e-6, 1.0, 1e4])
 def test_each_output_channel_has_its_own_scale(spread):
     weight = torch.randn(64, 96) * torch.logspace(-3, 3, 64)[:, None] * spread
-    values, scale = quantise_rows(weight)
+    values, scale = quantise_rows(weight, torch.float8_e4m3fn)
     error = (values.float() * scale[:, None] - weight).norm(dim=1) / weight.norm(dim=1)
     assert error.max() < 0.04
     assert values.float().abs().amax(1).eq(448).all()
@@ -117,8 +119,9 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
 
 
 def test_scales_are_read_back(tmp_path):
-    store(tmp_path, 'key', {'expert.0.o': 0.25}, 8)
+    store(tmp_path, 'key', Scales({'expert.0.o': 0.25}, {'expert.0.o': 4.5}), 8)
     assert stored(tmp_path, 'key') == {'expert.0.o': 0.25}
+    assert stored(tmp_path, 'key').crests == {'expert.0.o': 4.5}
 
 
 def test_missing_scales_are_asked_for(tmp_path):
@@ -130,6 +133,13 @@ def test_scales_of_other_weights_are_refused(tmp_path):
     store(tmp_path, 'key', {'expert.0.o': 0.25}, 8)
     with pytest.raises(CheckpointError, match='belongs to other weights'):
         stored(tmp_path, 'other')
+
+
+def test_scales_of_another_version_are_refused(tmp_path):
+    path = store(tmp_path, 'key', {'expert.0.o': 0.25}, 8)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'version': 2}))
+    with pytest.raises(CheckpointError, match='has version 2, not 1'):
+        stored(tmp_path, 'key')
 
 
 @pytest.mark.parametrize(

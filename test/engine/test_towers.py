@@ -7,14 +7,17 @@ import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
-from flashrt_ros.engine import attention_sm90, builds, wide_gemm
+from flashrt_ros.engine import attention_sm90, builds, frame_inputs, wide_gemm
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.denoise import PlainDenoise
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.packing import pack_vision
 from flashrt_ros.engine.prefill import Prefill
+from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.wide_layout import pack_wide_language
 from flashrt_ros.models.pi import load_model
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05
@@ -82,6 +85,39 @@ def test_every_stage_computes_what_the_plain_model_does(case):
     assert max(errors.values()) < 0.02, errors
 
 
+def test_towers_in_integers(monkeypatch):
+    """Scales from the towers in bf16; then products of small integers, and down's of E4M3."""
+    torch.manual_seed(0)
+    spec, tensors, ranges = NANO_PI0, random_tensors(NANO_PI0, 1), Ranges()
+    images, tokens = torch.rand(VIEWS, 3, 224, 224) * 2 - 1, torch.randint(0, spec.vocab, (WORDS,))
+    padded = torch.cat([tokens, torch.zeros(PADDED - WORDS, dtype=torch.long)]).int()
+    rows = VIEWS * spec.vision.tokens + WORDS
+
+    def run(packed, scales, observer=None):
+        cache = PrefixCache.allocate(spec, VIEWS, CPU)
+        cache.length.fill_(rows)
+        vision = VisionTower(PlainOperators(), spec.vision, packed, scales, VIEWS)
+        prefill = Prefill(PlainOperators(), spec, packed, scales, VIEWS, cache)
+        for layer in (*vision.layers, *prefill.layers):
+            for product in layer.values():
+                product.observer = observer
+        vision.projector.observer = prefill.last.observer = observer
+        vision.run(images)
+        prefill.run(vision.output(VIEWS), vision.projector, padded)
+        return [t[i, :rows].clone() for t in (cache.keys, cache.values) for i in range(len(t))]
+
+    with torch.inference_mode():
+        exact = run(pack(tensors, spec, 'bf16'), {}, ranges)
+        uneven = frozenset({'vision.0.qkv', 'language.0.o'})
+        packed = pack_vision(tensors, spec, 'int8', uneven) | pack_wide_language(
+            tensors, spec, 'int8', uneven
+        )
+        assert packed['language.0.gated.weight'].dtype == torch.int8
+        assert packed['language.0.split_down.weight'].dtype == torch.float8_e4m3fn
+        found = run(packed, ranges.scales())
+    assert max(relative_error(f, e) for f, e in zip(found, exact, strict=True)) < 0.05
+
+
 class RecordingLibrary:
     """Gives kernels that do nothing, and notes which were asked for."""
 
@@ -102,7 +138,9 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
     packed, operators = pack(random_tensors(spec, 1), spec, 'bf16'), Operators(library)
     cache = PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)
-    vision.run(torch.zeros(VIEWS, 3, 224, 224))
+    monkeypatch.setattr(frame_inputs, 'pinned_zeros', lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+    frame_inputs.FrameInputs(library, spec.vision, 'pil', VIEWS).launch(0, VIEWS, vision.patch_rows(VIEWS))
+    vision.see(VIEWS)
     tokens = torch.zeros(PADDED, dtype=torch.int32)
     Prefill(operators, spec, packed, {}, VIEWS, cache).run(vision.output(VIEWS), vision.projector, tokens)
     PlainDenoise(operators, spec, packed, {}, cache).run()

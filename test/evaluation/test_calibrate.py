@@ -9,7 +9,8 @@ import torch
 from evaluation.robots import BagMaker
 from flashrt_ros.cli.main import main
 from flashrt_ros.configuration import load_config
-from flashrt_ros.engine.ranges import HEADROOM, Ranges
+from flashrt_ros.engine.formats import E4M3, HEADROOM
+from flashrt_ros.engine.ranges import Ranges
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.evaluation.diverse import choose_observations, farthest
 from flashrt_ros.evaluation.precision import distance, predict
@@ -53,7 +54,8 @@ def test_ranges_by_flow_step_and_percentile():
     # All but one of ten thousand values are 0.5.
     assert 0.5 <= ranges.percentile('q', 99.9) <= 0.5 * 2 ** (1 / 4)
     assert ranges.percentile('q', 100.0) == 4.0
-    assert ranges.scales()['q'] == pytest.approx(4.0 * HEADROOM / 448)
+    assert ranges.scales()['q'] == pytest.approx(4.0 * HEADROOM[E4M3] / 448)
+    assert ranges.scales().crests['q'] > 1
     assert ranges.scales('percentile', 99.9)['q'] < ranges.scales()['q'] / 6
 
 

@@ -1,26 +1,31 @@
-"""What guidance costs in the denoise loop at full size with random weights: none, identity, frozen prefix.
+"""What guidance costs in the denoise loop, at full size with random weights.
 
 usage: python -m benchmarks.guidance [--family pi05 pi0] [--precision fp8 bf16] [--length 562] [--rows 10]
 
-Prints p50, p90 and p99 of graph replays in milliseconds. One graph serves all kinds; they take turns, so that
-clocks and temperature are the same for all.
+Prints p50, p90 and p99 of graph replays in milliseconds, of four kinds that take turns, so that clocks and
+temperature are the same for all: without guidance, with identity guidance, with a frozen prefix (one graph
+for these three), and with the true vector-Jacobian product, whose loop has a graph of its own and runs in
+bf16 whatever the precision. Of the last also the cosine of what guidance changes with the plain model's.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles
 from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
+from flashrt_ros.engine.exact import ExactDenoise
+from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.guidance import Guide, guidance_weight
 from flashrt_ros.models.spec import PolicySpec
 
-HORIZON, REPLAYS = 50, 300
+HORIZON, REPLAYS = 50, 200
 
 
 def guides(spec: PolicySpec, rows: int) -> dict[str, Guide | None]:
@@ -31,31 +36,72 @@ def guides(spec: PolicySpec, rows: int) -> dict[str, Guide | None]:
     kinds = {'plain': None, 'identity': Guide('identity', target, weights, 0, gammas)}
     if spec.has_ada_rms:
         kinds['prefix'] = Guide('prefix', target, none, rows, gammas)
-    return kinds
+    return kinds | {'exact': Guide('exact', target, weights, 0, gammas)}
 
 
-def alternating_times(
-    trial: ExpertTrial, kinds: dict[str, Guide | None], replays: int = REPLAYS
+class Loops:
+    """Both loops of one policy on the same weights and prefix, each in a graph."""
+
+    def __init__(self, trial: ExpertTrial, exact: ExactDenoise) -> None:
+        self.trial, self.exact = trial, exact
+        self.stream = trial.library.context.new_stream()
+        self._graphs = {False: self._capture(trial.loop.launch), True: self._capture(exact.run)}
+
+    def stage(self, guide: Guide | None, noise: Tensor, state: Tensor) -> None:
+        """On the current stream."""
+        if guide is not None and guide.method == 'exact':
+            self.exact.guide.write(guide)
+            self.exact.actions.copy_(noise)
+            self.exact.state.copy_(state)
+        else:
+            self.trial.guide.write(guide)
+            self.trial.stage(noise, state)
+
+    def replay(self, guide: Guide | None) -> None:
+        self._graphs[guide is not None and guide.method == 'exact'].replay()
+
+    def _capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream), torch.no_grad():
+            launch()
+        self.stream.synchronize()
+        with torch.cuda.graph(graph, stream=self.stream), torch.no_grad():
+            launch()
+        return graph
+
+
+def times_in_turn(
+    loops: Loops, kinds: dict[str, Guide | None], noise: Tensor, state: Tensor
 ) -> dict[str, Tensor]:
-    """Sorted milliseconds of replays of one graph of the loop for each kind of guidance."""
-    stream, graph = trial.library.context.new_stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        trial.loop.launch()
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        trial.loop.launch()
+    """Sorted milliseconds of replays for each kind of guidance."""
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    with torch.cuda.stream(stream):
-        for _ in range(replays + WARM_UP):
+    with torch.cuda.stream(loops.stream):
+        for _ in range(REPLAYS + WARM_UP):
             for name, guide in kinds.items():
-                trial.guide.write(guide)
+                loops.stage(guide, noise, state)
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                graph.replay()
+                loops.replay(guide)
                 end.record()
                 end.synchronize()
                 times[name].append(begin.elapsed_time(end))
     return {name: torch.tensor(values[WARM_UP:]).sort().values for name, values in times.items()}
+
+
+def agreement(loops: Loops, guide: Guide, noise: Tensor, state: Tensor) -> float:
+    """Cosine of what exact guidance changes, of the loop and of the plain model."""
+    off = Guide('exact', guide.target, torch.zeros_like(guide.weights), 0, guide.gammas)
+    found, expected = [], []
+    for each in (off, guide):
+        with torch.cuda.stream(loops.stream):
+            loops.stage(each, noise, state)
+            loops.replay(each)
+        loops.stream.synchronize()
+        found.append(loops.exact.actions.clone())
+        on_device = Guide('exact', each.target.cuda(), each.weights.cuda(), 0, each.gammas)
+        expected.append(loops.trial.expected(noise, state, guide=on_device))
+    change, right = ((guided - free).double().flatten() for free, guided in (found, expected))
+    return float(cosine_similarity(change, right, dim=0))
 
 
 def main() -> None:
@@ -71,9 +117,13 @@ def main() -> None:
     for family in arguments.family:
         for precision in arguments.precision:
             trial = ExpertTrial(library, family, precision, TrialShape(LAYERS, HORIZON, STEPS, CAPACITY))
-            trial.stage(*trial.observe(arguments.length))
-            for name, times in alternating_times(trial, guides(trial.spec, arguments.rows)).items():
+            observed, kinds = trial.observe(arguments.length), guides(trial.spec, arguments.rows)
+            loops = Loops(trial, exact_loop(trial))
+            for name, times in times_in_turn(loops, kinds, *observed).items():
                 print(f'{family} {precision} {name:8s} {percentiles(times)} ms', flush=True)
+            exact = kinds['exact']
+            if exact is not None:
+                print(f'{family} exact: cosine of the change {agreement(loops, exact, *observed):.6f}')
 
 
 if __name__ == '__main__':

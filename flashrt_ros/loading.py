@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flashrt_ros.configuration import RobotConfig, check_against
-from flashrt_ros.control import check_strategy
+from flashrt_ros.control import STRATEGIES, check_strategy
 from flashrt_ros.policy import Observation, Policy, PolicyOptions, load_policy
 
 
@@ -58,6 +58,7 @@ def options_of(config: RobotConfig) -> PolicyOptions:
         asset_id=chosen.asset_id,
         tokenizer=Path(chosen.tokenizer) if chosen.tokenizer else None,
         trained_prefix=chosen.trained_prefix,
+        guidance=STRATEGIES[config.executor.strategy].guidance,
         seed=chosen.seed,
         threads=chosen.threads,
     )

@@ -158,6 +158,7 @@ class PolicyOptions:
     checkpoints, whose files do not say. asset_id: which of several norm_stats.json. tokenizer: file or
     directory, if not the checkpoint's.
     trained_prefix: rows of prefix that the checkpoint was trained with, where its files do not say.
+    guidance: the method of `GUIDANCE` that will be asked for, or ''; 'exact' takes memory of a CUDA engine.
     seed: seeds the starting noise; None draws from the system.
     threads: CPU threads of the whole process (torch's setting); None leaves torch's default, every core.
     """
@@ -173,6 +174,7 @@ class PolicyOptions:
     asset_id: str | None = None
     tokenizer: Path | None = None
     trained_prefix: int | None = None
+    guidance: str = ''
     seed: int | None = None
     threads: int | None = None
 

@@ -3,6 +3,8 @@
 //
 //   bias_gelu:  out[r, c] = gelu(x[r, c] * channel_scale[c] + bias[c])                          x is [rows, WIDTH]
 //   gelu_gate:  out[r, c] = gelu(x[r, c] * s[c]) * (x[r, WIDTH + c] * s[WIDTH + c])             x is [rows, 2 * WIDTH]
+//   gelu_gate_backward: the gradient of gelu_gate's x, bf16 [rows, 2 * WIDTH], from that of its result, bf16 in `parts` to be
+//               added up, `stride` values apart; without s
 //
 // x is the raw bf16 output of the preceding product; channel_scale (s) turns it into real units and may be null (ones).
 // With FP8 the result is multiplied by inverse_scale and rounded to e4m3 (INT8: to integers), saturating; without, it is bf16.
@@ -67,5 +69,23 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int j = 0; j < 8; j++) y.v[j] *= gelu_tanh(g.v[j]);
     finish(out + (size_t)i * 8, y, inverse_scale);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) gelu_gate_backward(const bf16* x, const bf16* upstream, int parts, int stride,
+                                                                              bf16* out, int rows) {
+  release_successor();
+  wait_for_predecessor();
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < rows * VECTORS; i += gridDim.x * blockDim.x) {
+    size_t place = (size_t)(i / VECTORS) * 2 * WIDTH + (i % VECTORS) * 8;
+    Float8 gate = load_bf16x8(x + place), up = load_bf16x8(x + place + WIDTH), g = load_parts(upstream + (size_t)i * 8, parts, stride);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float2 gelu = gelu_with_slope(gate.v[j]);
+      gate.v[j] = g.v[j] * up.v[j] * gelu.y;
+      up.v[j] = g.v[j] * gelu.x;
+    }
+    store(out + place, gate);
+    store(out + place + WIDTH, up);
   }
 }

@@ -142,3 +142,10 @@ __device__ __forceinline__ float fast_tanh(float x) {
 __device__ __forceinline__ float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + fast_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
+
+// gelu_tanh and its derivative.
+__device__ __forceinline__ float2 gelu_with_slope(float x) {
+  constexpr float ROOT = 0.7978845608028654f, CUBIC = 0.044715f;
+  float t = fast_tanh(ROOT * (x + CUBIC * x * x * x)), half = 0.5f * (1.0f + t);
+  return make_float2(x * half, half + 0.5f * x * (1.0f - t * t) * ROOT * (1.0f + 3.0f * CUBIC * x * x));
+}

@@ -18,6 +18,14 @@ struct Normed {
   uint32_t* statistics;
 };
 
+// What the way back needs of the forward pass (attention_backward.cu, norm_backward.cu), in plain row order.
+struct Kept {
+  float* x;           // [2 L + 1][64][1024]: what each norm normalises
+  uint32_t* queries;  // bf16 [L][64][2048], rotated, unscaled
+  uint32_t *keys, *values;  // bf16 [L][capacity][256], the prefix's buffers: rows go behind the prefix
+  uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
+};
+
 struct Arguments {
   Product qkv, output, gate_up, down, mixer;
   const float *qkv_bias, *gate_up_bias;  // [L][2560], [L][8192], of this flow step
@@ -39,6 +47,7 @@ struct Arguments {
   const float* base;     // pi0: what the mixer adds to, fp32 [64][1024]
   const uint4* embedded; // pi0: bf16 fragments, K = 1024
   unsigned long long* stamps;
+  Kept kept;             // of every layer, if compiled with KEEPS
   const int* frozen;     // how many action rows are clean already: theirs is the modulation of flow time 0; null for none
   int capacity, layers, rows, state_token;
   int first;         // number of the first layer over all flow steps, for the halves

@@ -57,6 +57,9 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
   add_groups(values, accumulator, exchange);
   if (thread / 32 * 16 >= a.rows) return;
 
+#ifdef KEEPS
+  float raw[2][4][2];  // [row][gates and ups of two tiles][column]
+#endif
   Hidden result;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -68,8 +71,20 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
         float gate = values[8 * tile + half * 2 + j] * factor * (&scale[2 * tile].x)[j] + (&shift[half][2 * tile].x)[j];
         float up = values[8 * tile + 4 + half * 2 + j] * factor * (&scale[2 * tile + 1].x)[j] + (&shift[half][2 * tile + 1].x)[j];
         result.v[tile][half][j] = gated(gate, up) * inverse;
+#ifdef KEEPS
+        raw[half][tile][j] = gate, raw[half][2 + tile][j] = up;
+#endif
       }
   }
   publish_hidden(typename P::Down(), a.hidden, number, thread, group, result);
+#ifdef KEEPS
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = thread / 32 * 16 + half * 8 + thread % 32 / 4;
+    uint32_t* target = a.kept.gate_up + ((layer * ROWS + row) * 2 * MLP + blockIdx.x * 32 + group * 16 + thread % 4 * 2) / 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) target[i / 2 * (MLP / 2) + i % 2 * 4] = pack_bf16(raw[half][i][0], raw[half][i][1]);
+  }
+#endif
   STAMP(a, layer, 11);
 }

@@ -87,6 +87,7 @@ __device__ __forceinline__ Residual residual(const Arguments& a, int layer, int 
   r.activation_scale = a.scales[layer * 4 + which];
   r.next_inverse = a.scales[(a.layers + min(norm / 2, a.layers - 1)) * 4 + norm % 2 * 2];
   r.parts_number = r.out_number = a.first + layer;
+  r.norm = norm;
   r.writes_out = true;
   return r;
 }
@@ -130,6 +131,9 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, place, fragment, x, -1, 0);
   } else if (place.used) {
     x = __ldcg(home);
+#ifdef KEEPS
+    reinterpret_cast<float4*>(a.kept.x)[(place.row * WIDTH + place.column) / 4] = x;
+#endif
   }
   for (int layer = 0; layer < a.layers; layer++) {
     const int half = (a.first + layer) & 1;
@@ -186,6 +190,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
   }
 }
 
+// KEEPS, if defined: also write what the way back needs.
 // FP8: 0 for bf16; 1 for e4m3, and with INT8 for integers of 8 bits in all products but down.
 #if INT8
 using Precision = Int8;

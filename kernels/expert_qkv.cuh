@@ -85,5 +85,19 @@ __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Strea
 #pragma unroll
   for (int i = 0; i < 2; i++)
     if (own.target[i]) set_pending(own.target[i] + other), set_pending(own.target[i] + other + own.apart);
+#ifdef KEEPS
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int row = thread / 32 * 16 + i * 8 + thread % 32 / 4;
+    const int dim = blockIdx.x % QKV_SLICES * 16 + group * 8 + thread % 4 * 2;
+    if (row >= a.rows) continue;
+    uint32_t* target = a.kept.queries + ((layer * ROWS + row) * HEADS * DIM + head * DIM + dim) / 2;
+    if (head >= HEADS)
+      target = (head == HEADS ? a.kept.keys : a.kept.values) + (((size_t)layer * a.capacity + *a.length + row) * DIM + dim) / 2;
+    const __nv_bfloat162 gain = __float2bfloat162_rn(head < HEADS ? 16.0f : 1.0f);  // exact
+    *reinterpret_cast<__nv_bfloat162*>(target) = __hmul2(reinterpret_cast<__nv_bfloat162&>(pairs[i][0]), gain);
+    *reinterpret_cast<__nv_bfloat162*>(target + HALF / 2) = __hmul2(reinterpret_cast<__nv_bfloat162&>(pairs[i][1]), gain);
+  }
+#endif
   STAMP(a, layer, 2);
 }

@@ -35,6 +35,7 @@ struct Residual {
   uint4* parts;
   int parts_number, out_number;  // whose halves
   const Normed* out;
+  int norm;         // of the step, the one behind
   bool writes_out;  // or only resets the other half
 };
 
@@ -103,5 +104,8 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   uint32_t* last = r.out->fragments + other * HALF_WORDS;
   store_linear(Out(), place.row, place.column, x, [=](int i, uint32_t) { set_pending(last + i); });
   if (threadIdx.x % 8 == 0) set_pending(statistic + other * HALF_STATISTICS);
+#ifdef KEEPS
+  *reinterpret_cast<float4*>(a.kept.x + (r.norm * ROWS + place.row) * WIDTH + place.column) = x;
+#endif
   STAMP(a, layer, point + 2);
 }

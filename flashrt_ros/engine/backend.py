@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.builds import policy_builds
+from flashrt_ros.engine.builds import exact_builds, policy_builds
 from flashrt_ros.engine.calibration import stored
 from flashrt_ros.engine.device import (
     FP8_CAPABILITY,
@@ -27,12 +27,14 @@ from flashrt_ros.engine.device import (
 )
 from flashrt_ros.engine.driver import keep_forever
 from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.exact import exact_bytes
+from flashrt_ros.engine.exact import refusal as exact_refusal
 from flashrt_ros.engine.flight import Flight, pinned
 from flashrt_ros.engine.formats import uneven_products
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
 from flashrt_ros.engine.ranges import Scales
-from flashrt_ros.engine.weights import fingerprint, load_packed
+from flashrt_ros.engine.weights import fingerprint, load_exact, load_packed, shares_exact
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
@@ -44,8 +46,7 @@ from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
 BYTES = {'bf16': 2.0, 'fp8': 1.2}
 """Bytes of GPU memory a parameter takes; in fp8 the embedding stays bf16."""
 
-NO_PRODUCT = "the CUDA engine does not differentiate the flow; choose policy.device 'cpu', or rtc_identity"
-"""Why exact guidance is refused here."""
+NOT_PREPARED = 'the policy was loaded without the weights that exact guidance needs (PolicyOptions.guidance)'
 
 WORKSPACE = 1 << 30
 """Buffers, graphs and the libraries' own memory."""
@@ -62,23 +63,28 @@ def load(path: Path, options: PolicyOptions) -> CudaPolicy:
     checkpoint = open_checkpoint(path, options)
     check_sizes(checkpoint.spec, options.precision)
     with gpu_failures(str(path)):
-        engine = _build_engine(path, checkpoint, gpu, options.precision)
+        exact = options.guidance == 'exact' and not exact_refusal(checkpoint.spec)
+        engine = _build_engine(path, checkpoint, gpu, options.precision, exact)
     return CudaPolicy(checkpoint, engine, options)
 
 
-def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) -> Engine:
+def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str, exact: bool) -> Engine:
     """Kernels, packed weights and graphs. What an error leaves behind is garbage and goes with it."""
     spec, processing = checkpoint.spec, checkpoint.processing
     key = fingerprint(path / 'model.safetensors')
     scales = stored(path, key) if precision == 'fp8' else Scales({})
     uneven = uneven_products(scales.crests)
-    size = parameter_count(spec) * BYTES[precision] + WORKSPACE
+    more = exact and not shares_exact(gpu, spec, precision)
+    size = parameter_count(spec) * BYTES[precision] + WORKSPACE + more * exact_bytes(spec)
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
     views = len(processing.views)
-    library.compile(policy_builds(gpu, spec, precision, views, uneven))
+    builds = policy_builds(gpu, spec, precision, views, uneven)
+    library.compile(builds + (exact_builds(gpu, spec, precision, views, uneven) if exact else []))
     packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors, uneven=uneven)
-    engine = Engine(library, spec, packed, views, scales, processing.resize)
+    if more:
+        packed |= load_exact(key, spec, gpu, lambda: checkpoint.tensors)
+    engine = Engine(library, spec, packed, views, scales, processing.resize, exact)
     engine.capture()
     return engine
 
@@ -104,7 +110,8 @@ class CudaPolicy:
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
-        refusals = guidance_refusals(checkpoint.spec, checkpoint.trained_prefix) | {'exact': NO_PRODUCT}
+        refusals = guidance_refusals(checkpoint.spec, checkpoint.trained_prefix)
+        refusals['exact'] = exact_refusal(checkpoint.spec) or ('' if engine.exact else NOT_PREPARED)
         self.info = describe(checkpoint, 'cuda', options.precision, refusals)
         self._engine: Engine | None = engine
         self._generator = torch.Generator()

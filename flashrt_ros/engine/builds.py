@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from flashrt_ros.engine.backward_operators import backward_builds
 from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.engine import prompt_sizes
 from flashrt_ros.engine.expert_launches import format_constants
@@ -42,6 +43,19 @@ def policy_builds(
         return [*builds, ('expert_layers', format_constants(expert)), ('expert_flow', {})]
     final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
     return [*builds, *_gemma(gpu, spec.expert, 'expert', expert), final_norm, ('flow_step', {})]
+
+
+def exact_builds(
+    gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
+) -> Builds:
+    """Kernel files and constants of `exact.ExactDenoise`; arguments as of `policy_builds`."""
+    backward: Builds = [('flow_step', {}), *backward_builds(gpu, spec.expert)]
+    if not covers(gpu, spec):
+        return [*_gemma(gpu, spec.expert, 'expert', 'bf16'), *backward]
+    wide = covers_prefill(gpu, spec, precision, views)
+    layers = format_constants(tower_format(spec, precision, 'expert', wide, uneven)) | {'KEEPS': 1}
+    final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
+    return [('expert_layers', layers), final_norm, *backward]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:

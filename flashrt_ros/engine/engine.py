@@ -14,11 +14,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.backward_operators import BackwardOperators
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.exact import ExactDenoise, Forward, own_weights
+from flashrt_ros.engine.flow import FlowHeads
 from flashrt_ros.engine.frame_inputs import FrameInputs
 from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
-from flashrt_ros.engine.fused_denoise import FusedDenoise
+from flashrt_ros.engine.fused_denoise import FusedDenoise, restore
+from flashrt_ros.engine.fused_forward import FusedForward
 from flashrt_ros.engine.gemm import Product
 from flashrt_ros.engine.graph import Stage, StagedGraph
 from flashrt_ros.engine.library import KernelLibrary
@@ -61,7 +65,9 @@ class Engine:
         views: int,
         scales: Mapping[str, float] | None = None,
         resize: str | None = None,
+        exact: bool = False,
     ) -> None:
+        """exact: also take the guidance of that name (`pack` or `load_exact` have packed weights for it)."""
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
@@ -73,9 +79,10 @@ class Engine:
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
+            self.exact = _make_exact(operators, spec, packed, scales, self.cache, views) if exact else None
         self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
-        self._graphs: dict[tuple[int, int], StagedGraph] = {}
-        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1])
+        self._graphs: dict[tuple[int, int, bool], StagedGraph] = {}
+        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1], False)
 
     def capture(self, timed: bool = True) -> None:
         """Record every graph; afterwards no call allocates, compiles or records. timed: see `StagedGraph`."""
@@ -85,10 +92,13 @@ class Engine:
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
                 self.cache.length.fill_(longest_prefix(self.spec, views, rows))
                 torch.cuda.synchronize()
-                self._graphs[views, rows] = StagedGraph(self.stages(views, rows), self.stream, pool, timed)
+                for exact in (False, True) if self.exact is not None else (False,):
+                    stages = self.stages(views, rows, exact)
+                    self._graphs[views, rows, exact] = StagedGraph(stages, self.stream, pool, timed)
 
-    def stages(self, views: int, rows: int) -> list[Stage]:
+    def stages(self, views: int, rows: int, exact: bool = False) -> list[Stage]:
         """The stages for this many present views and prompt rows, as functions that launch them."""
+        loop = self._loop(exact)
         tokens, projected = self.inputs.tokens[:rows], self.vision.output(views)
         frames, stages = self.frames, list[Stage]()
 
@@ -102,8 +112,8 @@ class Engine:
             self.prefill.run(projected, self.vision.projector, tokens)
 
         def denoise() -> None:
-            self.denoise.run()
-            self._result.copy_(self.denoise.actions, non_blocking=True)
+            loop.run()
+            self._result.copy_(loop.actions, non_blocking=True)
 
         if frames is not None:
             stages.append(('preprocess', lambda: frames.launch(0, views, self.vision.patch_rows(views))))
@@ -132,21 +142,35 @@ class Engine:
             )
         if not 1 <= views <= self.views:
             raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
+        exact = guide is not None and guide.method == 'exact'
+        loop = self._loop(exact)
         with torch.cuda.stream(self.stream):
             if isinstance(images, Tensor):
                 self.inputs.images[:views].copy_(images, non_blocking=True)
             elif self.frames is not None:
                 self.frames.write(images)
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
-            self.denoise.state.copy_(state, non_blocking=True)
-            self.denoise.actions.copy_(noise, non_blocking=True)
-            self.denoise.guide.write(guide)
+            loop.state.copy_(state, non_blocking=True)
+            loop.actions.copy_(noise, non_blocking=True)
+            loop.guide.write(guide)
             self.cache.length.fill_(views * self.spec.vision.tokens + count)
-        self._chosen = views, self.prompt_rows(count)
+        self._chosen = views, self.prompt_rows(count), exact
+
+    def _loop(self, exact: bool) -> PlainDenoise | FusedDenoise | ExactDenoise:
+        if not exact:
+            return self.denoise
+        if self.exact is None:
+            raise ValueError('the engine was not made for exact guidance')
+        return self.exact
 
     def prompt_rows(self, count: int) -> int:
         """The smallest captured prompt size that holds `count` tokens."""
         return next(rows for rows in prompt_sizes(self.spec.max_tokens) if rows >= count)
+
+    @property
+    def actions(self) -> Tensor:
+        """Of the loop that was chosen last, fp32 [H, A] on the GPU."""
+        return self._loop(self._chosen[2]).actions
 
     def replay(self) -> None:
         """Launch the graph for what was written last; returns at once."""
@@ -170,6 +194,26 @@ class Engine:
         towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)
         inner = [product for layers in towers for layer in layers for product in layer.values()]
         return [*inner, self.vision.projector, self.prefill.last]
+
+
+def _make_exact(
+    operators: Operators,
+    spec: PolicySpec,
+    packed: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    cache: PrefixCache,
+    views: int,
+) -> ExactDenoise:
+    """Its forward pass is the fused loop's where the weights were packed for that."""
+    forward: Forward
+    if any(name.startswith(FUSED) for name in packed):
+        weights, activations = restore(packed, spec, scales, cache.length.device)
+        heads = FlowHeads(packed, spec, cache.length.device)
+        longest = longest_prefix(spec, views, spec.max_tokens)
+        forward = FusedForward(operators, spec, weights, activations, heads, cache, longest)
+    else:
+        forward = PlainDenoise(operators, spec, own_weights(packed), {}, cache, keeps=True)
+    return ExactDenoise(operators, BackwardOperators(operators.library), forward, packed, cache)
 
 
 def _make_denoise(

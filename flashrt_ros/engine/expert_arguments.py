@@ -14,7 +14,8 @@ _POINTERS = (
     *('qkv_bias', 'gate_up_bias', 'gate', 'norm_scale', 'scales', 'rotary', 'length', 'prefix_k', 'prefix_v'),
     *('normed_qkv', 'statistics_qkv', 'normed_gate_up', 'statistics_gate_up', 'queries', 'keys', 'values'),
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
-    *('x', 'base', 'embedded', 'stamps', 'frozen'),
+    *('x', 'base', 'embedded', 'stamps'),
+    *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'frozen'),
 )
 _NUMBERS = (
     *(

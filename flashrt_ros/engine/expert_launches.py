@@ -6,7 +6,7 @@ made once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ class Launch:
 
 
 class ExpertLaunches:
-    """Builds the launches of all flow steps on given buffers. stamps: see `ExpertLoop`."""
+    """Builds the launches of all flow steps on given buffers. stamps: see `ExpertLoop`. kept: where to keep
+    what the way back needs, by the names in kernels/expert_arguments.cuh."""
 
     def __init__(
         self,
@@ -57,8 +58,9 @@ class ExpertLaunches:
         prefix: Prefix,
         guide: GuideInputs,
         stamps: Tensor | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._guide, self._stamps = guide, stamps
+        self._guide, self._stamps, self._kept = guide, stamps, kept or {}
         self._library, self._weights, self._buffers, self._prefix = library, weights, buffers, prefix
         self._modulation, self._heads = weights.modulation, weights.heads
         self._layers = len(weights.products['qkv'].weights)
@@ -67,9 +69,18 @@ class ExpertLaunches:
         """Embedding, then for each step its layers, and the update of the actions with the next embedding."""
         yield self._flow(0, update=False)
         for step in range(self._weights.steps):
-            constants = {} if self._stamps is None else {'TIMELINE': self._layers // 2}
-            yield launch_layers(self._library, self._weights.precision, self._arguments(step), **constants)
+            yield self._all_layers(step)
             yield self._flow(step + 1 if step + 1 < self._weights.steps else None, update=True)
+
+    def step(self, step: int) -> tuple[Launch, Launch]:
+        """Embedding and layers of one flow step, for a loop that updates the actions itself."""
+        return self._flow(step, update=False), self._all_layers(step)
+
+    def _all_layers(self, step: int) -> Launch:
+        constants = {} if self._stamps is None else {'TIMELINE': self._layers // 2}
+        if self._kept:
+            constants['KEEPS'] = 1
+        return launch_layers(self._library, self._weights.precision, self._arguments(step), **constants)
 
     def _flow(self, step: int | None, update: bool) -> Launch:
         """Update of the actions by the velocity, then tokens for flow step `step` unless None."""
@@ -126,6 +137,7 @@ class ExpertLaunches:
             step=step,
             phases=LAYER | (Phase.EMBED if mixer else 0),
             normed_layers=self._layers,
+            **{f'kept_{name}': tensor for name, tensor in self._kept.items()},
             frozen=self._guide.frozen,
             clean=self._clean_steps(step),
         )

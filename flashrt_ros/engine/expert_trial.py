@@ -12,12 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.backward_operators import BackwardOperators
+from flashrt_ros.engine.buffers import PrefixCache, round_up
+from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.exact import ExactDenoise, Forward, own_weights
 from flashrt_ros.engine.expert import ExpertLoop, ExpertShape, Prefix
 from flashrt_ros.engine.expert_ranges import ExpertRanges, activation_scales
 from flashrt_ros.engine.expert_weights import pack_expert
-from flashrt_ros.engine.flow import flow_table
+from flashrt_ros.engine.flow import FlowHeads, flow_table, pack_flow
+from flashrt_ros.engine.fused_forward import FusedForward
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.weights import pack_exact
 from flashrt_ros.models.gemma import Cache, rotary_table
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.pi import PiModel, load_model
@@ -57,13 +64,15 @@ class ExpertTrial:
         rows = (shape.layers, shape.capacity, GEMMA_300M.head_dim)
         keys, values = (torch.full(rows, float('nan'), dtype=torch.bfloat16, device='cuda') for _ in range(2))
         self.prefix = Prefix(keys, values, torch.zeros(1, dtype=torch.int32, device='cuda'))
-        with torch.inference_mode():
+        with torch.no_grad():
             self._table = self.model.flow_table(shape.steps)
-            weights = pack_expert(self.spec, self.tensors, flow_table(self.tensors, self.spec), precision)
-            scales = self._calibrate() if precision != 'bf16' else None
+            self.weights = pack_expert(
+                self.spec, self.tensors, flow_table(self.tensors, self.spec), precision
+            )
+            self.scales = self._calibrate() if precision != 'bf16' else None
         self.guide = GuideInputs(self.spec, self.prefix.length.device)
         sizes = ExpertShape(shape.horizon, shape.capacity)
-        self.loop = ExpertLoop(library, weights, scales, sizes, self.prefix, self.guide, stamps)
+        self.loop = ExpertLoop(library, self.weights, self.scales, sizes, self.prefix, self.guide, stamps)
 
     def observe(self, length: int) -> tuple[Tensor, Tensor]:
         """Fill the prefix with fresh values; returns (noise [H, 32], state [32])."""
@@ -72,7 +81,7 @@ class ExpertTrial:
         self.prefix.length.fill_(length)
         return self._draw(self.spec.horizon, self.spec.action_dim), self._draw(self.spec.action_dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def expected(
         self, noise: Tensor, state: Tensor, model: PiModel | None = None, guide: Guide | None = None
     ) -> Tensor:
@@ -85,7 +94,7 @@ class ExpertTrial:
             caches = model.expert(token, rotary_table(position, GEMMA_300M.head_dim), caches)[1]
         return model.denoise(noise[None], caches, self._table, guide)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def found(self, noise: Tensor, state: Tensor, guide: Guide | None = None) -> Tensor:
         """Actions of the loop."""
         self.guide.write(guide)
@@ -118,6 +127,28 @@ class ExpertTrial:
             for _ in range(observations):
                 self.expected(*self.observe(CALIBRATION_LENGTH))
         return activation_scales(ranges.largest)
+
+
+def exact_loop(trial: ExpertTrial, fused: bool = True) -> ExactDenoise:
+    """The loop of exact guidance on the trial's weights, behind a copy of its prefix as it is now.
+
+    fused: its forward pass is that of the trial's loop, not the plain one in bf16.
+    """
+    library, spec, length = trial.library, trial.spec, trial.prefix.length
+    packed = pack_exact(trial.tensors, spec) | pack_flow(trial.tensors, spec)
+    longest = trial.prefix.keys.shape[1]
+    shape = (spec.expert.layers, round_up(longest + spec.horizon + 1), spec.expert.head_dim)
+    keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))
+    for target, source in ((keys, trial.prefix.keys), (values, trial.prefix.values)):
+        target[:, : int(length)] = source[:, : int(length)]
+    cache, operators = PrefixCache(keys, values, length), Operators(library)
+    forward: Forward
+    if fused:
+        heads = FlowHeads(packed, spec, length.device)
+        forward = FusedForward(operators, spec, trial.weights, trial.scales, heads, cache, longest)
+    else:
+        forward = PlainDenoise(operators, spec, own_weights(packed), {}, cache, keeps=True)
+    return ExactDenoise(operators, BackwardOperators(library), forward, packed, cache)
 
 
 def small_policy(family: str, shape: TrialShape) -> PolicySpec:

@@ -50,7 +50,7 @@ class Flight:
             self._staged.record()
             self._begin.record()
             engine.replay()
-            self._result.copy_(engine.denoise.actions, non_blocking=True)
+            self._result.copy_(engine.actions, non_blocking=True)
             self._end.record()
 
     def land(self) -> Tensor:

@@ -68,13 +68,12 @@ class FusedDenoise:
         prefix_rows: int,
     ) -> None:
         device = library.gpu.device
-        precision = packed_format(packed, spec)
-        weights = _restore(packed, spec.steps, precision, device)
+        weights, activation_scales = restore(packed, spec, scales, device)
         self.guide = GuideInputs(spec, device)
         self._loop = ExpertLoop(
             library,
             weights,
-            _activation_scales(scales, spec.expert.layers) if precision != 'bf16' else None,
+            activation_scales,
             ExpertShape(spec.horizon, prefix_rows),
             Prefix(cache.keys, cache.values, cache.length),
             self.guide,
@@ -87,6 +86,15 @@ class FusedDenoise:
         if self._loop.state_token is not None:
             self._loop.state_token.copy_(self._heads.state_token(self.state))
         self._loop.launch()
+
+
+def restore(
+    packed: Mapping[str, Tensor], spec: PolicySpec, scales: Mapping[str, float], device: torch.device
+) -> tuple[ExpertWeights, Tensor | None]:
+    """Weights that `pack_fused` packed, and scales of activations if those are in 8 bits."""
+    precision = packed_format(packed, spec)
+    activations = _activation_scales(scales, spec.expert.layers) if precision != 'bf16' else None
+    return _restore(packed, spec.steps, precision, device), activations
 
 
 def _activation_scales(scales: Mapping[str, float], layers: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +28,7 @@ class StagedGraph:
         self._events = [_graph_event() for _ in range(len(stages) + 1)] if timed else []
         self._warm_up()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+        with _nothing_collected(), torch.cuda.graph(self._graph, pool=pool, stream=stream):
             self._record()
 
     def replay(self) -> None:
@@ -55,6 +57,18 @@ class StagedGraph:
     def _mark(self, index: int) -> None:
         if self._events:
             self._events[index].record()
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keeps garbage where it is: the memory of another engine, given back during a capture, would end it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _graph_event() -> torch.cuda.Event:

@@ -30,7 +30,7 @@ class GuideInputs:
     def write(self, guide: Guide | None) -> None:
         """Stage what the next replay is guided by, on the current stream; None for nothing.
 
-        The replay that read what was written before must have finished.
+        What was written before must have left the host.
         """
         if guide is None:
             if not self._off:

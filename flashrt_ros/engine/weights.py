@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.compiler import cache_directory
 from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.exact import PREFIX as EXACT
 from flashrt_ros.engine.flow import pack_flow
 from flashrt_ros.engine.formats import TOWERS, tower_format
 from flashrt_ros.engine.fused_denoise import covers, pack_fused
@@ -94,16 +95,45 @@ def load_packed(
     packed. uneven: products of which `formats.uneven_products` says so.
     """
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    path = packed_path(key, spec, precision, views, gpu, cache, uneven)
-    folder = path.parent
+    return _cached(
+        packed_path(key, spec, precision, views, gpu, cache, uneven),
+        gpu,
+        lambda: pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide, uneven),
+    )
+
+
+def load_exact(
+    key: str,
+    spec: PolicySpec,
+    gpu: Gpu,
+    tensors: Callable[[], Mapping[str, Tensor]],
+    cache: Path | None = None,
+) -> Packed:
+    """What `exact.ExactDenoise` needs beside other weights, as `load_packed`: the action expert in bf16."""
+    path = (cache or cache_directory()) / 'weights' / f'{key}-exact-{FORMAT}.safetensors'
+    return _cached(path, gpu, lambda: pack_exact(OnDevice(tensors(), gpu.device), spec))
+
+
+def pack_exact(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Packed:
+    """The plain loop's products in bf16, under names of their own."""
+    with torch.inference_mode():
+        return {f'{EXACT}{name}': value for name, value in pack_expert(tensors, spec, 'bf16').items()}
+
+
+def shares_exact(gpu: Gpu, spec: PolicySpec, precision: str) -> bool:
+    """Whether the weights of the denoise loop are those of the exact one, too."""
+    return not covers(gpu, spec) and tower_format(spec, precision, 'expert', False) == 'bf16'
+
+
+def _cached(path: Path, gpu: Gpu, make: Callable[[], Packed]) -> Packed:
     if path.exists():
         try:
             return load_file(path, device=str(gpu.device))
         except SafetensorError:  # cut short by a full disk or a crash: it can be made again
             path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    packed = pack(OnDevice(tensors(), gpu.device), spec, precision, fused, wide, uneven)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = make()
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         written = Path(temporary) / path.name
         save_file(packed, written)
         written.replace(path)

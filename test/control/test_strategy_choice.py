@@ -8,6 +8,7 @@ import pytest
 from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.control import STRATEGIES, PlannerSettings, check_strategy
 from flashrt_ros.errors import ConfigError
+from flashrt_ros.loading import options_of
 from flashrt_ros.policy import NO_GUIDANCE, PolicyInfo
 
 CONFIG = load_config(Path(__file__).parents[2] / 'config' / 'so101.yaml')
@@ -30,6 +31,11 @@ INFO = PolicyInfo(
 @pytest.mark.parametrize('strategy', ['sync', 'async', 'ensemble', 'rtc', 'rtc_identity'])
 def test_what_a_policy_can_do_is_accepted(strategy):
     check_strategy(with_values(CONFIG, {'executor.strategy': strategy}), INFO)
+
+
+def test_the_policy_is_loaded_for_what_the_strategy_will_ask_of_it():
+    for strategy, expected in (('rtc', 'exact'), ('rtc_prefix', 'prefix'), ('async', '')):
+        assert options_of(with_values(CONFIG, {'executor.strategy': strategy})).guidance == expected
 
 
 @pytest.mark.parametrize(

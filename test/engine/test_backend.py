@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pictures.scenes import random_frame
 
 from flashrt_ros.engine import backend
-from flashrt_ros.engine.backend import check_sizes, load
+from flashrt_ros.engine.backend import NOT_PREPARED, CudaPolicy, check_sizes, load
 from flashrt_ros.errors import BackendError, CheckpointError, ObservationError
 from flashrt_ros.models.backend import load as load_cpu
 from flashrt_ros.models.checkpoint import open_checkpoint
@@ -100,18 +101,18 @@ def test_absent_views_are_left_out(library, checkpoint):
 
 
 @gpu
-@pytest.mark.parametrize('method', ['identity', 'prefix'])
+@pytest.mark.parametrize('method', ['identity', 'prefix', 'exact'])
 def test_it_guides_as_the_cpu_policy(library, checkpoint, method):
-    policy = load(checkpoint, replace(CUDA, trained_prefix=8))
+    policy = load(checkpoint, replace(CUDA, trained_prefix=8, guidance=method))
     reference = load_cpu(checkpoint, PolicyOptions(trained_prefix=8))
     assert policy.info.guidance_refusals[method] == ''
     rng = np.random.default_rng(0)
     noise, actions = rng.standard_normal((50, 32)).astype(np.float32), rng.random((8, 6), dtype=np.float32)
-    weights = np.linspace(1, 0, 8, dtype=np.float32) if method == 'identity' else None
+    weights = np.linspace(1, 0, 8, dtype=np.float32) if method != 'prefix' else None
     guidance, observation = Guidance(method, actions, weights), observe(checkpoint)
     found, expected = (p.infer(observation, noise, guidance).actions for p in (policy, reference))
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
-    assert method == 'identity' or np.allclose(found[:8], actions, atol=1e-4)
+    assert method != 'prefix' or np.allclose(found[:8], actions, atol=1e-4)
 
 
 @gpu
@@ -210,6 +211,18 @@ def test_without_a_gpu_nothing_is_loaded(monkeypatch, checkpoint):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     with pytest.raises(BackendError, match='finds no usable NVIDIA GPU'):
         backend.load(checkpoint, CUDA)
+
+
+@pytest.mark.parametrize(('exact', 'refusal'), [(object(), ''), (None, NOT_PREPARED)])
+def test_it_says_which_guidance_it_takes(checkpoint, exact, refusal, monkeypatch):
+    monkeypatch.setattr(backend, 'Flight', lambda engine: None)  # takes pinned memory
+    opened = open_checkpoint(checkpoint, PolicyOptions(trained_prefix=4))
+    info = CudaPolicy(opened, SimpleNamespace(exact=exact), CUDA).info
+    assert info.guidance_refusals == {'prefix': '', 'identity': '', 'exact': refusal}
+    refusals = CudaPolicy(
+        open_checkpoint(checkpoint), SimpleNamespace(exact=exact), CUDA
+    ).info.guidance_refusals
+    assert 'not trained with a frozen prefix' in refusals['prefix']
 
 
 @pytest.mark.parametrize(

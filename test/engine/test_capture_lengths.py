@@ -20,7 +20,8 @@ def test_no_recorded_prefix_is_longer_than_the_longest_one(monkeypatch, spec, vi
     engine.spec, engine.views, engine.stream, engine._graphs = spec, views, None, {}
     engine.cache = SimpleNamespace(length=torch.zeros(1, dtype=torch.int32))
     engine.denoise = SimpleNamespace(actions=torch.ones(spec.horizon, spec.action_dim))
-    engine.stages = lambda *size: size
+    engine.exact = None
+    engine.stages = lambda views, rows, exact: (views, rows)
 
     def record(size, *_):
         lengths[size] = int(engine.cache.length)

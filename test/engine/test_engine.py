@@ -8,7 +8,7 @@ import torch
 from engine.reference import NANO_PI0, cosine, relative_error
 from flashrt_ros.engine.calibration import calibrate
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.weights import pack, pack_exact
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.pi import load_model
 from flashrt_ros.models.random import random_tensors
@@ -22,7 +22,7 @@ SPECS = {'pi05': NANO_PI05, 'pi0': NANO_PI0}
 class Case:
     """One policy with random weights, its plain fp32 model, and random observations."""
 
-    def __init__(self, library, spec, precision, views=2, seed=0):
+    def __init__(self, library, spec, precision, views=2, seed=0, exact=False):
         self.spec, self.views = spec, views
         self.generator = torch.Generator().manual_seed(seed)
         tensors = random_tensors(spec, seed, torch.float32, 'cuda')
@@ -31,7 +31,10 @@ class Case:
         if precision == 'fp8':
             observer = Engine(library, spec, pack(tensors, spec, 'bf16'), views)
             scales = calibrate(observer, [self.observation() for _ in range(8)])
-        self.engine = Engine(library, spec, pack(tensors, spec, precision), views, scales)
+        packed = pack(tensors, spec, precision)
+        if exact:
+            packed |= pack_exact(tensors, spec)
+        self.engine = Engine(library, spec, packed, views, scales, exact=exact)
         self.engine.capture()
 
     def observation(self, views=None, count=20):
@@ -45,7 +48,7 @@ class Case:
         state = torch.randn(spec.action_dim, generator=draw)
         return images, tokens, state, torch.randn(spec.horizon, spec.action_dim, generator=draw)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def expected(self, observation, guide=None):
         images, tokens, state, noise = (x.cuda() for x in observation)
         prefix = self.model.prefill(self.model.see(images), tokens[None], state[None])

@@ -18,7 +18,7 @@ from flashrt_ros.evaluation.replay.feed import Feed, find_sources
 from flashrt_ros.evaluation.replay.from_topics import TopicReader
 from flashrt_ros.evaluation.replay.play import Player, Timings
 from flashrt_ros.evaluation.replay.results_bag import ResultsBag
-from flashrt_ros.loading import load_for
+from flashrt_ros.loading import load_for, options_of
 from flashrt_ros.policy import Policy
 
 
@@ -91,9 +91,9 @@ class Worker:
         return episode, player.timings
 
     def _policy_for(self, config: RobotConfig) -> Policy:
-        wanted = json.dumps(
-            [config.policy.model_dump(mode='json'), config.model_dump(mode='json')['cameras']]
-        )
+        # What it is guided by decides what the CUDA engine prepares.
+        cameras, guidance = config.model_dump(mode='json')['cameras'], options_of(config).guidance
+        wanted = json.dumps([config.policy.model_dump(mode='json'), cameras, guidance])
         if self._policy is None or wanted != self._loaded:
             if self._policy is not None:
                 self._policy.close()

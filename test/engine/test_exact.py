@@ -1,0 +1,318 @@
+"""The true vector-Jacobian product of the action expert: its parts against autograd in float64, the loop
+against the plain model, the kernels against the parts."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.plain_backward import PlainBackwardOperators
+from engine.plain_operators import PlainOperators
+from engine.reference import NANO_PI0, cosine, normal, poisoned, random_guide, relative_error
+from engine.test_engine import Case
+from engine.test_guidance import PlainCase, without_towers
+from engine.test_towers import RecordingLibrary
+from flashrt_ros.engine import attention_sm90, backward_operators, builds
+from flashrt_ros.engine.backward_operators import (
+    BOX,
+    MOST_STEPS,
+    AttentionScratch,
+    BackwardOperators,
+    product_parts,
+)
+from flashrt_ros.engine.buffers import PrefixCache, rotary_table
+from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.exact import ExactDenoise, exact_bytes, own_weights, refusal
+from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
+from flashrt_ros.engine.operators import Operators
+from flashrt_ros.engine.packing import pack_expert
+from flashrt_ros.engine.weights import load_exact, pack
+from flashrt_ros.models.random import random_tensors
+from flashrt_ros.models.spec import NANO_PI05
+
+gpu = pytest.mark.gpu
+PLAIN = PlainBackwardOperators()
+SPECS = {'pi05': NANO_PI05, 'pi0': NANO_PI0}
+
+EXACT = 1e-12
+"""Relative error in float64 of formulas that are equal."""
+
+ROUNDED = 8e-3
+"""Of kernels that round their result and one operand of each product to bf16, 2^-9 each, and add them up."""
+
+
+def doubles(*shapes):
+    torch.manual_seed(3)
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def test_back_through_a_norm_is_the_derivative():
+    x, upstream, before = doubles((7, 24), (7, 24), (7, 24))
+    scale, shift, gate = torch.randn(3, 24, dtype=torch.float64)
+    normed = F.rms_norm(x, (24,), eps=1e-6) * (1 + scale) + shift
+    expected = torch.autograd.grad(normed, x, upstream)[0] + before
+    gradient, out = before.detach().clone(), torch.empty(7, 24, dtype=torch.float64)
+    parts = torch.stack([0.3 * upstream, 0.7 * upstream]).detach()
+    PLAIN.norm(x.detach(), parts, gradient, out, scale=scale, gate=gate)
+    assert relative_error(gradient, expected) < EXACT
+    assert relative_error(out, expected * gate) < EXACT
+    PLAIN.norm(x.detach(), parts, gradient, None, scale=scale, begins=True)
+    assert relative_error(gradient, expected - before) < EXACT
+
+
+def test_back_through_the_gate_is_the_derivative():
+    x, upstream = doubles((7, 48), (7, 24))
+    gate, up = x.chunk(2, -1)
+    expected = torch.autograd.grad(F.gelu(gate, approximate='tanh') * up, x, upstream)[0]
+    out = torch.empty_like(x)
+    PLAIN.gelu_gate(x.detach(), torch.stack([0.3 * upstream, 0.7 * upstream]).detach(), out)
+    assert relative_error(out, expected) < EXACT
+
+
+@pytest.mark.parametrize('constant', [0, 1])
+def test_back_through_attention_is_the_derivative(constant):
+    rows, heads, dim, length = 5, 3, 8, 11
+    fixed = length + constant
+    qkv, upstream, k, v = doubles((rows, (heads + 2) * dim), (rows, heads * dim), (64, dim), (64, dim))
+    table = rotary_table(64, dim, torch.device('cpu')).double()
+    cos, sin = table[fixed : fixed + rows, None].unbind(-1)
+    a, b = qkv.unflatten(1, (-1, dim)).chunk(2, -1)
+    rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    queries = rotated[:, :heads].flatten(1)
+    keys = torch.cat([k[:fixed].detach(), rotated[:, heads]])
+    values = torch.cat([v[:fixed].detach(), qkv[:, (heads + 1) * dim :]])
+    split = queries.unflatten(1, (heads, dim)).transpose(0, 1)
+    attended = (torch.softmax(split @ keys.T / dim**0.5, -1) @ values).transpose(0, 1).flatten(1)
+    expected = torch.autograd.grad(attended, qkv, upstream)[0]
+    out = torch.empty_like(qkv)
+    given = (x.detach() for x in (queries, keys, values))
+    PLAIN.attention(*given, torch.tensor([length]), table, upstream.detach(), out, None, constant)
+    assert relative_error(out, expected) < EXACT
+
+
+class ExactCase(PlainCase):
+    """The exact loop on the CPU behind a random prefix, and the plain model on the same weights."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        packed, spec = pack(random_tensors(self.spec, 1), self.spec, 'bf16'), self.spec
+        operators, cache = PlainOperators(), self.loop.cache
+        forward = PlainDenoise(operators, spec, packed, {}, cache, keeps=True)
+        self.loop = ExactDenoise(operators, PLAIN, forward, packed, cache)
+
+
+@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+def test_the_product_is_that_of_autograd(spec):
+    """One step: bf16 forward and back against the plain model in float64."""
+    case = ExactCase(spec)
+    upstream = torch.randn(case.noise.shape)
+    case.found(None)
+    with torch.inference_mode():
+        case.loop.actions.copy_(case.noise)
+        case.loop.forward.velocity(0)
+        found = case.loop.product(0, upstream)
+    start = case.noise.double().requires_grad_()
+    expected = torch.autograd.grad(case.expected_velocity(start), start, upstream.double())[0]
+    assert relative_error(found, expected) < 0.02
+    assert cosine(found, expected) > 0.9998
+
+
+@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+def test_the_exact_loop_guides_as_the_plain_model(spec):
+    case = ExactCase(spec)
+    free, expected_free = case.found(None), case.expected(None)
+    guide = random_guide(case.spec, 'exact', 12)
+    found, expected = case.found(guide), case.expected(guide)
+    assert relative_error(found - free, expected - expected_free) < 0.02
+    identity = case.expected(replace(guide, method='identity'))
+    assert relative_error(identity - expected_free, expected - expected_free) > 0.05
+
+
+@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0), (12, 0)])
+def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, monkeypatch):
+    for module in (attention_sm90, backward_operators):
+        monkeypatch.setattr(module, 'tensor_map', lambda *_: None)  # a driver's work
+    library, spec = RecordingLibrary(capability), replace(without_towers(spec), horizon=50)
+    packed, cache = (
+        pack(random_tensors(spec, 1), spec, 'bf16'),
+        PrefixCache.allocate(spec, 1, torch.device('cpu')),
+    )
+    forward = PlainDenoise(Operators(library), spec, packed, {}, cache, keeps=True)
+    ExactDenoise(forward.operators, BackwardOperators(library), forward, packed, cache).run()
+    compiled = builds.exact_builds(library.gpu, spec, 'bf16', 1)
+    assert library.asked <= {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
+    used = {'attention_backward', 'norm_backward', 'flow_step', 'norm', 'rope'}
+    assert {file for file, _ in library.asked} >= used
+
+
+@pytest.mark.parametrize(
+    ('depth', 'columns', 'parts'),
+    [(8192, 1024, 8), (1024, 4096, 2), (2560, 1024, 8), (1024, 2048, 4), (64, 64, 1)],
+)
+def test_products_occupy_the_gpu_and_fit_a_block(depth, columns, parts):
+    assert product_parts(depth, columns) == parts
+    assert depth % (parts * BOX) == 0
+    assert depth // BOX // parts <= MOST_STEPS
+
+
+def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path):
+    machine = SimpleNamespace(device=torch.device('cpu'))
+    tensors, asked = random_tensors(NANO_PI05, 1), []
+    given = lambda: asked.append(1) or tensors  # noqa: E731
+    first, second = (load_exact('key', NANO_PI05, machine, given, tmp_path) for _ in range(2))
+    assert len(asked) == 1
+    plain = pack_expert(tensors, NANO_PI05, 'bf16')
+    assert own_weights(first).keys() == {*first, *plain}
+    assert all(torch.equal(own_weights(second)[name], value) for name, value in plain.items())
+    size = sum(value.numel() * value.element_size() for value in first.values())
+    assert size == exact_bytes(NANO_PI05)
+
+
+@pytest.mark.parametrize(('dim', 'refused'), [(256, False), (64, False), (32, True), (80, True)])
+def test_heads_without_kernels_are_refused_with_the_reason(dim, refused):
+    reason = refusal(replace(NANO_PI05, expert=replace(NANO_PI05.expert, head_dim=dim)))
+    assert (f'not of {dim}' in reason) == refused
+
+
+@gpu
+@pytest.mark.parametrize(
+    ('depth', 'columns'), [(8192, 1024), (1024, 4096), (2560, 1024), (1024, 2048), (64, 64)]
+)
+def test_product_kernel(library, depth, columns):
+    operators = BackwardOperators(library)
+    gradient, weight = (normal(*sizes, dtype=torch.bfloat16) for sizes in ((64, depth), (depth, columns)))
+    parts = operators.parts(weight, 64)
+    for count in {1, parts} if depth <= 1024 else {parts}:
+        out = poisoned(count, 64, columns)
+        operators.product(gradient, weight, out)
+        assert relative_error(out.double().sum(0), gradient.double() @ weight.double()) < ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize(('depth', 'columns'), [(1024, 4096), (128, 256), (2048, 256)])
+def test_gated_product_kernel(library, depth, columns):
+    gradient, weight, x = (
+        normal(*sizes, dtype=torch.bfloat16, scale=scale)
+        for sizes, scale in (((64, depth), 1), ((depth, columns), depth**-0.5), ((64, 2 * columns), 2))
+    )
+    hidden, out = poisoned(2, 64, columns), poisoned(64, 2 * columns)
+    expected = torch.empty(64, 2 * columns, dtype=torch.float64, device='cuda')
+    product = gradient.double() @ weight.double()
+    PLAIN.gelu_gate(x.double(), product[None], expected)
+    BackwardOperators(library).gated_product(gradient, weight, x, hidden, out)
+    assert relative_error(out, expected) < 2 * ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize(('rows', 'width', 'parts'), [(1, 128, 1), (50, 1024, 8), (51, 1024, 3)])
+@pytest.mark.parametrize('begins', [False, True])
+def test_norm_kernel(library, rows, width, parts, begins):
+    x, gradient, scale, gate = normal(rows, width, scale=3), normal(rows, width), normal(width), normal(width)
+    upstream = normal(parts, 64, width, dtype=torch.bfloat16)[:, 64 - rows :]
+    out = poisoned(rows, width)
+    expected, expected_out = gradient.double(), torch.empty(rows, width, dtype=torch.float64, device='cuda')
+    wide = x.double(), upstream.double()
+    PLAIN.norm(*wide, expected, expected_out, scale=scale, gate=gate, begins=begins)
+    if begins:
+        gradient = poisoned(rows, width, dtype=torch.float32)
+    operators = BackwardOperators(library)
+    operators.norm(x, upstream, gradient, out, scale=scale, gate=gate, begins=begins)
+    assert relative_error(gradient, expected) < 1e-5
+    assert relative_error(out, expected_out) < ROUNDED
+    bare, expected = gradient.clone(), gradient.double()
+    PLAIN.norm(*wide, expected, None)
+    operators.norm(x, upstream, bare, None)
+    assert relative_error(bare, expected) < 1e-5
+
+
+@gpu
+@pytest.mark.parametrize(('rows', 'width', 'parts'), [(1, 256, 1), (64, 4096, 2)])
+def test_gate_kernel(library, rows, width, parts):
+    x, upstream = (
+        normal(rows, 2 * width, dtype=torch.bfloat16),
+        normal(parts, rows, width, dtype=torch.bfloat16),
+    )
+    out, expected = (
+        poisoned(rows, 2 * width),
+        torch.empty(rows, 2 * width, dtype=torch.float64, device='cuda'),
+    )
+    PLAIN.gelu_gate(x.double(), upstream.double(), expected)
+    BackwardOperators(library).gelu_gate(x, upstream, out)
+    assert relative_error(out, expected) < ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize('constant', [0, 1])
+@pytest.mark.parametrize(
+    ('rows', 'length', 'dim'), [(50, 562, 256), (50, 590, 256), (1, 1, 256), (63, 64, 64), (10, 701, 64)]
+)
+def test_attention_kernels(library, rows, length, dim, constant):
+    heads, capacity = 8, 832
+    queries, upstream = (normal(rows, heads * dim, dtype=torch.bfloat16, scale=s) for s in (2, 1))
+    keys, values = (normal(capacity, dim, dtype=torch.bfloat16) for _ in range(2))
+    table = rotary_table(capacity, dim, torch.device('cuda'))
+    count = torch.tensor([length], dtype=torch.int32, device='cuda')
+    scratch = AttentionScratch(heads, dim, rows, capacity, torch.device('cuda'))
+    for part in (
+        scratch.scores,
+        scratch.statistics,
+        scratch.query_parts,
+        scratch.key_parts,
+        scratch.value_parts,
+    ):
+        part.fill_(float('nan'))
+    width = (heads + 2) * dim
+    out, expected = poisoned(rows, width), torch.empty(rows, width, dtype=torch.float64, device='cuda')
+    given = [x.double() for x in (queries, keys, values)]
+    PLAIN.attention(*given, count, table, upstream.double(), expected, None, constant)
+    BackwardOperators(library).attention(
+        queries, keys, values, count, table, upstream, out, scratch, constant
+    )
+    for part in (slice(0, heads * dim), slice(heads * dim, -dim), slice(-dim, None)):  # of q, k and v
+        assert relative_error(out[:, part], expected[:, part]) < 2 * ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+def test_the_engine_takes_exact_guidance(library, spec):
+    case = Case(library, spec, 'bf16', exact=True)
+    observation = case.observation()
+    free, expected_free = case.found(observation), case.expected(observation)
+    for rows in (3, 50):
+        guide = random_guide(spec, 'exact', rows)
+        found, expected = case.found(observation, guide), case.expected(observation, guide)
+        assert relative_error(found - free, expected - expected_free) < 0.03
+        assert torch.equal(case.found(observation, guide), found)
+    assert torch.equal(case.found(observation), free)
+
+
+@gpu
+@pytest.mark.parametrize(
+    ('family', 'precision', 'fused'),
+    [
+        ('pi05', 'bf16', False),
+        ('pi0', 'bf16', False),
+        ('pi05', 'bf16', True),
+        ('pi0', 'bf16', True),
+        ('pi05', 'fp8', True),
+    ],
+)
+def test_exact_guidance_at_published_width(library, family, precision, fused):
+    trial = ExpertTrial(library, family, precision, TrialShape())
+    noise, state = trial.observe(562)
+    guide, loop = random_guide(trial.spec, 'exact', 20, 'cuda'), exact_loop(trial, fused)
+    found = {}
+    for name, given in (('free', None), ('guided', guide), ('again', guide)):
+        loop.guide.write(given)
+        loop.actions.copy_(noise)
+        loop.state.copy_(state)
+        with torch.no_grad():
+            loop.run()
+        found[name] = loop.actions.clone()
+    assert torch.equal(found['again'], found['guided'])
+    free, guided = trial.expected(noise, state), trial.expected(noise, state, guide=guide)
+    assert cosine(found['free'] - noise, free - noise) > (0.9999 if precision == 'bf16' else 0.996)
+    assert cosine(found['guided'] - found['free'], guided - free) > (0.999 if precision == 'bf16' else 0.99)

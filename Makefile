@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench lint types format install cuda build clean clean-all
+.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench bench-e2e lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -51,13 +51,17 @@ test-gpu: $(STAMPS)/build $(STAMPS)/cuda ## Tests of the CUDA engine (needs an N
 	$(IN_ENV) python -m pytest -m gpu $(ARGS)
 
 # Without torch's caching allocator every tensor is an allocation of its own, whose ends the sanitizer knows.
-SANITIZED := -m "gpu and not slow" test/engine/test_operators.py test/engine/test_expert_kernels.py
+SANITIZED := -m "gpu and not slow" test/engine/test_operators.py test/engine/test_expert_kernels.py \
+	test/engine/test_frame_inputs.py
 test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit's compute-sanitizer: memory, then races
 	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_ENV) compute-sanitizer --tool $$tool \
 		--error-exitcode 9 --print-limit 5 python -m pytest -q $(SANITIZED) $(ARGS); done
 
 bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 	$(IN_ENV) python -m benchmarks $(ARGS)
+
+bench-e2e: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Camera stamp to command in real processes, stage by stage, on the GPU if there is one
+	$(IN_ENV) python -m benchmarks.e2e $(GPU:%=--device %) $(ARGS)
 
 ##@ Develop
 install: $(STAMPS)/packages ## Create the environment and install every package into it

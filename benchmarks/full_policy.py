@@ -46,9 +46,9 @@ class FullPolicies:
             small = open_checkpoint(path, options)
         processing = replace(small.processing, max_tokens=factory.spec.max_tokens)
         scales = factory.scales() if precision == 'fp8' else {}
-        views, as_bytes = len(processing.views), processing.resizes_to_bytes
+        views, resize = len(processing.views), processing.resize
         engine = Engine(
-            factory.library, factory.spec, factory.packed(precision, views), views, scales, as_bytes
+            factory.library, factory.spec, factory.packed(precision, views), views, scales, resize
         )
         engine.capture(timed=False)
         checkpoint = replace(small, spec=factory.spec, processing=processing)

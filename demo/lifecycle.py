@@ -30,7 +30,7 @@ class Lifecycle:
         self.name = child.name
         self._child = child
         self._executor, self._check = executor, check
-        self._client = node.create_client(ChangeState, f'/{child.name}/change_state')
+        self._client: Any = node.create_client(ChangeState, f'/{child.name}/change_state')
 
     def appear(self, timeout_s: float) -> None:
         """Wait until the node is there."""
@@ -42,7 +42,8 @@ class Lifecycle:
             ChangeState.Request(transition=Transition(id=transition))
         )
         self._wait(future.done, timeout_s, NAMES[transition])
-        if not future.result().success:
+        answer = future.result()
+        if answer is None or not answer.success:
             raise self._failed(f'did not {NAMES[transition]}')
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:

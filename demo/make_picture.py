@@ -21,6 +21,7 @@ from flashrt_ros.evaluation.plots import SOFT, STYLE, add_joint_legend, draw_jit
 from flashrt_ros.evaluation.run import Run, read_run
 from flashrt_ros.evaluation.verdict import judge
 from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.typed import compressed_frame
 
 MOMENTS = (0.04, 0.19, 0.36, 0.5, 0.64, 0.78, 0.95)
 """Parts of the run at which frames are shown."""
@@ -63,7 +64,7 @@ def _draw_frames(figure: SubFigure, bag: Bag, config: RobotConfig, run: Run) -> 
         for axes, moment in zip(row, MOMENTS, strict=True):
             wanted = window.begin_ns + moment * (window.end_ns - window.begin_ns)
             nearest = int(np.abs(times - wanted).argmin())
-            axes.imshow(decode_compressed(messages[nearest][1], view))
+            axes.imshow(decode_compressed(compressed_frame(messages[nearest][1]), view))
             axes.set_axis_off()
             label = f'{moment * window.length:.1f} s'
             axes.text(0.03, 0.05, label, transform=axes.transAxes, color='white', fontsize=8)

@@ -6,14 +6,15 @@ engine (`engine.backend`) both implement it; `load_policy` chooses. Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from flashrt_ros.errors import BackendError
+from flashrt_ros.pictures import CameraImage
 
 STAGES = ('preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
 """Stages that every backend times, in order. Together they are the whole of `Policy.infer`."""
@@ -23,12 +24,13 @@ STAGES = ('preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
 class Observation:
     """What the robot saw and felt at one moment.
 
-    images: view name -> uint8 [height, width, 3], RGB, any size; a view may be absent (masked out).
+    images: view name -> uint8 [height, width, 3], RGB, upright, any size; or a frame that is still to be
+    decoded. A view may be absent (masked out).
     state: float32 [state_dim], in the units the checkpoint was trained in, ordered as its state is.
     prompt: the task in plain words.
     """
 
-    images: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray | CameraImage]
     state: np.ndarray
     prompt: str
 
@@ -127,6 +129,20 @@ class Policy(Protocol):
 
     def close(self) -> None:
         """Give back the memory; the object is of no use afterwards."""
+        ...
+
+
+@runtime_checkable
+class Pipelined(Policy, Protocol):
+    """A policy that can be given the next observation while it works on one."""
+
+    def submit(self, observation: Observation) -> Callable[[], Prediction]:
+        """Begin `infer`, and return what waits for its prediction.
+
+        Two may be on their way at a time; call what was returned in the same order. A prediction that others
+        overlapped has `timings` of its own: 'graph' in place of the stages that a GPU goes through. Raises,
+        here or when called, as `infer`.
+        """
         ...
 
 

@@ -1,11 +1,10 @@
 // How observations become rows: image patches, and the first residual of the language tower.
 // Architectures: 80 86 89 90a 100 110 120
 //
-//   patches_from_bytes:  frames uint8 [views, SIZE, SIZE, 3]            -> out bf16 [views * (SIZE / PATCH)^2, COLUMNS]
-//   patches_from_floats: frames float [views, 3, SIZE, SIZE] in [-1, 1] -> the same
+//   patches: images float [views, 3, SIZE, SIZE] in [-1, 1] -> out bf16 [views * (SIZE / PATCH)^2, COLUMNS]
 //     Column c of a patch is (channel, y, x) in the order of a convolution weight [3, PATCH, PATCH]; columns from 3 * PATCH^2
 //     on are zero. Values are 255 times the normalised pixel (2 * byte - 255, exact in bf16); the weights carry the 1 / 255.
-//     One block a patch.
+//     One block a patch. Camera frames take another way, preprocess.cu; this one is for images that are prepared already.
 //
 //   prefix_embedding: residual fp32 [rows, WIDTH] of the language tower, and its first RMSNorm. Row r < image_rows is
 //     projected[r] * projected_scale + bias; later rows are sqrt(WIDTH) * table[tokens[r - image_rows]]. out is
@@ -49,27 +48,14 @@ __device__ __forceinline__ Pixel locate(int patch, int column) {
           index % GRID * PATCH + inside % PATCH};
 }
 
-extern "C" __global__ void patches_from_bytes(const uint8_t* frames, bf16* out) {
+extern "C" __global__ void patches(const float* images, bf16* out) {
   wait_for_predecessor();
   release_successor();
   for (int c = threadIdx.x; c < COLUMNS; c += blockDim.x) {
     float value = 0;
     if (c < 3 * PATCH * PATCH) {
       Pixel p = locate(blockIdx.x, c);
-      value = 2.0f * frames[(((size_t)p.view * SIZE + p.y) * SIZE + p.x) * 3 + p.channel] - 255.0f;
-    }
-    out[(size_t)blockIdx.x * COLUMNS + c] = __float2bfloat16(value);
-  }
-}
-
-extern "C" __global__ void patches_from_floats(const float* frames, bf16* out) {
-  wait_for_predecessor();
-  release_successor();
-  for (int c = threadIdx.x; c < COLUMNS; c += blockDim.x) {
-    float value = 0;
-    if (c < 3 * PATCH * PATCH) {
-      Pixel p = locate(blockIdx.x, c);
-      value = 255.0f * frames[(((size_t)p.view * 3 + p.channel) * SIZE + p.y) * SIZE + p.x];
+      value = 255.0f * images[(((size_t)p.view * 3 + p.channel) * SIZE + p.y) * SIZE + p.x];
     }
     out[(size_t)blockIdx.x * COLUMNS + c] = __float2bfloat16(value);
   }

@@ -19,6 +19,7 @@ COMMANDS = {
     'inspect': 'say what a checkpoint expects or what a bag has, and whether they fit',
     'calibrate': 'measure the activation scales of fp8 on bags',
     'tune': 'find the rates and strategy that suit bags and this machine',
+    'doctor': 'check middleware, topics, joints, clock and GPU, with the fix for each',
     'status': 'show what the nodes of a robot are doing',
     'record': 'record what running nodes do, to evaluate it',
 }

@@ -20,7 +20,7 @@ BEGIN = '<!-- generated from flashrt_ros/configuration/schema.py: begin -->'
 END = '<!-- generated from flashrt_ros/configuration/schema.py: end -->'
 
 _PLACEHOLDERS = {'cameras': 'VIEW', 'joints': 'JOINT'}
-_TYPE_NAMES = {float: 'number', int: 'integer', str: 'text', list: 'list of text'}
+_TYPE_NAMES = {float: 'number', int: 'integer', str: 'text'}
 
 
 def table() -> str:
@@ -32,7 +32,7 @@ def table() -> str:
         changes = 'yes' if leaf.dynamic else 'no'
         cells = (
             f'`{leaf.key}`',
-            _TYPE_NAMES[leaf.type],
+            _type_name(leaf),
             default,
             _range(leaf),
             changes,
@@ -64,6 +64,10 @@ def _inner_section(field: FieldInfo) -> type[BaseModel] | None:
     annotation, _ = without_none(field.annotation)
     inner: Any = get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else annotation
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def _type_name(leaf: Leaf) -> str:
+    return f'list of {_TYPE_NAMES[leaf.item]}' if leaf.type is list else _TYPE_NAMES[leaf.type]
 
 
 def _shown(value: Any) -> str:

@@ -22,7 +22,7 @@ from flashrt_ros.errors import ConfigError
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of the configuration. minimum and maximum are set for every number."""
+    """One value. minimum and maximum are set for every number. item: the type of what a list holds."""
 
     key: str
     type: type
@@ -34,6 +34,7 @@ class Leaf:
     maximum: float | None
     choices: tuple[str, ...]
     dynamic: bool
+    item: Any = str
 
     @property
     def section(self) -> str:
@@ -80,6 +81,7 @@ def leaf_of(key: str, field: FieldInfo, value: Any) -> Leaf:
         maximum=bounds.get('le'),
         choices=choices,
         dynamic=bool(extra.get('dynamic')),
+        item=get_args(annotation)[0] if get_origin(annotation) is list else str,
     )
 
 

@@ -12,6 +12,8 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
+from flashrt_ros.configuration.intake import Intake
+from flashrt_ros.pictures.framing import TURNS, Framing
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
 """A joint, view or robot name; one component of a ROS parameter name."""
@@ -111,13 +113,57 @@ class Camera(Section):
     transport: Literal['raw', 'compressed'] = setting(
         'raw', description='Message type: sensor_msgs/Image (raw) or sensor_msgs/CompressedImage (compressed)'
     )
+    latency_s: float = setting(
+        0.0,
+        description='From the exposure to the stamp, subtracted from it: readout and transfer, where the '
+        'driver stamps on arrival',
+        unit='s',
+        ge=0.0,
+        le=10.0,
+    )
     max_age_s: float = setting(
         0.2, description='An older frame blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
+    rotate: int = setting(
+        0,
+        description='How far the picture is turned clockwise to stand upright: 0, 90, 180 or 270',
+        unit='deg',
+        ge=0,
+        le=270,
+    )
+    flip: Literal['none', 'horizontal', 'vertical'] = setting(
+        'none', description='Mirrors the picture once it is turned: left and right, or top and bottom'
+    )
+    crop: list[int] | None = setting(
+        None,
+        description='Part that is kept: x, y, width and height, before the picture is turned; unset: all',
+        unit='pixels of the frame',
+    )
+
+    @model_validator(mode='after')
+    def _framing_makes_sense(self) -> Camera:
+        if self.rotate not in TURNS:
+            raise problem(
+                'rotate', f'{self.rotate} is no quarter turn', 'choose 0, 90, 180 or 270; clockwise'
+            )
+        crop = self.crop
+        if crop is not None and (len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1):
+            raise problem(
+                'crop', f'{crop} is no part of a picture', 'give [x, y, width, height] in pixels, from 0'
+            )
+        return self
+
+    @property
+    def framing(self) -> Framing:
+        crop = None if self.crop is None else (self.crop[0], self.crop[1], self.crop[2], self.crop[3])
+        return Framing(self.rotate, self.flip, crop)
 
 
 class JointStates(Section):
     topic: Topic = setting('joint_states', description='Topic of sensor_msgs/JointState')
+    latency_s: float = setting(
+        0.0, description='From the measurement to the stamp, subtracted from it', unit='s', ge=0.0, le=10.0
+    )
     max_age_s: float = setting(
         0.1, description='An older joint state blocks inference', unit='s', ge=1e-3, le=60.0, dynamic=True
     )
@@ -206,6 +252,11 @@ class Rates(Section):
         le=1000.0,
     )
     control_rate_hz: float = setting(description='Commands per second', unit='Hz', ge=1.0, le=1000.0)
+    trigger: Literal['tick', 'frame'] = setting(
+        'tick',
+        description='What starts an inference: the clock (tick), or new frames of all cameras (frame), '
+        'at most chunk_rate_hz times a second',
+    )
 
     @model_validator(mode='after')
     def _chunks_can_be_executed(self) -> Rates:
@@ -253,6 +304,7 @@ class RobotConfig(Section):
     policy: PolicySection
     rates: Rates
     gates: Gates = Gates()
+    ingest: Intake = Intake()
     output: Output
     executor: Executor = Executor()
     safety: Safety = Safety()

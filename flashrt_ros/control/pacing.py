@@ -35,6 +35,7 @@ class Pace:
     rate_hz: float
     late_p50_s: float
     late_p99_s: float
+    late_p999_s: float
     late_max_s: float
 
 
@@ -54,6 +55,6 @@ class PaceMeter:
             return None
         spent = (entries[-1][0] - entries[0][0]) * 1e-9
         late = np.array([late for _, late in entries]) * 1e-9
-        p50, p99 = np.percentile(late, (50, 99))
+        p50, p99, p999 = (float(late_s) for late_s in np.percentile(late, (50, 99, 99.9)))
         rate = (len(entries) - 1) / spent if spent > 0 else 0.0
-        return Pace(rate, float(p50), float(p99), float(late.max()))
+        return Pace(rate, p50, p99, p999, float(late.max()))

@@ -14,7 +14,7 @@ Without the last call the planner goes by its own last chunk, as if it had been 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from flashrt_ros.control.guidance import prefix_weights
 from flashrt_ros.control.kinds import ActionKinds
 from flashrt_ros.control.strategy import STRATEGIES, Strategy
 from flashrt_ros.ingest import JointMap, Taken
-from flashrt_ros.policy import Guidance, Policy
+from flashrt_ros.policy import Guidance, Pipelined, Policy, Prediction
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,39 @@ class Planner:
             else self._policy.infer(observation, guidance=guidance)
         )
         inference_s = time.perf_counter() - begin
-        chunk = self._chunk(prediction.actions, anchor, taken.stamp_ns, start_ns, guidance)
+        return self._planned(prediction, inference_s, taken.stamp_ns, start_ns, anchor, delay, guidance)
+
+    def submit(self, taken: Taken) -> Callable[[], Plan]:
+        """Begin `plan`, and return what waits for it; for strategies whose chunks are not guided.
+
+        A `Pipelined` policy may have two begun, to be waited for in that order; inference_s is then the sum
+        of the stages. Others are asked at once. Raises, here or when called, as `plan`.
+        """
+        if not isinstance(self._policy, Pipelined):
+            planned = self.plan(taken)
+            return lambda: planned
+        finish = self._policy.submit(taken.observation)
+
+        def plan() -> Plan:
+            prediction = finish()
+            inference_s = sum(prediction.timings.values())
+            anchor, delay = self._joints.to_ros(taken.observation.state), self.delay.foretold
+            return self._planned(prediction, inference_s, taken.stamp_ns, taken.stamp_ns, anchor, delay, None)
+
+        return plan
+
+    def _planned(
+        self,
+        prediction: Prediction,
+        inference_s: float,
+        stamp_ns: int,
+        start_ns: int,
+        anchor: np.ndarray,
+        delay: int,
+        guidance: Guidance | None,
+    ) -> Plan:
+        """The next chunk of this epoch."""
+        chunk = self._chunk(prediction.actions, anchor, stamp_ns, start_ns, guidance)
         self.sequence += 1
         self.delay.guess(round(inference_s * 1e9), self.step_ns)
         overlap = 0 if guidance is None else len(guidance.actions)

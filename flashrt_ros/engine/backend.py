@@ -6,6 +6,8 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -25,6 +27,7 @@ from flashrt_ros.engine.device import (
 )
 from flashrt_ros.engine.driver import keep_forever
 from flashrt_ros.engine.engine import Engine
+from flashrt_ros.engine.flight import Flight, pinned
 from flashrt_ros.engine.formats import uneven_products
 from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.engine.packing import PRECISIONS
@@ -33,7 +36,7 @@ from flashrt_ros.engine.weights import fingerprint, load_packed
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
-from flashrt_ros.models.guidance import Guide, guidance_refusals, make_guide
+from flashrt_ros.models.guidance import guidance_refusals, make_guide
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
 from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
@@ -75,7 +78,7 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str) 
     views = len(processing.views)
     library.compile(policy_builds(gpu, spec, precision, views, uneven))
     packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors, uneven=uneven)
-    engine = Engine(library, spec, packed, views, scales, processing.resizes_to_bytes)
+    engine = Engine(library, spec, packed, views, scales, processing.resize)
     engine.capture()
     return engine
 
@@ -97,7 +100,7 @@ def check_sizes(spec: PolicySpec, precision: str) -> None:
 
 
 class CudaPolicy:
-    """Implements `flashrt_ros.policy.Policy`. Not thread-safe."""
+    """Implements `flashrt_ros.policy.Pipelined`. Not thread-safe."""
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
@@ -106,7 +109,8 @@ class CudaPolicy:
         self._engine: Engine | None = engine
         self._generator = torch.Generator()
         self.reseed(options.seed)
-        self._staging: dict[str, Tensor] = {}
+        self._flights: tuple[Flight, ...] = (Flight(engine), Flight(engine))
+        self._last = 1
         self._lost = False
 
     def infer(
@@ -116,26 +120,50 @@ class CudaPolicy:
         guidance: Guidance | None = None,
     ) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError for NaN, Inf or a GPU that fails."""
+        return self._submit(observation, noise, guidance)()
+
+    def submit(self, observation: Observation) -> Callable[[], Prediction]:
+        """See `Pipelined.submit`. Raises, and what it returns raises, as `infer`."""
+        return self._submit(observation, None, None)
+
+    def _submit(
+        self, observation: Observation, noise: np.ndarray | None, guidance: Guidance | None
+    ) -> Callable[[], Prediction]:
         began = perf_counter()
         engine = self._require_engine()
         start, guide = self._start(noise), None
         if guidance is not None:
             guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
-        prepared = self.processing.prepare(observation, self.processing.resizes_to_bytes)
-        inputs = (prepared.images, prepared.tokens[0].int(), prepared.state[0], start)
-        actions = self._run(engine, inputs, guide)
-        finished = perf_counter()
-        check_finite(actions, self.info)
-        restored = self.processing.restore(actions, observation.state)
-        stages = engine.stage_seconds()
-        before = finished - began - sum(stages.values())  # processing, staging and launching
-        return Prediction(
-            restored, {'preprocess': before, **stages, 'postprocess': perf_counter() - finished}
-        )
+        tokens, state = self.processing.text_and_state(observation)
+        frames = self.processing.frames(observation)
+        before, number = self._flights[self._last], 1 - self._last
+        flight = self._flights[number]
+        with gpu_failures(self.info.name, self._abandon):
+            inputs = {'tokens': tokens[0].int(), 'state': state[0], 'noise': start}
+            flight.start(frames, inputs, guide, before)
+        self._last = number
+        host = perf_counter() - began
+
+        def finish() -> Prediction:
+            with gpu_failures(self.info.name, self._abandon):
+                actions = flight.land().numpy().copy()
+            finished = perf_counter()
+            check_finite(actions, self.info)
+            restored = self.processing.restore(actions, observation.state)
+            if self._last == number:
+                stages = {'preprocess': 0.0, **engine.stage_seconds()}
+                stages['preprocess'] += finished - began - sum(stages.values())
+            else:  # the events between the stages are the next inference's by now
+                stages = {'preprocess': host, 'graph': flight.seconds()}
+            return Prediction(restored, {**stages, 'postprocess': perf_counter() - finished})
+
+        return finish
 
     def shrink(self, observation: Observation) -> Observation:
-        """See `Policy.shrink`."""
-        return self.processing.shrunk(observation)
+        """See `Policy.shrink`: the GPU resizes, and reads the pictures where this leaves them."""
+        self.processing.check(observation)
+        frames = self.processing.frames(observation)
+        return replace(observation, images={view: pinned(image) for view, image in frames.items()})
 
     def reseed(self, seed: int | None) -> None:
         """See `Policy.reseed`."""
@@ -146,22 +174,14 @@ class CudaPolicy:
 
     def close(self) -> None:
         """Give back the GPU memory; the object is of no use afterwards."""
-        self._engine = None
-        self._staging.clear()
+        self._engine, self._flights = None, ()
         if not self._lost:
             torch.cuda.empty_cache()
-
-    def _run(self, engine: Engine, inputs: tuple[Tensor, ...], guide: Guide | None) -> np.ndarray:
-        """Stage images, tokens, state, noise and guidance, replay, and wait for the actions."""
-        with gpu_failures(self.info.name, self._abandon):
-            engine.write(*(self._pin(name, x) for name, x in zip(_STAGED, inputs, strict=True)), guide=guide)
-            engine.replay()
-            return engine.read().numpy().copy()
 
     def _abandon(self) -> None:
         """Whatever lies in the context has gone with it."""
         if not self._lost:
-            keep_forever((self._engine, dict(self._staging)))
+            keep_forever((self._engine, self._flights))
         self._lost = True
 
     def _require_engine(self) -> Engine:
@@ -175,16 +195,6 @@ class CudaPolicy:
             return torch.randn(*shape, generator=self._generator)
         check_noise(noise, shape)
         return torch.from_numpy(noise)
-
-    def _pin(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
-        kept = self._staging.get(name)
-        if kept is None or kept.numel() < tensor.numel():
-            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
-_STAGED = ('images', 'tokens', 'state', 'noise')
 
 
 def _check_precision(gpu: Gpu, precision: str) -> None:

@@ -51,20 +51,19 @@ class PrefixCache:
 
 @dataclass
 class Inputs:
-    """What a call writes before vision and prefill run.
+    """What a call writes before vision and prefill run, camera frames aside (`FrameInputs`).
 
-    frames: uint8 [views, size, size, 3] or fp32 [views, 3, size, size] in [-1, 1]; present views come first.
-    tokens: int32 [max_tokens rounded up].
+    images: fp32 [views, 3, size, size] in [-1, 1]; present views come first. tokens: int32 [max_tokens
+    rounded up].
     """
 
-    frames: Tensor
+    images: Tensor
     tokens: Tensor
 
     @staticmethod
-    def allocate(spec: PolicySpec, views: int, device: torch.device, bytes_in: bool) -> Inputs:
+    def allocate(spec: PolicySpec, views: int, device: torch.device) -> Inputs:
         size = spec.vision.image_size
-        shape = (views, size, size, 3) if bytes_in else (views, 3, size, size)
         return Inputs(
-            frames=torch.zeros(shape, dtype=torch.uint8 if bytes_in else torch.float32, device=device),
+            images=torch.zeros(views, 3, size, size, device=device),
             tokens=torch.zeros(round_up(spec.max_tokens), dtype=torch.int32, device=device),
         )

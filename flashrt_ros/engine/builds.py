@@ -8,10 +8,10 @@ from flashrt_ros.engine.device import Gpu
 from flashrt_ros.engine.engine import prompt_sizes
 from flashrt_ros.engine.expert_launches import format_constants
 from flashrt_ros.engine.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
+from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.fused_denoise import covers
 from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
 from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
-from flashrt_ros.engine.packing import patch_columns
 from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
 from flashrt_ros.engine.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.wide_gemm import covers as covers_prefill
@@ -49,7 +49,7 @@ def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:
     tilings = tower_tilings(gpu, spec, tower != 'bf16')
     norms = [(parts, False) for parts in sum_parts(tilings)] + [(1, True)]
     return [
-        ('embedding', {'SIZE': spec.image_size, 'PATCH': spec.patch, 'COLUMNS': patch_columns(spec)}),
+        ('preprocess', Sizes.of(spec).constants),
         ('activation', {'WIDTH': spec.mlp, **constants(dtype('vision.0.down'))}),
         vision_attention_build(gpu, spec.tokens, spec.heads, spec.head_dim, dtype('vision.0.o')),
         *(('layer_norm', layer_norm_constants(spec.width, *norm, dtype('vision.0.qkv'))) for norm in norms),

@@ -57,13 +57,23 @@ def compile_kernels(
             f'kernels/{file}.cu',
             "choose another GPU or device 'cpu'",
         )
-    defines = [f'-D{name}={value}' for name, value in sorted((constants or {}).items())]
-    key = _content_key(file, architecture, defines)
-    cubin = (cache or cache_directory()) / 'kernels' / f'{file}-sm_{architecture}-{key}.cubin'
+    cubin = cubin_path(file, architecture, constants, cache)
     if not cubin.exists():
         cubin.parent.mkdir(parents=True, exist_ok=True)
-        _run_nvcc(file, architecture, defines, cubin)
+        _run_nvcc(file, architecture, _defines(constants), cubin)
     return cubin
+
+
+def cubin_path(
+    file: str, architecture: str, constants: Mapping[str, int] | None = None, cache: Path | None = None
+) -> Path:
+    """Where `compile_kernels` keeps what it makes, whether it is there or not."""
+    key = _content_key(file, architecture, _defines(constants))
+    return (cache or cache_directory()) / 'kernels' / f'{file}-sm_{architecture}-{key}.cubin'
+
+
+def _defines(constants: Mapping[str, int] | None) -> list[str]:
+    return [f'-D{name}={value}' for name, value in sorted((constants or {}).items())]
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""One policy on one GPU: static buffers, three stages, a graph for every number of views and prompt size.
+"""One policy on one GPU: static buffers, four stages, a graph for every number of views and prompt size.
 
-    engine = Engine(library, spec, packed, views=2)
-    engine.write(images, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
+    engine = Engine(library, spec, packed, views=2, resize='pil')
+    engine.write(frames, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
 
 Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size
 is read on the device, so nothing is ever captured again.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
 from flashrt_ros.engine.denoise import PlainDenoise
+from flashrt_ros.engine.frame_inputs import FrameInputs
 from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
 from flashrt_ros.engine.fused_denoise import FusedDenoise
 from flashrt_ros.engine.gemm import Product
@@ -27,8 +28,7 @@ from flashrt_ros.engine.vision import VisionTower
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.spec import PolicySpec
-
-STAGES = ('vision', 'prefill', 'denoise')
+from flashrt_ros.pictures import CameraImage
 
 PROMPT_ROWS = (64, 128)
 """Prompt sizes captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
@@ -47,7 +47,11 @@ def longest_prefix(spec: PolicySpec, views: int, rows: int) -> int:
 
 
 class Engine:
-    """Call from one thread at a time."""
+    """Call from one thread at a time.
+
+    resize: convention by which camera frames are resized on the GPU ('pil' or 'torch'); None takes images
+    that are prepared already, as calibration does.
+    """
 
     def __init__(
         self,
@@ -56,14 +60,15 @@ class Engine:
         packed: Mapping[str, Tensor],
         views: int,
         scales: Mapping[str, float] | None = None,
-        byte_frames: bool = False,
+        resize: str | None = None,
     ) -> None:
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
         torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
         with torch.cuda.stream(self.stream):
-            self.inputs = Inputs.allocate(spec, views, device, byte_frames)
+            self.inputs = Inputs.allocate(spec, views, device)
+            self.frames = FrameInputs(library, spec.vision, resize, views) if resize else None
             self.cache = PrefixCache.allocate(spec, views, device)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
@@ -84,11 +89,14 @@ class Engine:
 
     def stages(self, views: int, rows: int) -> list[Stage]:
         """The stages for this many present views and prompt rows, as functions that launch them."""
-        frames, tokens = self.inputs.frames[:views], self.inputs.tokens[:rows]
-        projected = self.vision.output(views)
+        tokens, projected = self.inputs.tokens[:rows], self.vision.output(views)
+        frames, stages = self.frames, list[Stage]()
 
         def see() -> None:
-            self.vision.run(frames)
+            if frames is None:
+                self.vision.run(self.inputs.images[:views])
+            else:
+                self.vision.see(views)
 
         def read_prefix() -> None:
             self.prefill.run(projected, self.vision.projector, tokens)
@@ -97,18 +105,27 @@ class Engine:
             self.denoise.run()
             self._result.copy_(self.denoise.actions, non_blocking=True)
 
-        return list(zip(STAGES, (see, read_prefix, denoise), strict=True))
+        if frames is not None:
+            stages.append(('preprocess', lambda: frames.launch(0, views, self.vision.patch_rows(views))))
+        return [*stages, ('vision', see), ('prefill', read_prefix), ('denoise', denoise)]
 
     def write(
-        self, images: Tensor, tokens: Tensor, state: Tensor, noise: Tensor, *, guide: Guide | None = None
+        self,
+        images: Tensor | Mapping[str, CameraImage],
+        tokens: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        *,
+        guide: Guide | None = None,
     ) -> None:
         """Stage one observation on the engine's stream (pinned tensors do not block).
 
-        images [present views, ...] as `Inputs.frames`; tokens int [N], all valid; state fp32 [A]; noise fp32
+        images: frames by view, in the checkpoint's order, in use until `read` returns; without `resize` a
+        tensor [present views, ...] as `Inputs.images`. tokens int [N], all valid; state fp32 [A]; noise fp32
         [H, A]; guide: what to go on from. Raises ObservationError for a prompt or a number of views beyond
-        what the buffers hold.
+        what the buffers hold, and for frames that cannot be read.
         """
-        views, count = images.shape[0], tokens.shape[0]
+        views, count = len(images), tokens.shape[0]
         if not 1 <= count <= self.spec.max_tokens:
             raise ObservationError(
                 f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
@@ -116,7 +133,10 @@ class Engine:
         if not 1 <= views <= self.views:
             raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
         with torch.cuda.stream(self.stream):
-            self.inputs.frames[:views].copy_(images, non_blocking=True)
+            if isinstance(images, Tensor):
+                self.inputs.images[:views].copy_(images, non_blocking=True)
+            elif self.frames is not None:
+                self.frames.write(images)
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
             self.denoise.state.copy_(state, non_blocking=True)
             self.denoise.actions.copy_(noise, non_blocking=True)
@@ -139,6 +159,8 @@ class Engine:
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""
         self.stream.synchronize()
+        if self.frames is not None:
+            self.frames.release()
         return self._result
 
     def products(self) -> list[Product]:

@@ -286,12 +286,11 @@ class Operators:
             dependent=True,
         )
 
-    def patches(self, frames: Tensor, patch: int, out: Tensor) -> None:
-        """Frames (bytes or floats, see `buffers.Inputs`) -> patch rows [views * tokens, columns]."""
-        size = frames.shape[2]
-        name = 'patches_from_bytes' if frames.dtype == torch.uint8 else 'patches_from_floats'
-        kernel = self.library.kernel('embedding', name, SIZE=size, PATCH=patch, COLUMNS=out.shape[1])
-        kernel(out.shape[0], 128, frames, out, dependent=True)
+    def patches(self, images: Tensor, patch: int, out: Tensor) -> None:
+        """Images fp32 [views, 3, size, size] in [-1, 1] -> patch rows [views * tokens, columns]."""
+        size = images.shape[2]
+        kernel = self.library.kernel('embedding', 'patches', SIZE=size, PATCH=patch, COLUMNS=out.shape[1])
+        kernel(out.shape[0], 128, images, out, dependent=True)
 
     def prefix_embedding(
         self,

@@ -1,4 +1,4 @@
-"""The SigLIP tower as a sequence of launches: frames -> one raw projected row per patch.
+"""The SigLIP tower as a sequence of launches: patches -> one raw projected row for each.
 
 A layer is seven launches where the products are ours (`fused_gemm`, Hopper): QKV, attention, output, norm, up
 with GELU, down, norm. The library's products leave GELU to a kernel of its own. Biases, residuals and scales
@@ -81,11 +81,20 @@ class VisionTower:
         """Where `run` leaves the raw projected rows, bf16 [views * tokens, language width]."""
         return self._buffers.projected[: views * self.spec.tokens]
 
-    def run(self, frames: Tensor) -> None:
-        """Frames of the present views (`buffers.Inputs.frames`) -> `output`."""
-        ops, count = self.operators, frames.shape[0] * self.spec.tokens
+    def patch_rows(self, views: int) -> Tensor:
+        """Where `see` finds the patches, bf16 [views * tokens, columns] as in kernels/embedding.cu."""
+        return self._buffers.patches[: views * self.spec.tokens]
+
+    def run(self, images: Tensor) -> None:
+        """Images fp32 [views, 3, size, size] in [-1, 1] -> `output`."""
+        views = images.shape[0]
+        self.operators.patches(images, self.spec.patch, self.patch_rows(views))
+        self.see(views)
+
+    def see(self, views: int) -> None:
+        """`patch_rows` of the present views -> `output`."""
+        ops, count = self.operators, views * self.spec.tokens
         rows, tilings = self._cut(count), self._present_tilings(count)
-        ops.patches(frames, self.spec.patch, rows.patches)
         self.patch(rows.patches, rows.sums[0])
         first = self.layers[0]['qkv']
         normed = as_input(rows.normed, first.dtype)

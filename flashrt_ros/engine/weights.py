@@ -93,12 +93,9 @@ def load_packed(
     key: the checkpoint's fingerprint. tensors: gives the canonical tensors, called only when they must be
     packed. uneven: products of which `formats.uneven_products` says so.
     """
-    folder = (cache or cache_directory()) / 'weights'
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
-    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
-    if uneven and spec.family == 'pi0':
-        form += '-' + hashlib.sha256(' '.join(sorted(uneven)).encode()).hexdigest()[:8]
-    path = folder / f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    path = packed_path(key, spec, precision, views, gpu, cache, uneven)
+    folder = path.parent
     if path.exists():
         try:
             return load_file(path, device=str(gpu.device))
@@ -111,6 +108,24 @@ def load_packed(
         save_file(packed, written)
         written.replace(path)
     return packed
+
+
+def packed_path(
+    key: str,
+    spec: PolicySpec,
+    precision: str,
+    views: int,
+    gpu: Gpu,
+    cache: Path | None = None,
+    uneven: frozenset[str] = frozenset(),
+) -> Path:
+    """Where `load_packed` keeps them, whether they are there or not."""
+    fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
+    form = f'{"fused" if fused else "plain"}{"-wide" if wide else ""}'
+    if uneven and spec.family == 'pi0':
+        form += '-' + hashlib.sha256(' '.join(sorted(uneven)).encode()).hexdigest()[:8]
+    name = f'{key}-{precision}-{form}-{spec.steps}-{FORMAT}.safetensors'
+    return (cache or cache_directory()) / 'weights' / name
 
 
 class OnDevice(Mapping[str, Tensor]):

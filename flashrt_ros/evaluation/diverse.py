@@ -19,6 +19,7 @@ from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.evaluation.replay.feed import Feed, find_sources
 from flashrt_ros.evaluation.replay.watch import Latency, Looked, Watch
 from flashrt_ros.ingest import Taken
+from flashrt_ros.pictures import picture_array
 from flashrt_ros.policy import Observation
 
 THUMBNAIL = 8
@@ -110,9 +111,10 @@ def _feature(observation: Observation) -> np.ndarray:
     """Small grey pictures of every view, then the state."""
     small = [
         np.asarray(
-            Image.fromarray(image).convert('L').resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32
+            Image.fromarray(picture_array(image, view)).convert('L').resize((THUMBNAIL, THUMBNAIL)),
+            dtype=np.float32,
         ).ravel()
-        for image in observation.images.values()
+        for view, image in observation.images.items()
     ]
     return np.concatenate([*small, observation.state.astype(np.float32)])
 

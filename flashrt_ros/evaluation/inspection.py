@@ -22,13 +22,14 @@ from flashrt_ros.evaluation.replay.feed import (
 )
 from flashrt_ros.ingest import JointMap
 from flashrt_ros.ingest.compressed import decode_compressed
-from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.stream import stamp_ns
+from flashrt_ros.ingest.typed import compressed_frame, image_frame
 from flashrt_ros.loading import options_of
 from flashrt_ros.models.backend import describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
 from flashrt_ros.models.guidance import guidance_refusals
 from flashrt_ros.models.normalize import MeanStd, Normalizer, Range
+from flashrt_ros.pictures import decode_image
 from flashrt_ros.policy import PolicyOptions
 
 SAMPLE = 50
@@ -134,10 +135,10 @@ def _content(message: Any, kind: str) -> dict[str, Any]:
     """What the first message says about all of them."""
     try:
         if kind == IMAGE:
-            height, width, _ = decode_image(message, 'image').shape
+            height, width, _ = decode_image(image_frame(message), 'image').shape
             return {'size': [width, height], 'encoding': message.encoding}
         if kind == COMPRESSED:
-            height, width, _ = decode_compressed(message, 'image').shape
+            height, width, _ = decode_compressed(compressed_frame(message), 'image').shape
             return {'size': [width, height], 'encoding': message.format}
     except ObservationError as error:
         return {'fault': error.what}

@@ -3,7 +3,8 @@
 Messages are read by their fields alone, so nothing here needs ROS: the node and the bag evaluator share it.
 """
 
+from flashrt_ros.frame import Frame, FrameSource
 from flashrt_ros.ingest.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.joints import JointMap
 
-__all__ = ['Blocked', 'Ingest', 'JointMap', 'Taken']
+__all__ = ['Blocked', 'Frame', 'FrameSource', 'Ingest', 'JointMap', 'Taken']

@@ -7,27 +7,26 @@ nobody uses cost nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from flashrt_ros.configuration.schema import RobotConfig
+from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
-from flashrt_ros.ingest.compressed import decode_compressed
+from flashrt_ros.ingest.compressed import decompress
+from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
-from flashrt_ros.ingest.image import decode_image
 from flashrt_ros.ingest.joints import STATE, JointMap
+from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.ingest.stream import Sample, Stream
+from flashrt_ros.ingest.typed import FRAMES
+from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import Observation
 
 _SECOND = 1_000_000_000
-_DECODERS: dict[str, Callable[[Any, str], np.ndarray]] = {
-    'raw': decode_image,
-    'compressed': decode_compressed,
-}
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,38 @@ class Blocked:
 class Ingest:
     """The inputs of one robot. `limits` and `prompt` may be replaced at any time.
 
+    fresh: whether every camera has a frame that no observation has used.
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
-    cores does.
+    cores does. decode: False leaves frames to the policy as they are or were before compression
+    (`CameraImage`); what is wrong with them is still found here.
     """
 
-    def __init__(self, config: RobotConfig, pool: Executor | None = None) -> None:
-        self._pool = pool
+    def __init__(self, config: RobotConfig, pool: Executor | None = None, decode: bool = True) -> None:
+        self._pool, self._decode_raw = pool, decode
         self.joints = JointMap.of(config)
         self.limits = Limits.of(config)
         self.prompt = config.prompt
         self._prompt_topic = config.prompt_topic
-        self._decoders = {view: _DECODERS[camera.transport] for view, camera in config.cameras.items()}
-        self.streams = {view: Stream(view, camera.topic) for view, camera in config.cameras.items()}
-        self.streams[STATE] = Stream(STATE, config.joint_states.topic)
+        self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
+        compressed = [view for view, camera in config.cameras.items() if camera.transport == 'compressed']
+        self._rings = {view: ring_of(config) for view in compressed}
+        self._framings = {view: camera.framing for view, camera in config.cameras.items()}
+        inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
+        self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
+        self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
+        self._fine_ns = 0
 
     def offer(self, name: str, message: Any, received_ns: int) -> None:
-        """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time."""
-        self.streams[name].offer(message, received_ns)
+        """Keep a message as the latest of its input. name: a view, or 'state'. received_ns: ROS time.
+
+        Sources that have frames already give them to the stream of the view (`Stream.keep`).
+        """
+        if name == STATE:
+            self.streams[name].offer(message, received_ns)
+        else:
+            self.streams[name].keep(self._frames[name](message, received_ns, 0))
 
     def observe(self, now_ns: int) -> Taken | Blocked:
         """Take the latest message of every input, if all pass the gates and can be decoded."""
@@ -93,16 +105,27 @@ class Ingest:
         if refusal is None:
             taken = self._take(present, now_ns)
             if isinstance(taken, Taken):
-                self._episode = None
+                self._episode, self._fine_ns = None, now_ns
+                self.fresh.used()
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)
+
+    def fault_of(self, name: str) -> ObservationError | None:
+        """What is wrong with the latest message of an input, its times aside; None if nothing is."""
+        sample = self.streams[name].latest()
+        try:
+            if sample is not None:
+                self._decode(name, sample)
+        except ObservationError as error:
+            return error
+        return None
 
     def _gates(self, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal | None:
         for name, sample in samples.items():
             refusal = check_sample(self.streams[name], sample, now_ns, self.limits)
             if refusal is not None:
-                return refusal
+                return self._all_at_once(refusal, samples, now_ns)
         stamps = {name: sample.stamp_ns for name, sample in samples.items() if sample is not None}
         refusal = check_skew(stamps, self.limits)
         if refusal is None and not self.prompt.strip():
@@ -110,9 +133,20 @@ class Ingest:
             return Refusal('prompt', 'prompt', f'it is empty: {where}')
         return refusal
 
+    def _all_at_once(self, refusal: Refusal, samples: Mapping[str, Sample | None], now_ns: int) -> Refusal:
+        """The same refusal; where every input was fine a moment ago and is stale now, it says so."""
+        checked = (check_sample(self.streams[name], s, now_ns, self.limits) for name, s in samples.items())
+        if self._fine_ns == 0 or not all(found and found.kind == 'stale' for found in checked):
+            return refusal
+        gap = (now_ns - self._fine_ns) / _SECOND
+        hint = (
+            f'as is every input, {gap:.3f} s after all were fine: the clock jumped ahead, or all stood still'
+        )
+        return replace(refusal, detail=f'{refusal.detail}; {hint}')
+
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         ahead = {
             name: self._pool.submit(self._decode, name, sample)
             for name, sample in samples.items()
@@ -137,10 +171,17 @@ class Ingest:
             skew_s=(max(stamps) - min(stamps)) / _SECOND,
         )
 
-    def _decode(self, name: str, sample: Sample) -> np.ndarray:
+    def _decode(self, name: str, sample: Sample) -> np.ndarray | CameraImage:
         if name == STATE:
             return self.joints.to_checkpoint(self.joints.positions(sample.message))
-        return self._decoders[name](sample.message, name)
+        frame = sample.message
+        if name in self._rings:
+            frame = decompress(frame, name, self._rings[name])
+        image = CameraImage(frame, self._framings[name])
+        if self._decode_raw:
+            return image.array(name)
+        image.check(name)
+        return image
 
     def _blocked(self, refusal: Refusal, samples: Mapping[str, Sample], now_ns: int) -> Blocked:
         episode = (refusal.input, refusal.kind)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from flashrt_ros.frame import Frame
 
 
 @dataclass
 class Sample:
-    """One message. stamp_ns: when it was measured, received_ns: when it came in, both ROS time."""
+    """One message. stamp_ns: when it was measured, 0 if that is unknown; received_ns. Both ROS time."""
 
     message: Any
     stamp_ns: int
@@ -21,7 +24,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class StreamCounts:
-    """Since the stream was made. unused: replaced by a newer message before anyone took it."""
+    """Since the stream was made. unused: replaced by a newer message before anyone took it.
+
+    rejected: messages that cannot be used, whether they were dropped on arrival or found out later.
+    """
 
     received: int
     unused: int
@@ -29,22 +35,46 @@ class StreamCounts:
 
 
 class Stream:
-    """Latest message wins. One thread offers, another takes."""
+    """Latest message wins. One thread offers, another takes. For a camera it is a `FrameSink`.
 
-    def __init__(self, name: str, topic: str) -> None:
+    latency_s: from what happened to the stamp of the message, which is put back by as much.
+    kept: called after a message was kept.
+    last_drop: why the last message that was dropped on arrival cannot be read; '' while the newest could.
+    """
+
+    def __init__(self, name: str, topic: str, latency_s: float = 0.0) -> None:
         self.name, self.topic = name, topic
+        self._latency_ns = round(latency_s * 1e9)
         self._lock = threading.Lock()
         self._latest: Sample | None = None
         self._received = self._unused = self._rejected = 0
+        self.kept: Callable[[], None] = lambda: None
+        self.last_drop = ''
 
     def offer(self, message: Any, received_ns: int) -> None:
         """Keep a message with a header as the latest."""
-        sample = Sample(message, stamp_ns(message.header.stamp), received_ns)
+        self._keep(message, stamp_ns(message.header.stamp), received_ns)
+
+    def keep(self, frame: Frame) -> None:
+        """See `FrameSink.keep`."""
+        self._keep(frame, frame.stamp_ns, frame.received_ns)
+
+    def drop(self, reason: str) -> None:
+        """See `FrameSink.drop`. What was the latest before stays it, and grows old."""
         with self._lock:
             self._received += 1
+            self._rejected += 1
+            self.last_drop = reason
+
+    def _keep(self, message: Any, stamp_ns: int, received_ns: int) -> None:
+        sample = Sample(message, stamp_ns and stamp_ns - self._latency_ns, received_ns)
+        with self._lock:
+            self._received += 1
+            self.last_drop = ''
             if self._latest is not None and not self._latest.taken:
                 self._unused += 1
             self._latest = sample
+        self.kept()
 
     def latest(self) -> Sample | None:
         return self._latest

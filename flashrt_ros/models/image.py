@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flashrt_ros.errors import ObservationError
+from flashrt_ros.pictures.resampling import fitted_size
 
 RESIZES = ('pil', 'torch')
 
@@ -35,24 +36,9 @@ def resize_with_pad(image: np.ndarray, size: int, convention: str) -> Tensor:
     return _pil(image, size) if convention == 'pil' else _torch(image, size)
 
 
-def fitted_size(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Height and width of the image inside the square; both conventions truncate.
-
-    Raises ObservationError for an image so narrow that nothing of it would be left.
-    """
-    height, width = image.shape[:2]
-    ratio = max(width / size, height / size)
-    fitted = int(height / ratio), int(width / ratio)
-    if 0 in fitted:
-        raise ObservationError(
-            f'an image of {height} x {width} is too narrow for a square of {size}', 'image', 'crop it first'
-        )
-    return fitted
-
-
 def square_bytes(image: np.ndarray, size: int) -> np.ndarray:
     """The `pil` convention before normalising: uint8 [height, width, 3] -> uint8 [size, size, 3]."""
-    height, width = fitted_size(image, size)
+    width, height = fitted_size(image.shape[1], image.shape[0], size)
     if image.shape[:2] == (size, size):
         return image
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
@@ -69,7 +55,7 @@ def _pil(image: np.ndarray, size: int) -> Tensor:
 def _torch(image: np.ndarray, size: int) -> Tensor:
     pixels = _channels_first(image)[None] / 255
     if image.shape[:2] != (size, size):
-        height, width = fitted_size(image, size)
+        width, height = fitted_size(image.shape[1], image.shape[0], size)
         pixels = F.interpolate(pixels, size=(height, width), mode='bilinear', align_corners=False).clamp(0, 1)
         top, left = (size - height) // 2, (size - width) // 2
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))

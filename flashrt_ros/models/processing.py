@@ -22,6 +22,7 @@ from flashrt_ros.models.image import check_image, resize_with_pad, square_bytes
 from flashrt_ros.models.normalize import Normalizer
 from flashrt_ros.models.prompt import encode_prompt, prompt_pieces
 from flashrt_ros.models.tokenizer import Tokenizer
+from flashrt_ros.pictures import CameraImage, picture_array
 from flashrt_ros.policy import Observation
 
 CONSTANT_WIDTH = 1e-5
@@ -32,8 +33,7 @@ CONSTANT_WIDTH = 1e-5
 class Prepared:
     """Inputs of the network, without padding and without absent views.
 
-    images: fp32 [V, 3, S, S] in [-1, 1], or uint8 [V, S, S, 3] where bytes were asked for. tokens: int64
-    [1, N]. state: fp32 [1, padded width], normalised.
+    images: fp32 [V, 3, S, S] in [-1, 1]. tokens: int64 [1, N]. state: fp32 [1, padded width], normalised.
     """
 
     images: Tensor
@@ -65,32 +65,31 @@ class Processing:
     tokenizer: Tokenizer
     delta: tuple[bool, ...] = ()
 
-    @property
-    def resizes_to_bytes(self) -> bool:
-        """Whether resized pictures are whole bytes, so that a backend may take those and normalise them
-        itself."""
-        return self.resize == 'pil'
+    def prepare(self, observation: Observation) -> Prepared:
+        """Raises ObservationError for anything that the checkpoint cannot take."""
+        tokens, state = self.text_and_state(observation)
+        return Prepared(self.images(observation), tokens, state)
 
-    def prepare(self, observation: Observation, as_bytes: bool = False) -> Prepared:
-        """Raises ObservationError for anything that the checkpoint cannot take.
-
-        as_bytes: give the pictures before they are normalised; only where `resizes_to_bytes`.
-        """
+    def text_and_state(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """`Prepared.tokens` and `Prepared.state` of an observation that is checked as a whole; raises as
+        `prepare`."""
         self.check(observation)
         state = self.normalized_state(observation.state)
         tokens = self.tokens(observation.prompt, state)
-        images = self.byte_images(observation) if as_bytes else self.images(observation)
-        return Prepared(images, torch.tensor([tokens]), self.padded_state(state))
+        return torch.tensor([tokens]), self.padded_state(state)
 
     def shrunk(self, observation: Observation) -> Observation:
         """The same observation with its pictures already resized; `prepare` gives the same of both.
 
         Only the `pil` convention has such an in-between; others give the observation as it is.
         """
-        if not self.resizes_to_bytes:
+        if self.resize != 'pil':
             return observation
         self.check(observation)
-        images = {view: square_bytes(x, self.image_size) for view, x in observation.images.items()}
+        images = {
+            view: square_bytes(picture_array(x, view), self.image_size)
+            for view, x in observation.images.items()
+        }
         return replace(observation, images=images)
 
     def check(self, observation: Observation) -> None:
@@ -107,7 +106,10 @@ class Processing:
                 'there is no image at all', 'observation', f'give at least one of {", ".join(self.views)}'
             )
         for view, image in observation.images.items():
-            check_image(view, image)
+            if isinstance(image, CameraImage):
+                image.check(view)
+            else:
+                check_image(view, image)
         self._check_state(observation.state)
         if not observation.prompt.strip():
             raise ObservationError('the prompt is empty', 'observation', 'say what the robot should do')
@@ -117,14 +119,14 @@ class Processing:
         resized = [resize_with_pad(x, self.image_size, self.resize) for x in self._present(observation)]
         return torch.stack(resized)
 
-    def byte_images(self, observation: Observation) -> Tensor:
-        """Present views in the checkpoint's order -> uint8 [V, S, S, 3]; `images` is x / 255 * 2 - 1 of
-        it."""
-        resized = [square_bytes(image, self.image_size) for image in self._present(observation)]
-        return torch.from_numpy(np.stack(resized))
+    def frames(self, observation: Observation) -> dict[str, CameraImage]:
+        """Present views in the checkpoint's order, for a backend that decodes and resizes itself."""
+        images = {view: observation.images[view] for view in self.views if view in observation.images}
+        return {v: x if isinstance(x, CameraImage) else CameraImage.of(x) for v, x in images.items()}
 
     def _present(self, observation: Observation) -> list[np.ndarray]:
-        return [observation.images[view] for view in self.views if view in observation.images]
+        images = observation.images
+        return [picture_array(images[view], view) for view in self.views if view in images]
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:
         """State in robot units [D] -> normalised [D], in the precision of the statistics."""

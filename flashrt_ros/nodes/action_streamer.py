@@ -65,7 +65,7 @@ class ActionStreamer(ManagedNode):
             self._tell_stopped,
         )
         self._loop = FixedRateLoop('commands', rate_hz, self._worker.tick, logger)
-        self._monitor = diagnostics.InputMonitor()
+        self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._inputs = [
             self.create_subscription(ActionChunk, 'action_chunk', self._take_chunk, COMMAND),
             subscribe_latest(self, JointState, config.joint_states.topic, self._worker.keep_state),
@@ -125,7 +125,7 @@ class ActionStreamer(ManagedNode):
             values,
         )
         max_age_s = self.config.joint_states.max_age_s
-        return [own, self._monitor.report(worker.state, max_age_s, now_ns, name, robot)]
+        return [own, self._monitor.report(worker.state, max_age_s, now_ns)]
 
     def _take_chunk(self, message: ActionChunk) -> None:
         if self.state == 'active':

@@ -47,7 +47,7 @@ class CommandWorker:
         tell: Callable[[ActionChunk], None],
         stopped: Callable[[bool], None],
     ) -> None:
-        self.state = Stream(STATE, config.joint_states.topic)
+        self.state = Stream(STATE, config.joint_states.topic, config.joint_states.latency_s)
         self.refused = EdgeLog(logger, 'chunk refused')
         self.without_motion = EdgeLog(logger, 'no motion')
         self.malformed = 0

@@ -14,16 +14,28 @@ from flashrt_ros.nodes.clock import LoopClock
 
 _WINDOW_S = 10.0
 
+_IN_TIME_NS = 5_000_000
+"""Later than this a tick was held up by the one before, not by the scheduler."""
+
 
 class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
+    before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
     """
 
-    def __init__(self, name: str, rate_hz: float, tick: Callable[[int], None], logger: RcutilsLogger) -> None:
+    def __init__(
+        self,
+        name: str,
+        rate_hz: float,
+        tick: Callable[[int], None],
+        logger: RcutilsLogger,
+        before: Callable[[bool], None] = lambda in_time: None,
+    ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
+        self._before = before
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -56,6 +68,7 @@ class FixedRateLoop:
                 late_ns, skipped = deadlines.meet(now_ns)
                 self.meter.note(now_ns, late_ns)
                 self.skipped += skipped
+                self._before(late_ns < _IN_TIME_NS)
                 self._tick(clock.ros_now_ns())
         except Exception:
             self.failure = traceback.format_exc().strip().splitlines()[-1]

@@ -9,20 +9,23 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import STRATEGIES
 from flashrt_ros.ingest.joints import STATE
+from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
+from flashrt_ros.nodes.frame_sources import frame_source
 from flashrt_ros.nodes.gpu import gpu_values
 from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
@@ -40,10 +43,10 @@ _SECTIONS = (
     'policy',
     'rates',
     'gates',
+    'ingest',
     'output',
     'executor',
 )
-_IMAGE_TYPES = {'raw': Image, 'compressed': CompressedImage}
 
 
 class PolicyNode(ManagedNode):
@@ -54,6 +57,7 @@ class PolicyNode(ManagedNode):
         self._worker: PolicyWorker | None = None
         self._loop: FixedRateLoop | None = None
         self._inputs: list[Any] = []
+        self._stop_frames: list[Callable[[], None]] = []
         self._outputs: list[Any] = []
         self._reset: Any = None
         self._epoch = 0
@@ -70,8 +74,9 @@ class PolicyNode(ManagedNode):
         # With sync the end of a chunk decides when to plan: look for it at every control period.
         waits = STRATEGIES[config.executor.strategy].waits
         rate_hz = config.rates.control_rate_hz if waits else config.rates.chunk_rate_hz
-        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger)
-        self._monitor = diagnostics.InputMonitor()
+        before = {'frame': self._worker.await_frames, 'tick': lambda in_time: None}[config.rates.trigger]
+        self._loop = FixedRateLoop('inference', rate_hz, self._worker.tick, logger, before)
+        self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._subscribe(config, self._worker)
 
     def activate(self) -> None:
@@ -95,6 +100,8 @@ class PolicyNode(ManagedNode):
             self._loop.stop()
 
     def teardown(self) -> None:
+        for stop in self._stop_frames:
+            stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         if self._reset is not None:
@@ -103,7 +110,7 @@ class PolicyNode(ManagedNode):
             self.destroy_lifecycle_publisher(publisher)
         if self._policy is not None:
             self._policy.close()
-        self._inputs, self._outputs = [], []
+        self._stop_frames, self._inputs, self._outputs = [], [], []
         self._policy = self._worker = self._loop = self._reset = None
 
     def config_changed(self, config: RobotConfig) -> None:
@@ -130,16 +137,18 @@ class PolicyNode(ManagedNode):
         own = diagnostics.status(name, robot, level, trouble or self.state, values)
         ages = ingest.limits.max_age_s
         inputs = ingest.streams.items()
-        return [own, *(self._monitor.report(s, ages[key], now_ns, name, robot) for key, s in inputs)]
+        return [own, *(self._monitor.report(stream, ages[key], now_ns) for key, stream in inputs)]
 
     def _subscribe(self, config: RobotConfig, worker: PolicyWorker) -> None:
-        topics = {
-            view: (_IMAGE_TYPES[camera.transport], camera.topic) for view, camera in config.cameras.items()
-        }
-        topics[STATE] = (JointState, config.joint_states.topic)
-        for name, (message_type, topic) in topics.items():
-            keep = functools.partial(worker.keep, name)
-            self._inputs.append(subscribe_latest(self, message_type, topic, keep))
+        for view, camera in config.cameras.items():
+            make_ring = functools.partial(ring_of, config)
+            source = frame_source(self, camera.topic, camera.transport, config.ingest.source, make_ring)
+            self._stop_frames.append(source.start(worker.ingest.streams[view]))
+        self._inputs.append(
+            subscribe_latest(
+                self, JointState, config.joint_states.topic, functools.partial(worker.keep, STATE)
+            )
+        )
         executing = self.create_subscription(ActionChunk, 'executing_chunk', worker.keep_executing, COMMAND)
         prompts = self.create_subscription(String, config.prompt_topic, self._take_prompt, COMMAND)
         self._inputs += [executing, prompts]

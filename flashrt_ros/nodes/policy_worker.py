@@ -45,7 +45,9 @@ class PolicyWorker:
         publish_chunk: Callable[[ActionChunk], None],
         publish_stats: Callable[[InferenceStats], None],
     ) -> None:
-        self.ingest, self.counts = Ingest(config), InferenceCounts()
+        # A GPU decodes raw frames in no time, straight from the memory that they were taken into.
+        self.ingest = Ingest(config, decode=policy.info.device == 'cpu')
+        self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
         self._clock = clock
         self._planner = Planner(
@@ -87,6 +89,13 @@ class PolicyWorker:
             p50, p99 = np.percentile(recent, (50, 99))
             values = {'inference p50 [ms]': float(p50) * 1e3, 'inference p99 [ms]': float(p99) * 1e3}
         return {**values, 'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
+
+    def await_frames(self, in_time: bool) -> None:
+        """Wait for a new frame of every camera: for the next ones if the tick is in time, and if it is late
+        for any that no inference has used. Frames that stay away are too old in the end, as the tick says."""
+        if in_time:
+            self.ingest.fresh.expect()
+        self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()))
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -16,6 +17,11 @@ LATEST_SENSOR = QoSProfile(
 )
 """A best-effort reader matches reliable and best-effort writers; depth 1: a newer frame wins."""
 
+LATEST_FRAMES = QoSProfile(
+    depth=4, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE
+)
+"""For a reader that takes all that is there: what comes while it is held up is late, but not lost."""
+
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 """For chunks and commands. Never transient local: a late joiner would execute what is long over."""
 
@@ -24,7 +30,12 @@ RECORD = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability
 
 
 def subscribe_latest(
-    node: Node, message_type: type, topic: str, callback: Callable[[Any], None]
+    node: Node,
+    message_type: type,
+    topic: str,
+    callback: Callable[[Any], None],
+    callback_group: CallbackGroup | None = None,
+    qos: QoSProfile = LATEST_SENSOR,
 ) -> Subscription[Any]:
     """Subscribe to sensor data. The QoS can be overridden by the usual qos_overrides parameters."""
 
@@ -38,7 +49,8 @@ def subscribe_latest(
         message_type,
         topic,
         callback,
-        LATEST_SENSOR,
+        qos,
+        callback_group=callback_group,
         event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
         qos_overriding_options=QoSOverridingOptions.with_default_policies(),
     )

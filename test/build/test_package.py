@@ -34,7 +34,7 @@ def prefix() -> Path:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize('name', ['policy_node', 'action_streamer', 'flashrt'])
+@pytest.mark.parametrize('name', ['policy_node', 'action_streamer', 'flashrt', 'doctor'])
 def test_ros2_run_finds_the_nodes(prefix, name):
     executable = prefix / 'lib/flashrt_ros' / name
     assert os.access(executable, os.X_OK)

@@ -7,6 +7,7 @@ import yaml
 
 from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import ConfigError
+from flashrt_ros.pictures import Framing
 
 CONFIG = Path(__file__).parents[2] / 'config'
 
@@ -45,6 +46,13 @@ def test_joints_keep_the_order_of_the_file(load, data):
     assert load(data).joint_names[0] == 'gripper'
 
 
+def test_how_a_camera_is_mounted(load, data):
+    data['cameras']['base_0_rgb'] |= {'rotate': 180, 'flip': 'horizontal', 'crop': [8, 0, 48, 48]}
+    cameras = load(data).cameras
+    assert cameras['base_0_rgb'].framing == Framing(180, 'horizontal', (8, 0, 48, 48))
+    assert cameras['left_wrist_0_rgb'].framing == Framing()
+
+
 def _set(path, value):
     def change(data):
         *parents, last = path.split('.')
@@ -80,6 +88,18 @@ FAULTS = {
     'topic twice': (
         _set('cameras.left_wrist_0_rgb.topic', '/camera/front/image_raw/compressed'),
         r"cameras\.left_wrist_0_rgb\.topic: .* already the topic of the view 'base_0_rgb'\. Give every view",
+    ),
+    'an eighth of a turn': (
+        _set('cameras.base_0_rgb.rotate', 45),
+        r'cameras\.base_0_rgb\.rotate: 45 is no quarter turn\. Choose 0, 90, 180 or 270',
+    ),
+    'a crop of three numbers': (
+        _set('cameras.base_0_rgb.crop', [0, 0, 64]),
+        r'cameras\.base_0_rgb\.crop: \[0, 0, 64\] is no part of a picture\. Give \[x, y, width, height\]',
+    ),
+    'a crop of nothing': (
+        _set('cameras.base_0_rgb.crop', [5, 5, 0, 9]),
+        r'cameras\.base_0_rgb\.crop: \[5, 5, 0, 9\] is no part',
     ),
     'no cameras': (_set('cameras', {}), r'cameras: it is empty'),
     'bad view name': (_set('cameras.a b', {'topic': '/x'}), r"cameras\.a b: 'a b' is not a name"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pictures.scenes import random_frame
 
 from flashrt_ros.engine import backend
 from flashrt_ros.engine.backend import check_sizes, load
@@ -14,6 +15,7 @@ from flashrt_ros.models.backend import load as load_cpu
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
+from flashrt_ros.pictures import CameraImage, Framing
 from flashrt_ros.policy import STAGES, Guidance, PolicyOptions
 
 gpu = pytest.mark.gpu
@@ -43,6 +45,48 @@ def test_it_agrees_with_the_cpu_policy(library, checkpoint):
         assert tuple(found.timings) == STAGES
     own = {'device': 'cuda', 'precision': 'bf16', 'guidance_refusals': policy.info.guidance_refusals}
     assert policy.info == replace(reference.info, **own)
+
+
+@gpu
+def test_an_observation_begun_while_another_is_computed_changes_neither(library, checkpoint):
+    policy = load(checkpoint, CUDA)
+    observations = [observe(checkpoint, seed) for seed in range(6)]
+    policy.reseed(5)
+    alone = [policy.infer(o).actions for o in observations]
+    policy.reseed(5)
+    waiting, found = [], []
+    for number, observation in enumerate(observations):
+        waiting.append(policy.submit(policy.shrink(observation) if number % 2 else observation))
+        if len(waiting) > 1:
+            found.append(waiting.pop(0)())
+    found.append(waiting.pop(0)())
+    assert [set(p.timings) for p in found[:-1]] == [{'preprocess', 'graph', 'postprocess'}] * 5
+    assert tuple(found[-1].timings) == STAGES
+    for expected, prediction in zip(alone, found, strict=True):
+        np.testing.assert_array_equal(prediction.actions, expected)
+    # One that nobody waited for does not stand in the way.
+    policy.submit(observations[0])
+    policy.reseed(5)
+    np.testing.assert_array_equal(policy.infer(observations[0]).actions, alone[0])
+
+
+@gpu
+@pytest.mark.parametrize('resize', ['pil', 'torch'])
+def test_raw_frames_in_any_encoding_are_seen_as_the_cpu_sees_them(library, checkpoint, resize):
+    policy = load(checkpoint, replace(CUDA, resize=resize))
+    reference = load_cpu(checkpoint, PolicyOptions(resize=resize))
+    noise, whole = np.zeros((50, 32), np.float32), observe(checkpoint)
+    for name, width, height, framing in (
+        ('rgb8', 640, 480, Framing()),
+        ('nv12', 320, 240, Framing(180)),
+        ('bayer_rggb16', 131, 77, Framing(90, 'vertical', (1, 2, 99, 70))),
+    ):
+        images = {
+            view: CameraImage(random_frame(name, width, height, 4, seed=i), framing)
+            for i, view in enumerate(policy.info.views)
+        }
+        found, expected = (p.infer(replace(whole, images=images), noise).actions for p in (policy, reference))
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
 
 
 @gpu

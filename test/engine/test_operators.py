@@ -218,13 +218,11 @@ def test_vision_attention_stays_inside_each_image(operators, views, heads, dim, 
 
 
 def test_patches_are_those_of_a_convolution(operators):
-    frames = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, device='cuda')
-    pixels = frames.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), device='cuda').float() / 255 * 2 - 1
     expected = F.pad(F.unfold(pixels, 14, stride=14).transpose(1, 2).flatten(0, 1), (0, 4))
-    for source in (frames, pixels.contiguous()):
-        out = poisoned(512, 592)
-        operators.patches(source, 14, out)
-        assert relative_error(out.float() / 255, expected) < 1e-6
+    out = poisoned(512, 592)
+    operators.patches(pixels, 14, out)
+    assert relative_error(out.float() / 255, expected) < 1e-6
 
 
 @pytest.mark.parametrize('out_dtype', DTYPES)

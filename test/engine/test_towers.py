@@ -7,7 +7,7 @@ import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
-from flashrt_ros.engine import attention_sm90, builds, wide_gemm
+from flashrt_ros.engine import attention_sm90, builds, frame_inputs, wide_gemm
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.denoise import PlainDenoise
 from flashrt_ros.engine.gemm import Product
@@ -138,7 +138,9 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
     packed, operators = pack(random_tensors(spec, 1), spec, 'bf16'), Operators(library)
     cache = PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(operators, spec.vision, packed, {}, VIEWS)
-    vision.run(torch.zeros(VIEWS, 3, 224, 224))
+    monkeypatch.setattr(frame_inputs, 'pinned_zeros', lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+    frame_inputs.FrameInputs(library, spec.vision, 'pil', VIEWS).launch(0, VIEWS, vision.patch_rows(VIEWS))
+    vision.see(VIEWS)
     tokens = torch.zeros(PADDED, dtype=torch.int32)
     Prefill(operators, spec, packed, {}, VIEWS, cache).run(vision.output(VIEWS), vision.projector, tokens)
     PlainDenoise(operators, spec, packed, {}, cache).run()

@@ -96,7 +96,7 @@ def test_the_full_sized_towers_kernels_are_compiled_beforehand(monkeypatch, view
     monkeypatch.setattr('flashrt_ros.engine.attention_sm90.tensor_map', lambda *arguments: None)
     library = RecordingLibrary()
     packed = pack_vision(random_tensors(SMALL, 1, torch.float32, 'cpu'), SMALL, 'bf16')
-    VisionTower(Operators(library), SMALL.vision, packed, {}, 3).run(torch.zeros(views, 3, 224, 224))
+    VisionTower(Operators(library), SMALL.vision, packed, {}, 3).see(views)
     compiled = {
         (file, tuple(sorted(constants.items())))
         for file, constants in policy_builds(library.gpu, SMALL, 'bf16', views)

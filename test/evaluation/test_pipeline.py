@@ -2,13 +2,18 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from flashrt_ros.configuration import load_config
+from flashrt_ros.errors import BackendError, ObservationError
+from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.evaluation.replay.ahead import ahead
-from flashrt_ros.loading import options_of
+from flashrt_ros.evaluation.replay.feed import find_sources
+from flashrt_ros.evaluation.replay.play import Player
+from flashrt_ros.loading import load_policy, options_of
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.policy import Observation
 
@@ -59,7 +64,55 @@ def test_pictures_resized_beforehand_change_nothing(robot, size):
     observation = Observation(views, np.array([0.1, 0.2, 0.3], dtype=np.float32), 'move')
     small = processing.shrunk(observation)
     assert {image.shape for image in small.images.values()} == {(224, 224, 3)}
-    for as_bytes in (False, True):
-        of, to = processing.prepare(observation, as_bytes), processing.prepare(small, as_bytes)
-        np.testing.assert_array_equal(of.images.numpy(), to.images.numpy())
-        np.testing.assert_array_equal(of.tokens.numpy(), to.tokens.numpy())
+    of, to = processing.prepare(observation), processing.prepare(small)
+    np.testing.assert_array_equal(of.images.numpy(), to.images.numpy())
+    np.testing.assert_array_equal(of.tokens.numpy(), to.tokens.numpy())
+
+
+class TwoAtATime:
+    """The CPU policy, begun as a GPU's is: what it was asked and what it has answered is written down."""
+
+    def __init__(self, policy):
+        self.info, self.shrink, self.reseed, self.close = (
+            policy.info,
+            policy.shrink,
+            policy.reseed,
+            policy.close,
+        )
+        self.infer = policy.infer
+        self.said = []
+
+    def submit(self, observation):
+        number = sum(word == 'begun' for word, _ in self.said)
+        self.said.append(('begun', number))
+        if number == 2:
+            raise ObservationError('the third', 'observation', 'leave it')
+        prediction = self.infer(observation)
+
+        def finish():
+            self.said.append(('finished', number))
+            if number == 4:
+                raise BackendError('the fifth', 'policy', 'leave it')
+            return prediction
+
+        return finish
+
+
+def test_the_next_inference_begins_before_the_one_before_is_over(robot, robot_bag):
+    config = load_config(robot)
+    policy = load_policy(config.policy.checkpoint, replace(options_of(config), seed=3))
+    both = []
+    for asked in (policy, TwoAtATime(policy)):
+        policy.reseed(3)
+        with open_bag(robot_bag) as bag:
+            both.append(Player(bag, config, asked, find_sources(bag, config), 0.1).play('replay'))
+    plain, pipelined = both
+    said = asked.said
+    assert said.index(('begun', 1)) < said.index(('finished', 0)) < said.index(('begun', 3))
+    assert [number for word, number in said if word == 'finished'] == [
+        number for word, number in said if word == 'begun' and number != 2
+    ]
+    assert list(plain.looked_ns[[0, 1, 3]]) == list(pipelined.looked_ns[:3])
+    np.testing.assert_array_equal(plain.actions[:2], pipelined.actions[:2])
+    assert pipelined.counts['inferences_failed'] == 2
+    assert {'policy: BackendError', 'policy: ObservationError'} <= set(pipelined.reasons)

@@ -11,7 +11,8 @@ SECOND = 1_000_000_000
 
 
 def header(stamp_ns=0):
-    return SimpleNamespace(stamp=SimpleNamespace(sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND))
+    stamp = SimpleNamespace(sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND)
+    return SimpleNamespace(stamp=stamp, frame_id='camera')
 
 
 def image(pixels, encoding='rgb8', padding=0, stamp_ns=0):
@@ -24,6 +25,7 @@ def image(pixels, encoding='rgb8', padding=0, stamp_ns=0):
         height=height,
         width=width,
         encoding=encoding,
+        is_bigendian=0,
         step=padded.shape[1],
         data=array.array('B', padded.tobytes()),
     )

@@ -9,7 +9,8 @@ from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.gates import Limits
 from flashrt_ros.ingest.stream import Stream
-from ingest.messages import SECOND, compressed, compressed_bytes, joint_state, smooth_picture
+from flashrt_ros.pictures import CameraImage, Framing
+from ingest.messages import SECOND, compressed, compressed_bytes, image, joint_state, smooth_picture
 
 CONFIG = load_config(Path(__file__).parents[2] / 'config' / 'so101.yaml')
 NAMES = CONFIG.joint_names
@@ -34,6 +35,47 @@ def offer(ingest, now=NOW, front=20, wrist=10, state=5, transport=3, positions=r
         if age is not None:
             stamp = now - age * MILLISECOND
             ingest.offer(name, make(stamp), stamp + transport * MILLISECOND)
+
+
+RAW = {
+    'cameras.base_0_rgb.transport': 'raw',
+    'cameras.base_0_rgb.rotate': 90,
+    'cameras.base_0_rgb.crop': [4, 2, 40, 30],
+    'cameras.left_wrist_0_rgb.flip': 'vertical',
+}
+FRAMING = Framing(rotate=90, crop=(4, 2, 40, 30))
+
+
+def observe_raw(decode=True, **changes):
+    ingest = Ingest(with_values(CONFIG, {**RAW, **changes}), decode=decode)
+    offer(ingest, front=None)
+    message = image(PICTURE[..., ::-1].copy(), 'bgr8', padding=5, stamp_ns=NOW)
+    ingest.offer('base_0_rgb', message, NOW)
+    return ingest.observe(NOW)
+
+
+def test_pictures_come_cut_turned_and_mirrored_as_the_cameras_are_mounted():
+    images = observe_raw().observation.images
+    np.testing.assert_array_equal(images['base_0_rgb'], np.rot90(PICTURE[2:32, 4:44], -1))
+    plain = Ingest(CONFIG)
+    offer(plain)
+    wrist = plain.observe(NOW).observation.images['left_wrist_0_rgb']
+    np.testing.assert_array_equal(images['left_wrist_0_rgb'], wrist[::-1])
+
+
+def test_raw_frames_can_be_left_to_the_policy():
+    picture = observe_raw(decode=False).observation.images['base_0_rgb']
+    assert isinstance(picture, CameraImage)
+    assert picture.framing == FRAMING
+    np.testing.assert_array_equal(picture.array('base_0_rgb'), FRAMING.apply(PICTURE, 'base_0_rgb'))
+
+
+@pytest.mark.parametrize('decode', [True, False])
+def test_a_crop_beyond_the_frame_blocks_and_says_so(decode):
+    blocked = observe_raw(decode, **{'cameras.base_0_rgb.crop': [40, 0, 40, 30]})
+    assert isinstance(blocked, Blocked)
+    assert blocked.refusal.kind == 'invalid'
+    assert 'crop of 40 x 30 pixels at (40, 0) reaches beyond the frame of 64 x 48' in blocked.reason
 
 
 def refusal(ingest, now=NOW):
@@ -115,6 +157,91 @@ def test_a_clock_that_jumped_back_is_named_until_new_messages_come(ingest):
     assert 'the clock jumped back' in refusal(ingest, earlier).reason
     offer(ingest, now=earlier)
     assert isinstance(ingest.observe(earlier), Taken)
+
+
+@pytest.mark.parametrize(
+    ('now', 'stamp', 'message'),
+    [
+        (NOW, 90 * SECOND, 'it counts from the start of a simulation: set use_sim_time for this node'),
+        (90 * SECOND, NOW, 'goes by simulated time and the sensor does not: set use_sim_time for both or'),
+        (0, NOW, 'goes by simulated time (use_sim_time), and nobody publishes /clock'),
+        (NOW, NOW + 86400 * SECOND, 'another time base, is use_sim_time right?'),
+    ],
+)
+def test_a_forgotten_use_sim_time_is_named_on_whichever_side(ingest, now, stamp, message):
+    for name in ('base_0_rgb', 'left_wrist_0_rgb'):
+        ingest.offer(name, compressed(PICTURE, stamp_ns=stamp), now)
+    ingest.offer('state', joint_state(NAMES, range(6), stamp_ns=stamp), now)
+    assert message in refusal(ingest, now).reason
+
+
+def test_a_clock_that_jumps_ahead_is_named_until_new_messages_come(ingest):
+    offer(ingest)
+    assert isinstance(ingest.observe(NOW), Taken)
+    later = NOW + 50 * SECOND
+    named = 'as is every input, 50.000 s after all were fine: the clock jumped ahead'
+    assert named in refusal(ingest, later).reason
+    offer(ingest, now=later)
+    assert isinstance(ingest.observe(later), Taken)
+
+
+def test_a_single_stale_input_is_no_jump_of_the_clock(ingest):
+    offer(ingest)
+    ingest.observe(NOW)
+    later = NOW + SECOND
+    offer(ingest, now=later, front=None)
+    assert 'no newer message has come (for' in refusal(ingest, later).reason
+
+
+def test_seconds_on_the_way_may_be_clocks_that_differ(ingest):
+    offer(ingest, front=5000, transport=4990)
+    assert 'it took 4.990 s to arrive, or the clocks of sensor and computer differ' in refusal(ingest).reason
+
+
+def test_a_known_latency_puts_the_stamp_back():
+    latencies = {'cameras.base_0_rgb.latency_s': 0.04, 'joint_states.latency_s': 0.01}
+    ingest = Ingest(with_values(CONFIG, latencies))
+    offer(ingest, front=20, wrist=10, state=5)
+    taken = ingest.observe(NOW)
+    assert list(taken.ages_s.values()) == pytest.approx([0.060, 0.010, 0.015])
+    assert taken.stamp_ns == NOW - 60 * MILLISECOND
+    assert taken.skew_s == pytest.approx(0.050)
+    offer(ingest, front=NOW // MILLISECOND)
+    assert 'base_0_rgb: its header.stamp is 0' in refusal(ingest).reason
+
+
+def test_a_dropped_frame_is_counted_and_named_once_the_one_before_is_too_old(ingest):
+    stream = ingest.streams['base_0_rgb']
+    stream.drop('data needs 9 bytes and 3 are left')
+    assert 'yet, but one that was dropped: data needs 9 bytes' in refusal(ingest).reason
+    offer(ingest, front=90)
+    stream.drop('data needs 9 bytes and 3 are left')
+    assert isinstance(ingest.observe(NOW), Taken)
+    assert 'the newer one was dropped: data needs 9 bytes' in refusal(ingest, NOW + 200 * MILLISECOND).reason
+    assert (stream.counts.received, stream.counts.rejected) == (3, 2)
+
+
+def test_frames_are_fresh_when_every_camera_has_one_that_was_not_used(ingest):
+    offer(ingest, wrist=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest)
+    assert ingest.fresh.wait(0.0)
+    ingest.observe(NOW)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
+
+
+def test_frames_that_were_there_are_not_those_expected(ingest):
+    offer(ingest)
+    ingest.fresh.expect()
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, front=None)
+    assert not ingest.fresh.wait(0.0)
+    offer(ingest, wrist=None)
+    assert ingest.fresh.wait(0.0)
 
 
 def test_the_reason_says_since_when_and_starts_again_after_recovery(ingest):

@@ -314,15 +314,13 @@ class TestObservation:
         one = replace(observation, images={'left_wrist_0_rgb': observation.images['left_wrist_0_rgb']})
         assert torch.equal(processing.prepare(one).images, both[1:])
 
-    def test_byte_images_are_the_images_before_they_are_normalised(
-        self, checkpoint: Make, observation: Observation
-    ) -> None:
+    def test_frames_are_as_good_as_arrays(self, checkpoint: Make, observation: Observation) -> None:
         processing = read(checkpoint())
-        prepared = processing.prepare(observation, as_bytes=True)
-        assert processing.resizes_to_bytes
-        assert prepared.images.dtype == torch.uint8
+        frames = replace(observation, images=processing.frames(observation))
+        assert list(frames.images) == [view for view in processing.views if view in observation.images]
         expected = processing.prepare(observation).images
-        assert torch.equal(prepared.images.permute(0, 3, 1, 2).float() / 255 * 2 - 1, expected)
+        assert torch.equal(processing.prepare(frames).images, expected)
+        assert torch.equal(processing.prepare(processing.shrunk(frames)).images, expected)
 
     def test_empty_cameras_of_lerobot_are_no_views(self, checkpoint: Make) -> None:
         directory = checkpoint('lerobot')

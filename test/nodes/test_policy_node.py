@@ -118,6 +118,19 @@ def test_a_camera_that_stops_blocks_inference_until_it_returns(world):
     world.next_status('input left_wrist_0_rgb', DiagnosticStatus.OK)
 
 
+def test_with_the_trigger_frame_an_inference_starts_as_the_frames_arrive(graph, robot_yaml):
+    world = World(graph, robot_yaml({'rates.trigger': 'frame'}))
+    wait_until(lambda: len(world.chunks) > 15, what='15 chunks')
+    waits = [stats.wait for _, stats in world.stats if not stats.blocked]
+    assert np.median(waits) < 0.008  # by the clock it is half a camera period, 0.020
+    stamps = [stamp_ns(chunk.header.stamp) for _, chunk in world.chunks]
+    assert len(set(stamps)) == len(stamps)
+    world.sensors.mute.add('base_0_rgb')
+    world.next_blocked('base_0_rgb: it is')
+    world.sensors.mute.clear()
+    world.next_chunk()
+
+
 def spoil_encoding(message):
     message.encoding = '16UC1'
 

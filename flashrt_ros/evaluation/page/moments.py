@@ -17,7 +17,8 @@ from flashrt_ros.evaluation.batch.summary import VariantResults
 from flashrt_ros.evaluation.replay.episode import Episode
 from flashrt_ros.evaluation.score.actions import action_errors
 from flashrt_ros.ingest.compressed import decode_compressed
-from flashrt_ros.ingest.image import decode_image
+from flashrt_ros.ingest.typed import compressed_frame, image_frame
+from flashrt_ros.pictures import Framing, decode_image
 
 COUNT = 6
 APART_S = 1.0
@@ -80,7 +81,8 @@ def _add_pictures(moments: Sequence[Moment], path: Path, config: RobotConfig) ->
                 for record in bag.records(list(views), at - 2 * 10**9, at + 1):
                     # The last one before the inference stays.
                     message = bag.decode(record)
-                    moment.pictures[views[record.topic]] = _thumbnail(message, views[record.topic])
+                    view = views[record.topic]
+                    moment.pictures[view] = _thumbnail(message, view, config.cameras[view].framing)
                 moment.pictures = {
                     view: moment.pictures[view] for view in config.cameras if view in moment.pictures
                 }
@@ -93,9 +95,12 @@ def _topics(config: RobotConfig, there: set[str]) -> dict[str, str]:
     return {view: topic for view, topic in topics.items() if topic in there}
 
 
-def _thumbnail(message: object, view: str) -> bytes:
-    decode = decode_image if hasattr(message, 'encoding') else decode_compressed
-    picture = Image.fromarray(decode(message, view))
+def _thumbnail(message: object, view: str, framing: Framing) -> bytes:
+    if hasattr(message, 'encoding'):
+        pixels = decode_image(image_frame(message), view)
+    else:
+        pixels = decode_compressed(compressed_frame(message), view)
+    picture = Image.fromarray(framing.apply(pixels, view))
     picture.thumbnail((WIDTH, WIDTH))
     buffer = io.BytesIO()
     picture.save(buffer, 'JPEG', quality=QUALITY)

@@ -6,6 +6,7 @@ arrays. With `latency_s=None` each inference keeps the policy busy for as long a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from flashrt_ros.evaluation.replay.feed import Feed, Sources
 from flashrt_ros.evaluation.replay.robot import ReplayedRobot
 from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Watch
 from flashrt_ros.ingest import Blocked, JointMap, Taken
-from flashrt_ros.policy import Policy
+from flashrt_ros.policy import Pipelined, Policy
 
 AHEAD = 16
 """Events read and decoded, and as many with their pictures resized, before the policy needs them. Each may
@@ -86,6 +87,7 @@ class Player:
         self._watch = Watch(self._feed, config, self._latency, self._due, self._pool)
         self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
         self._policy, self._waits = policy, settings.strategy.waits
+        self._most_begun = int(isinstance(policy, Pipelined))
         self._robot = ReplayedRobot(config, bag.start_ns)
         self.timings = Timings()
         self._looks: list[tuple[int, str]] = []
@@ -125,7 +127,7 @@ class Player:
             if self._guided:
                 yield ((event, None) for event in small)
                 return
-            with ahead(map(self._planned, small), AHEAD) as planned:
+            with ahead(self._planned(small), AHEAD) as planned:
                 yield planned
 
     def _shrunk(self, event: Event) -> Event:
@@ -138,16 +140,35 @@ class Player:
             return event
         return replace(event, outcome=replace(event.outcome, observation=observation))
 
-    def _planned(self, event: Event) -> tuple[Event, Planned]:
-        if isinstance(event, Looked) and isinstance(event.outcome, Taken):
-            return _without_pictures(event), self._try(event.outcome)
-        return event, None
+    def _planned(self, events: Iterable[Event]) -> Iterator[tuple[Event, Planned]]:
+        """Events with their plans, the same in the same order. One inference is begun before the one before
+        it is over, if the policy can."""
+        waiting: deque[tuple[Event, Callable[[], Planned] | None]] = deque()
+        begun = 0
+        for event in events:
+            taken = event.outcome if isinstance(event, Looked) else None
+            if isinstance(event, Looked) and isinstance(taken, Taken):
+                waiting.append((_without_pictures(event), self._begin(taken)))
+                begun += 1
+            else:
+                waiting.append((event, None))
+            while waiting and (begun > self._most_begun or waiting[0][1] is None):
+                begun -= waiting[0][1] is not None
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+
+    def _begin(self, taken: Taken) -> Callable[[], Planned]:
+        """Begin an inference. What is returned waits for it, and gives its error instead of raising."""
+        try:
+            finish = self._planner.submit(taken)
+        except FlashRTError as error:
+            refused = error
+            return lambda: refused
+        return lambda: _or_error(finish)
 
     def _try(self, taken: Taken) -> Plan | FlashRTError:
-        try:
-            return self._planner.plan(taken)
-        except FlashRTError as error:
-            return error
+        return _or_error(lambda: self._planner.plan(taken))
 
     def _due(self, now_ns: int) -> bool:
         """Asked by the watch, which runs ahead of the robot unless the strategy waits for it."""
@@ -244,6 +265,17 @@ class Player:
             counts=counts,
             problems=self._feed.problems.as_json(),
         )
+
+
+def _finished(event: Event, finish: Callable[[], Planned] | None) -> tuple[Event, Planned]:
+    return event, None if finish is None else finish()
+
+
+def _or_error(plan: Callable[[], Plan]) -> Plan | FlashRTError:
+    try:
+        return plan()
+    except FlashRTError as error:
+        return error
 
 
 def _without_pictures(looked: Looked) -> Looked:

@@ -1,0 +1,140 @@
+"""The camera process: pictures of several views and joint states, each stamped with when it was due.
+
+    python -m benchmarks.e2e.camera --views base_0_rgb left_wrist_0_rgb --size 640x480 --rate 30 --seconds 20
+
+Messages are serialized beforehand and get their stamp just before they are due, so that Python costs the
+figure nothing. At the end one line of JSON says how many were sent of each and how late they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import rclpy
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image, JointState
+
+SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+PICTURES = 4
+JOINT_RATE_HZ = 100.0
+LEAD_S = 0.5
+"""Before the first message, so that every reader has been found."""
+
+_STAMP = struct.Struct('<iI')
+_STAMP_AT = 4
+"""Right behind the encapsulation header."""
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """'640x480' -> (640, 480)."""
+    width, _, height = text.partition('x')
+    return int(width), int(height)
+
+
+def topic_of(view: str) -> str:
+    return f'/camera/{view}'
+
+
+def pictures(width: int, height: int) -> list[bytearray]:
+    """Serialized rgb8 pictures: gradients with noise, all different."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width]
+    found = []
+    for index in range(PICTURES):
+        smooth = np.stack(
+            [rows * 255 // height, columns * 255 // width, (rows + columns + 40 * index) % 256], 2
+        )
+        noisy = np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
+        message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
+        message.header.frame_id = 'camera'
+        message.data.frombytes(noisy.tobytes())
+        found.append(bytearray(serialize_message(message)))
+    return found
+
+
+def stamped(message: bytearray, time_ns: int) -> bytes:
+    _STAMP.pack_into(message, _STAMP_AT, time_ns // 10**9, time_ns % 10**9)
+    return bytes(message)
+
+
+def deadlines(rate_hz: float, seconds: float) -> Iterator[int]:
+    """Times of time.time_ns at this rate."""
+    begin, period_ns = time.time_ns() + round(LEAD_S * 1e9), round(1e9 / rate_hz)
+    for index in range(round(seconds * rate_hz)):
+        yield begin + index * period_ns
+
+
+def sleep_until(time_ns: int) -> int:
+    """Returns how late it is [ns]."""
+    remaining = time_ns - time.time_ns()
+    if remaining > 0:
+        time.sleep(remaining * 1e-9)
+    return time.time_ns() - time_ns
+
+
+def run_cameras(node: Node, arguments: argparse.Namespace) -> dict[str, object]:
+    """All views at the same moments, as synchronised cameras are."""
+    publishers = [node.create_publisher(Image, topic_of(view), SENSOR) for view in arguments.views]
+    frames = pictures(*size_of(arguments.size))
+    _await_readers(publishers)
+    late_ns = []
+    for index, due_ns in enumerate(deadlines(arguments.rate, arguments.seconds)):
+        message = stamped(frames[index % PICTURES], due_ns)
+        late_ns.append(sleep_until(due_ns))
+        for publisher in publishers:
+            publisher.publish(message)
+    late_ms = np.array(late_ns) * 1e-6
+    return {
+        'sent': len(late_ns),
+        'late_p50_ms': float(np.median(late_ms)),
+        'late_max_ms': float(late_ms.max()),
+    }
+
+
+def run_joints(node: Node, arguments: argparse.Namespace, stop: threading.Event) -> None:
+    publisher = node.create_publisher(JointState, '/joint_states', SENSOR)
+    message = JointState(name=arguments.joints, position=[0.0] * len(arguments.joints))
+    frame = bytearray(serialize_message(message))
+    while not stop.is_set():
+        publisher.publish(stamped(frame, time.time_ns()))
+        time.sleep(1.0 / JOINT_RATE_HZ)
+
+
+def _await_readers(publishers: Sequence[Publisher], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and not all(p.get_subscription_count() for p in publishers):
+        time.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--views', nargs='+', required=True)
+    parser.add_argument('--joints', nargs='+', default=['a', 'b', 'c', 'd', 'e', 'f'])
+    parser.add_argument('--size', default='640x480')
+    parser.add_argument('--rate', type=float, default=30.0)
+    parser.add_argument('--seconds', type=float, default=20.0)
+    arguments = parser.parse_args()
+    rclpy.init()
+    node, stop = rclpy.create_node('cameras'), threading.Event()
+    joints = threading.Thread(target=run_joints, args=(node, arguments, stop))
+    joints.start()
+    report = run_cameras(node, arguments)
+    time.sleep(LEAD_S)  # what is under way goes with its writer
+    stop.set()
+    joints.join()
+    print(json.dumps(report), flush=True)
+    node.destroy_node()
+    rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,82 @@
+"""One inference on its way through the GPU, so that the next can be staged while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.engine import Engine
+from flashrt_ros.models.guidance import Guide
+from flashrt_ros.pictures import CameraImage
+
+
+class Flight:
+    """Pinned inputs and the result of one inference; may be started again once it has landed.
+
+    Two of them in turn let the host write the inputs of one inference while the GPU computes another: what
+    they share lies on the engine's stream, which does one thing after the other.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._staging = engine, dict[str, Tensor]()
+        self._frames: Mapping[str, CameraImage] = {}
+        spec = engine.spec
+        self._result = torch.empty(spec.horizon, spec.action_dim, pin_memory=True)
+        self._staged = torch.cuda.Event()
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def start(
+        self,
+        frames: Mapping[str, CameraImage],
+        inputs: Mapping[str, Tensor],
+        guide: Guide | None,
+        before: Flight | None,
+    ) -> None:
+        """Stage and launch; returns at once. inputs: tokens, state and noise as `Engine.write` takes them.
+
+        before: the flight started last. Its inputs must have left the host memory that all flights share.
+        """
+        engine = self._engine
+        self._end.synchronize()  # a result that nobody waited for
+        self._frames = {view: pinned(image) for view, image in frames.items()}
+        staged = {name: self._pin(name, tensor) for name, tensor in inputs.items()}
+        if before is not None:
+            before._staged.synchronize()
+        engine.write(self._frames, **staged, guide=guide)
+        with torch.cuda.stream(engine.stream):
+            self._staged.record()
+            self._begin.record()
+            engine.replay()
+            self._result.copy_(engine.denoise.actions, non_blocking=True)
+            self._end.record()
+
+    def land(self) -> Tensor:
+        """Wait for the actions, fp32 [H, A] on the host; valid until the next start."""
+        self._end.synchronize()
+        self._frames = {}
+        return self._result
+
+    def seconds(self) -> float:
+        """On the GPU, from the staged inputs to the actions; call after `land`."""
+        return self._begin.elapsed_time(self._end) / 1e3
+
+    def _pin(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
+        kept = self._staging.get(name)
+        if kept is None or kept.numel() < tensor.numel():
+            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+def pinned(image: CameraImage) -> CameraImage:
+    """The image with its bytes where the GPU can read them: itself, or a copy."""
+    frame = image.frame
+    if frame.device_address:
+        return image
+    memory = torch.empty(frame.data.size, dtype=torch.uint8, pin_memory=True)
+    data = memory.numpy()  # keeps the memory
+    data[:] = frame.data
+    return replace(image, frame=replace(frame, data=data, device_address=memory.data_ptr()))

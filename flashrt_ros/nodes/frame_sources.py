@@ -1,0 +1,160 @@
+"""The frames of one camera from ROS: taken as they were sent where that can be done, else as typed messages.
+
+`DirectSource` lets the middleware write each message into a slot of a ring and reads nothing but its header.
+`TypedSource` is what every rclpy has. Both give the same frames to the same sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+from rclpy.waitable import NumberOfEntities, Waitable
+from sensor_msgs.msg import CompressedImage, Image
+
+from flashrt_ros.errors import BackendError
+from flashrt_ros.frame import FrameSink, FrameSource
+from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
+from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.ingest.typed import FRAMES
+from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
+from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
+
+_TYPES = {'raw': Image, 'compressed': CompressedImage}
+"""Transport of a camera -> message type."""
+
+
+class TypedSource:
+    """Deserialized by rclpy; the frames share the memory of the messages."""
+
+    def __init__(self, node: Node, topic: str, transport: str) -> None:
+        self._node, self._topic, self._transport = node, topic, transport
+
+    def start(self, sink: FrameSink) -> Callable[[], None]:
+        """See `FrameSource.start`."""
+        clock, make = self._node.get_clock(), FRAMES[self._transport]
+        sequence = 0
+
+        def keep(message: Any) -> None:
+            nonlocal sequence
+            sequence += 1
+            sink.keep(make(message, clock.now().nanoseconds, sequence))
+
+        subscription = subscribe_latest(self._node, _TYPES[self._transport], self._topic, keep)
+
+        def stop() -> None:
+            self._node.destroy_subscription(subscription)
+
+        return stop
+
+
+class DirectSource:
+    """Serialized messages straight into the ring."""
+
+    def __init__(self, node: Node, topic: str, transport: str, ring: FrameRing) -> None:
+        self._node, self._topic, self._transport, self._ring = node, topic, transport, ring
+
+    def start(self, sink: FrameSink) -> Callable[[], None]:
+        """See `FrameSource.start`."""
+        node = self._node
+        subscription = subscribe_latest(
+            node, _TYPES[self._transport], self._topic, _never, _Unattended(), LATEST_FRAMES
+        )
+        waiting = _Frames(node, subscription, self._transport, self._ring, sink)
+        node.add_waitable(waiting)
+
+        def stop() -> None:
+            node.remove_waitable(waiting)
+            node.destroy_subscription(subscription)
+
+        return stop
+
+
+def frame_source(
+    node: Node, topic: str, transport: str, wanted: str, make_ring: Callable[[], FrameRing]
+) -> FrameSource:
+    """The source that `ingest.source` asks for. wanted: 'direct', 'typed', or 'auto' for the better one.
+
+    Raises BackendError where 'direct' is asked for and cannot be had.
+    """
+    why_not = 'ingest.source says so' if wanted == 'typed' else unavailable()
+    if wanted == 'direct' and why_not:
+        raise BackendError(
+            f'messages cannot be taken serialized here ({why_not})', 'ingest.source', "choose 'auto'"
+        )
+    chosen = f'typed, because {why_not}' if why_not else 'direct'
+    node.get_logger().info(f"frames of '{topic}': {chosen}")
+    if why_not:
+        return TypedSource(node, topic, transport)
+    return DirectSource(node, topic, transport, make_ring())
+
+
+class _Unattended(MutuallyExclusiveCallbackGroup):
+    """Keeps executors from taking the messages of a subscription themselves; its events are attended to."""
+
+    def can_execute(self, entity: Any) -> bool:
+        return not isinstance(entity, Subscription) and super().can_execute(entity)
+
+
+def _never(message: Any) -> None:
+    """The callback of a subscription whose messages are taken otherwise."""
+
+
+class _Frames(Waitable):
+    """Waits for messages of a subscription and takes one after the other; the last one wins."""
+
+    def __init__(
+        self, node: Node, subscription: Subscription[Any], transport: str, ring: FrameRing, sink: FrameSink
+    ) -> None:
+        super().__init__(node.default_callback_group)
+        self._handle, self._clock = subscription.handle, node.get_clock()
+        self._take, self._layout = SerializedTake(subscription, ring), Repeated(transport)
+        self._ring, self._sink = ring, sink
+        self._index = 0
+        self._sequence = 0
+
+    def __enter__(self) -> None:
+        self._handle.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._handle.__exit__(kind, error, traceback)
+
+    def get_num_entities(self) -> NumberOfEntities:
+        return NumberOfEntities(num_subs=1)
+
+    def add_to_wait_set(self, wait_set: Any) -> None:
+        self._index = wait_set.add_subscription(self._handle)
+
+    def is_ready(self, wait_set: Any) -> bool:
+        return bool(wait_set.is_ready('subscription', self._index))
+
+    def take_data(self) -> None:
+        """Here rather than in `execute`: what is left in the reader would wake the executor at once, as it
+        is meant to do where more than one message has come."""
+        self._take_one()
+
+    async def execute(self, taken_data: None) -> None:
+        pass
+
+    def _take_one(self) -> None:
+        slot = self._ring.free_slot()
+        try:
+            size = self._take(slot)
+            if size is None:
+                return
+            self._sequence += 1
+            if slot is not None:
+                layout = self._layout(slot.bytes(size))
+                self._sink.keep(self._ring.frame(slot, layout, self._clock.now().nanoseconds, self._sequence))
+        except (TakeError, MalformedMessage) as error:
+            self._sequence += isinstance(error, TakeError)
+            self._sink.drop(str(error))

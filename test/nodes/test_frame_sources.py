@@ -1,0 +1,218 @@
+"""Frames over real DDS: both sources give the same, and whatever comes, the node lives on and counts it."""
+
+import array
+import time
+
+import numpy as np
+import pytest
+from rclpy.node import Node
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from flashrt_ros.errors import BackendError
+from flashrt_ros.ingest.ring import SLOTS, FrameRing
+from flashrt_ros.nodes import frame_sources, serialized_take
+from flashrt_ros.nodes.frame_sources import DirectSource, TypedSource, frame_source
+from nodes.graph import wait_for_match, wait_until
+
+RNG = np.random.default_rng(0)
+
+
+class Sink:
+    """Keeps the latest frame as a stream does, and the bytes of all."""
+
+    def __init__(self):
+        self.latest, self.seen, self.drops = None, [], []
+
+    def keep(self, frame):
+        self.latest = frame
+        self.seen.append((frame.sequence, frame.encoding, frame.width, frame.height, bytes(frame.data[:64])))
+
+    def drop(self, reason):
+        self.drops.append(reason)
+
+    @property
+    def received(self):
+        return len(self.seen) + len(self.drops)
+
+
+def image(height=48, width=64, encoding='rgb8', padding=3, frame_id='camera', value=None):
+    step = width * 3 + padding
+    pixels = RNG.integers(0, 256, height * step, dtype=np.uint8)
+    if value is not None:
+        pixels[:] = value
+    message = Image(height=height, width=width, encoding=encoding, step=step)
+    message.data = array.array('B', pixels.tobytes())
+    message.header.frame_id = frame_id
+    message.header.stamp.sec, message.header.stamp.nanosec = 12, 34
+    return message
+
+
+@pytest.fixture
+def camera(graph):
+    """Opens a source in a node of its own; publishes to it and waits until every message has come."""
+    return Camera(graph)
+
+
+class Camera:
+    def __init__(self, graph):
+        self.graph, self.node = graph, graph.add(Node('taker', context=graph.context))
+        self.sink, self.publisher = Sink(), None
+
+    def open(self, source='direct', transport='raw', **ring):
+        kind = Image if transport == 'raw' else CompressedImage
+        self.publisher = self.publisher or self.graph.tester.create_publisher(kind, '/camera', 1)
+        opened = (
+            DirectSource(self.node, '/camera', transport, FrameRing(**ring))
+            if source == 'direct'
+            else TypedSource(self.node, '/camera', transport)
+        )
+        stop = opened.start(self.sink)
+        wait_for_match(self.publisher, next(s for s in self.node.subscriptions if s.topic == '/camera'))
+        return stop
+
+    def send(self, *messages):
+        for message in messages:
+            before = self.sink.received
+            self.publisher.publish(message)
+            wait_until(lambda before=before: self.sink.received > before, what='the message')
+
+
+def test_both_sources_give_the_same_frames(camera):
+    direct = Sink()
+    DirectSource(camera.node, '/camera', 'raw', FrameRing()).start(direct)
+    camera.open('typed')
+    for message in (image(), image(frame_id='', padding=0), image(7, 5, 'bgr8', frame_id='longer name')):
+        camera.send(message)
+        wait_until(lambda: direct.latest is not None and len(direct.seen) == len(camera.sink.seen))
+        one, other = direct.latest, camera.sink.latest
+        assert one.data.tobytes() == other.data.tobytes() == message.data.tobytes()
+        for name in (
+            'encoding',
+            'width',
+            'height',
+            'step',
+            'is_bigendian',
+            'stamp_ns',
+            'frame_id',
+            'sequence',
+        ):
+            assert getattr(one, name) == getattr(other, name)
+        assert abs(one.received_ns - other.received_ns) < 1e9
+    assert one.stamp_ns == 12_000_000_034
+
+
+def test_compressed_pictures_come_as_they_were_sent(camera):
+    camera.open(transport='compressed')
+    camera.send(CompressedImage(format='jpeg', data=b'\xff\xd8\xffabc'))
+    assert (camera.sink.latest.data.tobytes(), camera.sink.latest.encoding) == (b'\xff\xd8\xffabc', 'jpeg')
+
+
+def test_the_resolution_may_change_in_flight(camera):
+    camera.open()
+    sizes = [(48, 64), (480, 640), (7, 5), (720, 1280), (48, 64)]
+    camera.send(*(image(*size) for size in sizes))
+    assert [(height, width) for _, _, width, height, _ in camera.sink.seen] == sizes
+    assert camera.sink.drops == []
+
+
+def test_a_frame_of_4k_fits(camera):
+    camera.open()
+    message = image(2160, 3840)
+    camera.send(message)
+    assert camera.sink.latest.data.tobytes() == message.data.tobytes()
+
+
+def test_a_frame_larger_than_the_limit_is_dropped_and_the_next_one_is_fine(camera):
+    camera.open(limit=1 << 20)
+    camera.send(image(), image(720, 1280), image())
+    assert len(camera.sink.seen) == 2
+    assert len(camera.sink.drops) == 1
+    assert 'bytes is larger than ingest.max_frame_mib allows' in camera.sink.drops[0]
+    assert [sequence for sequence, *_ in camera.sink.seen] == [1, 3]
+
+
+def test_slots_in_use_are_not_overwritten_and_what_has_no_slot_is_dropped(camera):
+    camera.open()
+    held = []
+    for value in range(SLOTS):
+        camera.send(image(value=value))
+        held.append(camera.sink.latest)
+    camera.send(image(value=99), image(value=98))
+    assert camera.sink.drops == ['every slot is in use'] * 2
+    assert [np.unique(frame.data).tolist() for frame in held] == [[value] for value in range(SLOTS)]
+    camera.sink.latest = None
+    held.clear()
+    camera.send(image(value=97))
+    assert np.unique(camera.sink.latest.data).tolist() == [97]
+
+
+def test_a_camera_that_dies_and_returns(camera):
+    camera.open()
+    camera.send(image(value=1))
+    camera.graph.tester.destroy_publisher(camera.publisher)
+    camera.publisher = camera.graph.tester.create_publisher(Image, '/camera', 1)
+    wait_for_match(camera.publisher, next(s for s in camera.node.subscriptions if s.topic == '/camera'))
+    camera.send(image(value=2))
+    assert [data[0] for *_, data in camera.sink.seen] == [1, 2]
+
+
+def test_two_publishers_on_one_topic_both_arrive_and_the_later_wins(camera):
+    camera.open()
+    other = camera.graph.tester.create_publisher(Image, '/camera', 1)
+    wait_until(other.get_subscription_count)
+    first = camera.publisher
+    for value, publisher in enumerate((first, other, first, other)):
+        camera.publisher = publisher
+        camera.send(image(value=value))
+    assert [data[0] for *_, data in camera.sink.seen] == [0, 1, 2, 3]
+    assert camera.sink.latest.data[0] == 3
+
+
+def test_after_stopping_nothing_comes_and_it_can_be_opened_again(camera):
+    stop = camera.open()
+    camera.send(image(value=1))
+    stop()
+    camera.publisher.publish(image(value=2))
+    time.sleep(0.1)
+    assert len(camera.sink.seen) == 1
+    camera.open()
+    camera.send(image(value=3))
+    assert [data[0] for *_, data in camera.sink.seen] == [1, 3]
+
+
+def test_flipped_truncated_and_padded_messages_over_dds_are_kept_or_counted(camera):
+    camera.open()
+    whole = bytearray(serialize_message(image()))
+    # The middleware itself needs the encapsulation header to be there.
+    for trial in range(150):
+        damaged = bytearray(whole)
+        for position in RNG.integers(2, 90 if trial % 2 else len(whole), size=RNG.integers(1, 5)):
+            damaged[position] = RNG.integers(0, 256)
+        damaged = damaged[: len(whole) - RNG.integers(0, len(whole) - 8)] if trial % 3 == 0 else damaged
+        camera.send(bytes(damaged + bytes(16) if trial % 5 == 0 else damaged))
+    assert camera.sink.received == 150
+    assert len(camera.sink.seen) > 20
+    assert len(camera.sink.drops) > 20
+    assert any('data needs' in reason for reason in camera.sink.drops)
+    message = image()
+    camera.send(message)
+    assert camera.sink.latest.data.tobytes() == message.data.tobytes()
+
+
+def test_auto_falls_back_with_the_reason_and_direct_refuses(graph, monkeypatch):
+    node = graph.add(Node('taker', context=graph.context))
+    assert isinstance(frame_source(node, '/camera', 'raw', 'auto', FrameRing), DirectSource)
+    assert isinstance(frame_source(node, '/camera', 'raw', 'typed', FrameRing), TypedSource)
+    monkeypatch.setattr(frame_sources, 'unavailable', lambda: 'librcl is another one')
+    assert isinstance(frame_source(node, '/camera', 'raw', 'auto', FrameRing), TypedSource)
+    with pytest.raises(BackendError, match='librcl is another one'):
+        frame_source(node, '/camera', 'raw', 'direct', FrameRing)
+
+
+def test_another_layout_of_the_librarys_structures_is_recognised(monkeypatch):
+    assert serialized_take.unavailable() == ''
+    fields = [('length', serialized_take.c_size_t), *serialized_take._Bytes._fields_]
+    other = type('_Bytes', (serialized_take.ctypes.Structure,), {'_fields_': tuple(fields)})
+    monkeypatch.setattr(serialized_take, '_Bytes', other)
+    assert 'another layout' in serialized_take.unavailable()

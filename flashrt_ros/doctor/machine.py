@@ -93,8 +93,8 @@ def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Fi
 
 
 def _uneven(checkpoint: Checkpoint, key: str) -> frozenset[str]:
-    """Products that the engine would keep from integers; none without a calibration, which is a finding of its
-    own."""
+    """Products that the engine would keep from integers; none without a calibration, which is a finding of
+    its own."""
     from flashrt_ros.engine.calibration import stored
     from flashrt_ros.engine.formats import uneven_products
 

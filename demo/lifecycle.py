@@ -15,7 +15,8 @@ from rclpy.task import Future
 from demo.children import Child
 
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
-NAMES = {CONFIGURE: 'configure', ACTIVATE: 'activate'}
+DEACTIVATE = Transition.TRANSITION_DEACTIVATE
+NAMES = {CONFIGURE: 'configure', ACTIVATE: 'activate', DEACTIVATE: 'deactivate'}
 POLL_S = 0.05
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = ('kilted', 'jazzy')
-GENERAL = ('requirements.txt', 'requirements-dev.txt', 'requirements-cuda.txt')
+GENERAL = ('requirements.txt', 'requirements-dev.txt', 'requirements-cuda.txt', 'requirements-sim.txt')
 
 Releases = dict[str, dict[str, str]]
 """Package name -> Python version ('3.11') -> release."""

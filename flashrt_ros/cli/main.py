@@ -15,6 +15,7 @@ from flashrt_ros.errors import FlashRTError
 
 COMMANDS = {
     'evaluate': 'replay bags into a policy and judge what it does',
+    'simulate': 'let a policy do its task on a simulated robot',
     'compare': 'say which of two evaluations, checkpoints or precisions is better',
     'inspect': 'say what a checkpoint expects or what a bag has, and whether they fit',
     'calibrate': 'measure the activation scales of fp8 on bags',

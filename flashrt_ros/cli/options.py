@@ -16,7 +16,8 @@ from flashrt_ros.evaluation.batch.plan import LOCKSTEP, Choices, Variant, make_v
 MEASURED = 'measured'
 
 
-def add_variant_options(parser: argparse.ArgumentParser) -> None:
+def add_variant_options(parser: argparse.ArgumentParser, bags: bool = True) -> None:
+    """bags: with those of how bags are read."""
     parser.add_argument(
         '--config',
         type=Path,
@@ -43,7 +44,8 @@ def add_variant_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE[,VALUE]',
         help='any value of the configuration',
     )
-    add_bag_options(parser)
+    if bags:
+        add_bag_options(parser)
 
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:

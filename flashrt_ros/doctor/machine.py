@@ -66,13 +66,18 @@ def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Fi
     from flashrt_ros.engine.calibration import stored
     from flashrt_ros.engine.compiler import cubin_path, find_nvcc
     from flashrt_ros.engine.device import find_gpu
+    from flashrt_ros.engine.formats import uneven_products
     from flashrt_ros.engine.weights import fingerprint, packed_path
 
     precision, views = options_of(config).precision, len(checkpoint.processing.views)
+    uneven: frozenset[str] = frozenset()
     try:
         gpu, key = find_gpu(), fingerprint(checkpoint.path / 'model.safetensors')
         yield Finding(Level.OK, 'compiler', str(find_nvcc()))
-        uneven = _uneven(checkpoint, key) if precision == 'fp8' else frozenset()
+        if precision == 'fp8':
+            scales = stored(checkpoint.path, key)
+            uneven = uneven_products(scales.crests)
+            yield Finding(Level.OK, 'calibration', f'{len(scales)} scales')
         builds = {
             (file, tuple(sorted(constants.items())))
             for file, constants in policy_builds(gpu, checkpoint.spec, precision, views, uneven)
@@ -84,24 +89,6 @@ def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Fi
         yield _cached('packed weights', packed.name, int(not packed.exists()), 'packs them: a minute')
     except FlashRTError as error:
         yield of_error('engine', error)
-        return
-    if precision == 'fp8':
-        try:
-            yield Finding(Level.OK, 'calibration', f'{len(stored(checkpoint.path, key))} scales')
-        except FlashRTError as error:
-            yield of_error('calibration', error)
-
-
-def _uneven(checkpoint: Checkpoint, key: str) -> frozenset[str]:
-    """Products that the engine would keep from integers; none without a calibration, which is a finding of
-    its own."""
-    from flashrt_ros.engine.calibration import stored
-    from flashrt_ros.engine.formats import uneven_products
-
-    try:
-        return uneven_products(stored(checkpoint.path, key).crests)
-    except FlashRTError:
-        return frozenset()
 
 
 def _cached(subject: str, what: str, missing: int, first_start: str) -> Finding:

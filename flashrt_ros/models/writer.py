@@ -61,11 +61,12 @@ def write_checkpoint(
     format: str = 'openpi',
     dtype: torch.dtype = torch.float32,
     views: tuple[str, ...] | None = None,
+    trained_prefix: int = 0,
 ) -> Path:
     """Write config, weights, statistics and a small tokenizer into the directory `path`, and return it.
 
     tensors: canonical name -> tensor, of the shapes of `expected_tensors(spec)`. format: one of `FORMATS`.
-    views: lerobot's image names without 'observation.images.'.
+    views: lerobot's image names without 'observation.images.'. trained_prefix: see `Checkpoint`.
     Replace tokenizer.json for weights that were trained with PaliGemma's vocabulary.
     """
     if format not in FORMATS:
@@ -79,6 +80,9 @@ def write_checkpoint(
         _write_openpi(path, spec, dtype, state, actions)
     else:
         _write_lerobot(path, spec, dtype, state, actions, views or LEROBOT_VIEWS)
+    if trained_prefix:
+        config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+        _write_json(path / 'config.json', config | {'rtc_training_max_delay': trained_prefix})
     return path
 
 

@@ -1,4 +1,4 @@
-"""Runs one managed node in a process; SIGINT or SIGTERM tear it down while its publishers still work."""
+"""Runs one node in a process; SIGINT or SIGTERM tear it down while its publishers still work."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any, Protocol
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from flashrt_ros.errors import FlashRTError
-from flashrt_ros.nodes.managed_node import ManagedNode
 
 _WAKE_S = 0.1
 """How long a signal may wait for the executor; waiting in C, Python cannot run its handler."""
 
 
-def run(make_node: Callable[[], ManagedNode], args: list[str] | None) -> int:
+class EndingNode(Protocol):
+    """A node that can be ended in order. ending: why, once it is about to."""
+
+    ending: str
+
+    def end(self) -> None: ...
+    def get_logger(self) -> Any: ...
+    def destroy_node(self) -> None: ...
+
+
+def run(make_node: Callable[[], EndingNode], args: list[str] | None) -> int:
     """Run the node until it is told to end. Returns the exit status; a user's error is one line on stderr."""
     stopping = _StopRequest()
     try:
@@ -41,7 +51,7 @@ def run(make_node: Callable[[], ManagedNode], args: list[str] | None) -> int:
     return 0
 
 
-def _spin(node: ManagedNode, stopping: _StopRequest) -> None:
+def _spin(node: EndingNode, stopping: _StopRequest) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     while rclpy.ok() and not stopping.requested:

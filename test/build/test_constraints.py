@@ -8,7 +8,13 @@ from packaging.requirements import Requirement
 from .tool import ROOT
 
 PYTHONS = ('3.10', '3.11', '3.12', '3.13')
-GENERAL = ('requirements.txt', 'requirements-dev.txt', 'requirements-cuda.txt')
+GENERAL = (
+    'requirements.txt',
+    'requirements-dev.txt',
+    'requirements-cuda.txt',
+    'requirements-sim.txt',
+    'requirements-sim-models.txt',
+)
 
 
 def requirements(*files: str) -> list[Requirement]:

@@ -11,7 +11,7 @@ from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import BackendError, ObservationError
 from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.evaluation.replay.ahead import ahead
-from flashrt_ros.evaluation.replay.feed import find_sources
+from flashrt_ros.evaluation.replay.feed import Feed, find_sources
 from flashrt_ros.evaluation.replay.play import Player
 from flashrt_ros.loading import load_policy, options_of
 from flashrt_ros.models.checkpoint import open_checkpoint
@@ -105,7 +105,7 @@ def test_the_next_inference_begins_before_the_one_before_is_over(robot, robot_ba
     for asked in (policy, TwoAtATime(policy)):
         policy.reseed(3)
         with open_bag(robot_bag) as bag:
-            both.append(Player(bag, config, asked, find_sources(bag, config), 0.1).play('replay'))
+            both.append(Player(Feed(bag, find_sources(bag, config)), config, asked, 0.1).play('replay'))
     plain, pipelined = both
     said = asked.said
     assert said.index(('begun', 1)) < said.index(('finished', 0)) < said.index(('begun', 3))

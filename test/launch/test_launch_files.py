@@ -42,7 +42,7 @@ def description(name: str):
     return get_launch_description_from_python_launch_file(str(ROOT / 'launch' / name))
 
 
-@pytest.mark.parametrize('name', ['policy.launch.py', 'replay.launch.py'])
+@pytest.mark.parametrize('name', ['policy.launch.py', 'replay.launch.py', 'simulation.launch.py'])
 def test_every_argument_says_what_it_is(name):
     from launch.actions import DeclareLaunchArgument
 

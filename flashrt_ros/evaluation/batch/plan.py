@@ -58,8 +58,8 @@ class Job:
             'version': __version__,
             'config': self.variant.config.model_dump(mode='json'),
             'latency': self.variant.latency_s,
-            'bag': _state_of(self.bag),
-            'checkpoint': [] if self.choices.topics_only else _state_of(Path(policy.checkpoint)),
+            'bag': state_of(self.bag),
+            'checkpoint': [] if self.choices.topics_only else state_of(Path(policy.checkpoint)),
             'choices': {**vars(self.choices), 'renamed': dict(self.choices.renamed)},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -138,7 +138,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return result
 
 
-def _state_of(path: Path) -> list[Any]:
+def state_of(path: Path) -> list[Any]:
     """Names, sizes and times of change of all files of a bag or checkpoint."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob('*') if file.is_file())
     stats = [(file, file.stat()) for file in files]

@@ -14,7 +14,7 @@ from flashrt_ros.evaluation.bag import Bag, BagError, open_bag
 from flashrt_ros.evaluation.batch.folder import DONE, EPISODE, RESULTS, TIMING, finished, write_json
 from flashrt_ros.evaluation.batch.plan import Job
 from flashrt_ros.evaluation.replay.episode import Episode, save_episode
-from flashrt_ros.evaluation.replay.feed import find_sources
+from flashrt_ros.evaluation.replay.feed import Feed, find_sources
 from flashrt_ros.evaluation.replay.from_topics import TopicReader
 from flashrt_ros.evaluation.replay.play import Player, Timings
 from flashrt_ros.evaluation.replay.results_bag import ResultsBag
@@ -85,7 +85,7 @@ class Worker:
             images=choices.images,
         )
         with closing(results):
-            player = Player(bag, config, policy, sources, job.variant.latency_s, (results,))
+            player = Player(Feed(bag, sources), config, policy, job.variant.latency_s, (results,))
             episode = player.play(job.name, progress)
         _require_chunks(episode, bag)
         return episode, player.timings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.evaluation.bag import Bag, BagError, Record
@@ -22,6 +22,9 @@ COMMAND_TYPES = (TRAJECTORY, JOINT_STATE, ARRAY)
 REFERENCE = 'reference'
 """Name of the recorded commands, beside those of the inputs."""
 
+TIME = ''
+"""Name of an arrival that brings nothing but the time."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -33,12 +36,35 @@ class Sources:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A decoded message. name: view, 'state' or 'reference'. time_ns: when it was recorded [bag time]."""
+    """A decoded message. name: view, 'state', REFERENCE or TIME. time_ns: when it was recorded [bag time]."""
 
     name: str
     time_ns: int
     message: Any
     record: Record
+
+
+class Span(Protocol):
+    """From when to when the inputs are, in ns; the end may be known only when it has come."""
+
+    @property
+    def start_ns(self) -> int: ...
+    @property
+    def end_ns(self) -> int: ...
+    @property
+    def duration_s(self) -> float: ...
+
+
+class Inputs(Protocol):
+    """Arrivals in the order of time, from a bag or from a robot that is simulated meanwhile."""
+
+    @property
+    def bag(self) -> Span: ...
+    @property
+    def sources(self) -> Sources: ...
+    @property
+    def problems(self) -> Problems: ...
+    def __iter__(self) -> Iterator[Arrival]: ...
 
 
 @dataclass

@@ -18,12 +18,11 @@ import numpy as np
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control import Plan, Planner, PlannerSettings
 from flashrt_ros.errors import FlashRTError
-from flashrt_ros.evaluation.bag import Bag
 from flashrt_ros.evaluation.replay.ahead import ahead
 from flashrt_ros.evaluation.replay.episode import Episode
-from flashrt_ros.evaluation.replay.feed import Feed, Sources
+from flashrt_ros.evaluation.replay.feed import Inputs
 from flashrt_ros.evaluation.replay.robot import ReplayedRobot
-from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Watch
+from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Passed, Watch
 from flashrt_ros.ingest import Blocked, JointMap, Taken
 from flashrt_ros.policy import Pipelined, Policy
 
@@ -64,31 +63,31 @@ class Timings:
 
 
 class Player:
-    """Plays one bag. sources: which topics (see `find_sources`). listeners are told of every tick and
-    command."""
+    """Plays what one feed gives. listeners are told of every tick and command. live: the inputs depend on the
+    commands, so nothing is read ahead."""
 
     def __init__(
         self,
-        bag: Bag,
+        feed: Inputs,
         config: RobotConfig,
         policy: Policy,
-        sources: Sources,
         latency_s: float | None = 0.0,
         listeners: tuple[Listener, ...] = (),
+        live: bool = False,
     ) -> None:
-        self._bag, self._config, self._sources, self._listeners = bag, config, sources, listeners
+        self._feed, self._config, self._listeners = feed, config, listeners
+        self._bag, self._sources = feed.bag, feed.sources
         self._latency = Latency(latency_s)
-        self._feed = Feed(bag, sources)
         settings = PlannerSettings.of(config)
         # Where a tick depends on the inference before it, nothing can be read ahead of it.
-        self._inline = latency_s is None or settings.strategy.waits
+        self._inline = latency_s is None or settings.strategy.waits or live
         self._guided = bool(settings.strategy.guidance) or settings.strategy.future
         self._pool = None if self._inline else ThreadPoolExecutor(len(config.cameras), 'decoding')
         self._watch = Watch(self._feed, config, self._latency, self._due, self._pool)
         self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
         self._policy, self._waits = policy, settings.strategy.waits
         self._most_begun = int(isinstance(policy, Pipelined))
-        self._robot = ReplayedRobot(config, bag.start_ns)
+        self._robot = ReplayedRobot(config, self._bag.start_ns)
         self.timings = Timings()
         self._looks: list[tuple[int, str]] = []
         self._made: list[tuple[Looked, Plan, int]] = []
@@ -188,6 +187,8 @@ class Player:
         if isinstance(event, Moved):
             self._robot.moved(event.stamp_ns, event.positions)
             self._moves.append((event.stamp_ns, event.positions))
+        elif isinstance(event, Passed):
+            pass
         elif isinstance(event, Commanded):
             self._reference.append((event.time_ns, event.positions))
         elif isinstance(event.outcome, Blocked):

@@ -76,7 +76,7 @@ class ResultsBag:
             return
         self._counts['chunks'] += 1
         self._counts['deadline_misses'] += self._timed and plan.inference_s > self._period_s
-        self._write(CHUNKS, ready_ns, _chunk_message(plan.chunk, ready_ns))
+        self._write(CHUNKS, ready_ns, chunk_message(plan.chunk, ready_ns))
         first = self._joint_state(plan.chunk.start_ns, plan.chunk.actions[0])
         self._write(PREDICTED, max(plan.chunk.start_ns, 0), first)
         self._write(STATISTICS, ready_ns, self._stats(looked, plan, '', ready_ns))
@@ -137,7 +137,7 @@ class ResultsBag:
         )
 
 
-def _chunk_message(chunk: Chunk, ready_ns: int) -> Any:
+def chunk_message(chunk: Chunk, ready_ns: int) -> Any:
     rows, columns = chunk.actions.shape
     kind = known_types().types[CHUNK].JOINT_POSITION
     return make(

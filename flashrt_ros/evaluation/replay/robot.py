@@ -59,12 +59,16 @@ class ReplayedRobot:
         self._on_the_way.append((ready_ns, chunk))
 
     def advance(self, until_ns: int) -> None:
-        """Send every command before this time. A chunk ready at the time of a command counts for it."""
+        """Send every command before this time, and take the chunks that are ready by then.
+
+        A chunk ready at the time of a command counts for it, and one ready at the time of a tick is known to
+        it: the next inference begins when the one before has been published.
+        """
         while self._next_ns < until_ns:
             self._accept(self._next_ns)
             self._command(self._next_ns)
             self._next_ns += self._period_ns
-        self._accept(until_ns - 1)
+        self._accept(until_ns)
 
     def _accept(self, now_ns: int) -> None:
         while self._on_the_way and self._on_the_way[0][0] <= now_ns:

@@ -13,7 +13,7 @@ from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control.pacing import Deadlines
 from flashrt_ros.errors import FlashRTError, ObservationError
 from flashrt_ros.evaluation.bag import Record
-from flashrt_ros.evaluation.replay.feed import REFERENCE, Arrival, Feed
+from flashrt_ros.evaluation.replay.feed import REFERENCE, TIME, Arrival, Inputs
 from flashrt_ros.evaluation.run import command_of
 from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.joints import STATE
@@ -46,7 +46,14 @@ class Looked:
     frames: dict[str, Record] = field(default_factory=dict)
 
 
-Event = Moved | Commanded | Looked
+@dataclass(frozen=True)
+class Passed:
+    """Nothing but time: whoever executes commands may do so up to here."""
+
+    time_ns: int
+
+
+Event = Moved | Commanded | Looked | Passed
 
 
 class Latency:
@@ -83,7 +90,7 @@ class Watch:
 
     def __init__(
         self,
-        feed: Feed,
+        feed: Inputs,
         config: RobotConfig,
         latency: Latency,
         due: Callable[[int], bool] = lambda _: True,
@@ -131,6 +138,8 @@ class Watch:
 
     def _receive(self, arrival: Arrival) -> Event | None:
         name, message = arrival.name, arrival.message
+        if name == TIME:
+            return Passed(arrival.time_ns)
         if name == REFERENCE:
             return self._command(arrival)
         stamp = stamp_ns(message.header.stamp)

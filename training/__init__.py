@@ -1,0 +1,1 @@
+"""From scripted demonstrations in simulation to a small trained policy: README.md."""

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from engine.reference import normal, poisoned, relative_error
+from flashrt_ros.engine import operators
 from flashrt_ros.engine.formats import round_to
 from flashrt_ros.engine.fused_gemm import GELU, RAW, FusedProduct, Tiling
 from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.operators import Operators
 from flashrt_ros.engine.packing import pack_product
 from flashrt_ros.engine.vision_tilings import SO400M
 
@@ -91,12 +91,14 @@ def test_repeated_launches_give_the_same_bits(hopper, tiling, precision):
 @pytest.mark.parametrize(
     'shape', [(576, 2560, 2048), (832, 2048, 2048), (576, 512, 2048), (512, 2048, 1152)], ids=str
 )
-def test_integers_without_a_library(hopper, shape):
+@pytest.mark.parametrize('most_parts', [1, 2])
+def test_integers_without_a_library(hopper, shape, most_parts, monkeypatch):
+    monkeypatch.setattr(operators, 'MOST_PARTS', most_parts)
     product, x, raw, _ = make(shape, 'int8')
-    operators, out = Operators(hopper), poisoned(*raw.shape)
-    operators.multiply(product, x, out)
+    ops, out = operators.Operators(hopper), poisoned(*raw.shape)
+    ops.multiply(product, x, out)
     assert relative_error(out, raw) < 4e-3
     memory = poisoned(3 * raw.numel())
-    parts = operators.multiply_in_parts(product, x, memory)
+    parts = ops.multiply_in_parts(product, x, memory)
     assert relative_error(parts.double().sum(0), raw) < 4e-3
     assert memory[parts.numel() :].isnan().all()

@@ -134,7 +134,7 @@ def test_the_kernels_of_integers_are_compiled_beforehand(monkeypatch, uneven):
     packed = pack(random_tensors(spec, 1), spec, 'fp8', fused=True, wide=True, uneven=frozenset(uneven))
     library, cache = RecordingLibrary((9, 0)), PrefixCache.allocate(spec, VIEWS, CPU)
     vision = VisionTower(Operators(library), spec.vision, packed, {}, VIEWS)
-    vision.run(torch.zeros(VIEWS, 3, 224, 224))
+    vision.see(VIEWS)
     tokens = torch.zeros(PADDED, dtype=torch.int32)
     Prefill(Operators(library), spec, packed, {}, VIEWS, cache).run(
         vision.output(VIEWS), vision.projector, tokens

@@ -159,7 +159,6 @@ def _preparation(device: str) -> Callable[[Frame], None]:
         inputs.write({'camera': CameraImage(frame)})
         inputs.launch(0, 1, patches)
         torch.cuda.synchronize()
-        inputs.release()
 
     return prepare
 

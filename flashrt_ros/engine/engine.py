@@ -130,7 +130,7 @@ class Engine:
     ) -> None:
         """Stage one observation on the engine's stream (pinned tensors do not block).
 
-        images: frames by view, in the checkpoint's order, in use until `read` returns; without `resize` a
+        images: frames by view, in the checkpoint's order, to be kept until `read` returns; without `resize` a
         tensor [present views, ...] as `Inputs.images`. tokens int [N], all valid; state fp32 [A]; noise fp32
         [H, A]; guide: what to go on from. Raises ObservationError for a prompt or a number of views beyond
         what the buffers hold, and for frames that cannot be read.
@@ -183,8 +183,6 @@ class Engine:
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""
         self.stream.synchronize()
-        if self.frames is not None:
-            self.frames.release()
         return self._result
 
     def products(self) -> list[Product]:

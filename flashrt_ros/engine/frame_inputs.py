@@ -97,7 +97,7 @@ class Sizes:
 
 
 class FrameInputs:
-    """The frames of up to `views` views. `write` keeps them alive until `release`."""
+    """The frames of up to `views` views. Whoever writes them keeps them until the launches have finished."""
 
     def __init__(self, library: KernelLibrary, spec: VisionSpec, resize: str, views: int) -> None:
         self.sizes, self._resize = Sizes.of(spec), resize
@@ -111,7 +111,6 @@ class FrameInputs:
         self._lengths: dict[tuple[int, int], tuple[int, int]] = {}
         self._pinned = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
         self._staged = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
-        self._frames: dict[int, CameraImage] = {}
         for view in range(views):
             self.write_view(view, 'warm-up', CameraImage.of(np.zeros((3, 4, 3), np.uint8)))
         self.send(views)
@@ -134,10 +133,6 @@ class FrameInputs:
         grid = (*self.sizes.grid, count)
         self._kernel(grid, THREADS, geometry, tables, out, shared=shared, dependent=True)
 
-    def release(self) -> None:
-        """Let the frames go; the launches that read them have finished."""
-        self._frames.clear()
-
     def send(self, count: int) -> None:
         """Copy what `write_view` left for the first slots to the device."""
         self._geometry.send(slice(0, count))
@@ -151,7 +146,6 @@ class FrameInputs:
         self._write_tables(slot, (width, height), fitted, view)
         first, along, down = image.framing.steps(frame.width, frame.height, view)
         source, data = self._addresses(slot, image)
-        self._frames[slot] = image
         wide = 0 if encoding.size == 1 else 1 + frame.is_bigendian
         border = (size - fitted[0]) // 2, (size - fitted[1]) // 2
         self._fields[slot] = (

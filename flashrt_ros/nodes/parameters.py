@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,7 +61,11 @@ class ConfigParameters:
             self._on_change(config)
 
     def _with(self, parameters: list[Parameter[Any]]) -> RobotConfig:
-        ours = {parameter.name: parameter.value for parameter in parameters if parameter.name in self._keys}
+        ours = {
+            parameter.name: _plain(parameter.value)
+            for parameter in parameters
+            if parameter.name in self._keys
+        }
         return with_values(self.config, ours, _SOURCE) if ours else self.config
 
 
@@ -88,7 +93,7 @@ def _refuse_unknown_overrides(node: Node, config: RobotConfig) -> None:
 def _declare(node: Node, leaf: Leaf) -> Any:
     """Declare one leaf and return its value: the YAML's, or the one that overrides it."""
     try:
-        return node.declare_parameter(leaf.key, leaf.value, _descriptor(leaf)).value
+        return _plain(node.declare_parameter(leaf.key, leaf.value, _descriptor(leaf)).value)
     except InvalidParameterTypeException as error:
         kind = {float: "a number with a decimal point, such as '5.0'", int: 'an integer', str: 'a text'}
         raise ConfigError(
@@ -96,6 +101,11 @@ def _declare(node: Node, leaf: Leaf) -> Any:
         ) from None
     except InvalidParameterValueException as error:
         raise ConfigError(str(error), f'{_SOURCE}: {leaf.key}', f'give a value {_range(leaf)}') from None
+
+
+def _plain(value: Any) -> Any:
+    """rclpy gives lists of numbers as arrays."""
+    return list(value) if isinstance(value, array) else value
 
 
 def _descriptor(leaf: Leaf) -> ParameterDescriptor:

@@ -1,6 +1,5 @@
 """What the host tells preprocess.cu about frames; without a GPU."""
 
-import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -52,16 +51,6 @@ def test_a_frame_that_the_gpu_reaches_is_left_where_it_is(inputs):
         inputs.write({'front': CameraImage(replace(frame, device_address=address))})
         assert told(inputs)['source'] == address
         assert told(inputs)['data'] % 16 == address % 16
-
-
-def test_frames_live_until_they_are_released(inputs):
-    frame = random_frame('rgb8', 20, 10)
-    alive = weakref.ref(frame)
-    inputs.write({'front': CameraImage(frame)})
-    del frame
-    assert alive() is not None
-    inputs.release()
-    assert alive() is None
 
 
 def test_another_is_staged(inputs):

@@ -59,6 +59,17 @@ def world(graph, robot_yaml):
     return World(graph, robot_yaml())
 
 
+@pytest.mark.parametrize('crop', [[1, 2, 30, 20], None])
+def test_a_crop_of_the_file_or_a_parameter_is_a_list_of_integers(graph, robot_yaml, crop):
+    """rclpy gives integer arrays as array.array, which no schema takes for a list."""
+    front, *_ = load_config(robot_yaml()).cameras
+    overrides = {f'cameras__{front}__crop': crop} if crop else {}
+    node = World(graph, robot_yaml(), activate=False, **overrides).node
+    assert node.config.cameras[front].crop == crop
+    assert node.set_parameters([Parameter('prompt', value='go on')])[0].successful
+    assert node.config.cameras[front].crop == crop
+
+
 def test_chunks_come_at_the_chunk_rate_stamped_with_the_observation(world):
     wait_until(lambda: len(world.chunks) > 25, what='25 chunks')
     arrivals = np.array([at for at, _ in world.chunks[2:]])

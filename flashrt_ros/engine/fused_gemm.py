@@ -54,8 +54,8 @@ WIDTHS = (64, 80, 96, 112, 128, 144, 160, 176, 192, 208)
 """Columns that a block may have (kernels/wgmma_tiles.cuh)."""
 
 MOST_PARTS = 1
-"""Of K, where what follows adds them up (the prefill's QKV and output in integers). Two are predicted to take
-a twentieth of a millisecond from the prefill (benchmarks/notes.md), and have not been timed."""
+"""Of K, where what follows adds them up (the prefill's QKV and output in integers). Two were
+no faster (benchmarks/notes.md)."""
 
 PART_COST = 50_000
 """What writing and adding up a part takes, as bytes that a block could fetch meanwhile."""

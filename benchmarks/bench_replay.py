@@ -1,10 +1,10 @@
 """How fast bags are evaluated: reading and decoding alone, the nano policy on a CPU, or the full size on a
 GPU.
 
-    python -m benchmarks.bench_replay read                 # parse and decode every frame; x real time
-    python -m benchmarks.bench_replay nano                 # flashrt evaluate with demo/nano_pi05; wall, CPU,
-    memory python -m benchmarks.bench_replay full --precision bf16   # full-size pi0.5, random weights; share
-    of the engine
+    python -m benchmarks.bench_replay read     # parse and decode every frame; x real time
+    python -m benchmarks.bench_replay nano     # flashrt evaluate with demo/nano_pi05; wall, CPU, memory
+    python -m benchmarks.bench_replay memory --seconds 60 600    # bags of several lengths, tiny policy
+    python -m benchmarks.bench_replay full --precision bf16      # full-size pi0.5, random weights
 
 The bag is made first: two cameras with JPEGs of 640 x 480 at 30 Hz, joint states at 60 Hz, commands at 30 Hz.
 Its pictures are smooth shapes with noise, about 60 kB each, as a real camera's.
@@ -17,6 +17,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,28 +36,40 @@ from flashrt_ros.evaluation.replay.feed import COMPRESSED, JOINT_STATE, TRAJECTO
 from flashrt_ros.evaluation.replay.play import Player
 from flashrt_ros.evaluation.replay.watch import Latency, Looked, Watch
 from flashrt_ros.ingest import Taken
+from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 if TYPE_CHECKING:
     from benchmarks.full_policy import FullPolicies
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN_NS = 1_795_348_800 * 10**9
+TINY = PolicySpec(
+    'pi05',
+    VisionSpec(layers=1, width=72, heads=1, mlp=64),
+    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
+    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
+    vocab=2048,
+    horizon=50,
+    steps=2,
+)
 PICTURES = 30
 """Different pictures of each camera; they repeat, because making them is slow."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('read', 'nano', 'full'))
-    parser.add_argument('--seconds', type=float, default=60.0)
+    parser.add_argument('what', choices=('read', 'nano', 'memory', 'full'))
+    parser.add_argument('--seconds', type=float, nargs='+', default=[60.0], help='length of the bag, or bags')
     parser.add_argument('--precision', nargs='+', default=['bf16', 'fp8'], choices=('bf16', 'fp8'))
     parser.add_argument('--rate', type=float, help='chunks per second of the bag')
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bag = write_bag(Path(folder, 'bag'), arguments.seconds)
-        found = {'read': read, 'nano': nano, 'full': full}[arguments.what](bag, arguments)
-    found |= {'seconds of bag': arguments.seconds, 'machine': machine(), 'load': os.getloadavg()[0]}
-    print(json.dumps(found, indent=1))
+    measure = {'read': read, 'nano': nano, 'memory': memory, 'full': full}[arguments.what]
+    lengths = arguments.seconds
+    for arguments.seconds in lengths:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(write_bag(Path(folder, 'bag'), arguments.seconds), arguments)
+        found |= {'seconds of bag': arguments.seconds, 'machine': machine(), 'load': os.getloadavg()[0]}
+        print(json.dumps(found, indent=1), flush=True)
 
 
 def robot(rate_hz: float) -> RobotConfig:
@@ -95,6 +109,31 @@ def nano(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {'exit code': code, 'wall s': wall, 'CPU s': cpu, 'peak MiB': peak}
+
+
+def memory(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """flashrt evaluate in a process of its own, with a policy so small that only the evaluation counts."""
+    from flashrt_ros.models.random import write_random_checkpoint
+
+    config = robot(arguments.rate or 4.0)
+    joints = len(config.joint_names)
+    checkpoint = write_random_checkpoint(bag.parent / 'tiny', TINY, state_dim=joints, action_dim=joints)
+    words = [
+        'evaluate',
+        str(bag),
+        '--config',
+        str(ROOT / 'config/so101.yaml'),
+        '--out',
+        str(bag.parent / 'out'),
+    ]
+    words += ['--checkpoint', str(checkpoint), '--set', f'rates.chunk_rate_hz={config.rates.chunk_rate_hz:g}']
+    begin = time.perf_counter()
+    code = subprocess.run(
+        [sys.executable, '-m', 'flashrt_ros.cli', *words], stdout=subprocess.DEVNULL
+    ).returncode
+    # The largest of the children so far: give lengths in ascending order.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {'exit code': code, 'wall s': time.perf_counter() - begin, 'peak MiB': peak}
 
 
 def full(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat, QosReliability
-from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 
 from flashrt_ros.errors import FlashRTError
-from flashrt_ros.evaluation.pieces import Pieces, Source, files_of
-from flashrt_ros.evaluation.salvage import SalvagedMcap
+from flashrt_ros.evaluation.pieces import Pieces, Source, files_of, missing_files
 
 SKIP_FIRST_NS, SKIP_MOST_NS = 1_000_000, 60_000_000_000
 """Where a part of a bag cannot be read, reading goes on this much later, then twice as much, up to the
@@ -190,49 +188,41 @@ class Bag:
 
 
 def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
-    """Open a bag's directory, or one .mcap or .db3 file without its metadata.yaml.
+    """Open a bag's directory, or one storage file of it.
 
-    readable_part: of an MCAP bag that ends too early, take what is there; `Bag.fault` says what is missing.
-    Raises BagError for anything that is not a complete bag, with how far it could be read.
+    readable_part: of a bag that is damaged or not complete, take what is there; `Bag.fault` says what is
+    missing. Raises BagError for anything that is not a complete bag, with how far it could be read.
     """
     path = Path(path)
     if not path.exists():
         raise BagError('there is no such file or directory', str(path), 'give the directory of a rosbag2')
-    try:
-        return _complete(path, readable_part)
-    except BagError:
-        raise
-    except Exception as error:  # The reader raises whatever its struct, YAML and database calls do.
-        return _salvaged(path, error, readable_part)
-
-
-def _complete(path: Path, readable_part: bool) -> Bag:
     files = files_of(path) if path.is_dir() else [path]
-    if path.is_dir() and (path / 'metadata.yaml').exists():
-        reader = Reader(path)
-        reader.open()
-        return Bag(path, reader, None)
     if not files:
         raise BagError(
             'it is no rosbag2 that can be read: it holds neither .mcap nor .db3 files',
             str(path),
             'give the directory of a rosbag2',
         )
-    if path.is_dir() or path.suffix == '.zstd':
-        pieces = Pieces(files, readable_part)
-        return Bag(path, pieces, _fault_of(path, pieces))
-    single = Reader(path)
-    single.open()
-    return Bag(path, single, None)
+    pieces = Pieces(files)
+    fault = _fault_of(path, pieces)
+    if fault is not None and (not readable_part or not pieces.connections):
+        pieces.close()
+        raise fault
+    return Bag(path, pieces, fault)
 
 
 def _fault_of(path: Path, pieces: Pieces) -> BagError | None:
-    if not pieces.faults:
+    faults = list(pieces.faults)
+    if path.is_dir():
+        faults += [f'{name} is missing' for name in missing_files(path)]
+    if not faults:
         return None
+    if not pieces.connections:
+        return BagError(f'nothing in it can be read ({"; ".join(faults)})', str(path), 'record the bag again')
     return BagError(
-        f'not all of it can be read ({"; ".join(pieces.faults)})',
+        f'not all of it can be read ({"; ".join(faults)})',
         str(path),
-        'copy it again from where it came',
+        'copy it again if it was cut while copying, or ask for its readable part only',
     )
 
 
@@ -241,41 +231,3 @@ def _topic(connection: Connection, earlier: int) -> Topic:
     reliable = all(qos.reliability is not QosReliability.BEST_EFFORT for qos in offered)
     count = connection.msgcount + earlier
     return Topic(connection.topic, connection.msgtype, count, connection.msgdef.data, reliable)
-
-
-def _salvaged(path: Path, error: Exception, readable_part: bool) -> Bag:
-    """What is left of an MCAP bag whose metadata or index cannot be read."""
-    files = [path] if path.is_file() else files_of(path)
-    if not files or any('.mcap' not in file.suffixes for file in files):
-        raise BagError(
-            f'it is no rosbag2 that can be read ({error})', str(path), 'give the directory of a rosbag2'
-        ) from error
-    if len(files) > 1:
-        return _salvaged_pieces(path, files, error, readable_part)
-    source = SalvagedMcap(files[0])
-    if not source.connections:
-        raise BagError(
-            f'nothing in it can be read ({source.reason})', str(files[0]), 'record the bag again'
-        ) from error
-    fault = BagError(
-        f'not all of it can be read ({source.reason}): only {source.count} messages, '
-        f'{(source.end_time - source.start_time) / 1e9:.3f} s, from its beginning',
-        str(files[0]),
-        'copy it again if it was cut while copying, or ask for its readable part only',
-    )
-    if not readable_part:
-        raise fault from error
-    return Bag(path, source, fault)
-
-
-def _salvaged_pieces(path: Path, files: list[Path], error: Exception, readable_part: bool) -> Bag:
-    if not readable_part:
-        raise BagError(
-            f'not all of it can be read ({error})',
-            str(path),
-            'copy it again, or ask for its readable part only',
-        ) from error
-    pieces = Pieces(files, readable_part)
-    if not pieces.connections:
-        raise BagError('nothing in it can be read', str(path), 'record the bag again') from error
-    return Bag(path, pieces, _fault_of(path, pieces))

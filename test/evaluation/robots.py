@@ -1,7 +1,9 @@
 """A small robot for the evaluator: its configuration, a tiny policy, and bags that it might have recorded."""
 
 import io
+import shutil
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import yaml
@@ -58,7 +60,8 @@ class BagMaker:
     compression: tuple = ()
     seed: int = 0
 
-    def write(self, path):
+    def write(self, path, begin_s=0.0, end_s=float('inf')):
+        """begin_s, end_s: write only this part of the recording."""
         writer = Writer(path, version=9, storage_plugin=self.storage)
         if self.compression:
             writer.set_compression(*self.compression)
@@ -71,8 +74,29 @@ class BagMaker:
             }
             for time_ns, topic, message in sorted(self.messages(), key=lambda item: item[:2]):
                 message = self.change.get(topic, lambda _, m: m)(time_ns, message)
-                if topic in connections and message is not None:
+                within = begin_s <= (time_ns - BEGIN_NS) / 1e9 < end_s
+                if topic in connections and message is not None and within:
                     bag.write(connections[topic], time_ns, TYPES.serialize_cdr(message, kinds[topic]))
+        return path
+
+    def write_split(self, path, *cuts):
+        """The recording in several storage files, as `ros2 bag record --max-bag-duration` leaves it."""
+        path.mkdir()
+        abouts = []
+        for number, (begin_s, end_s) in enumerate(pairwise((0.0, *cuts, float('inf')))):
+            part = self.write(path / 'part', begin_s, end_s)
+            abouts.append(yaml.safe_load((part / 'metadata.yaml').read_text())['rosbag2_bagfile_information'])
+            for file in [file for file in part.iterdir() if file.name != 'metadata.yaml']:
+                file.rename(path / file.name.replace('part', f'{path.name}_{number}'))
+            shutil.rmtree(part)
+        whole = abouts[0] | {'relative_file_paths': sorted(file.name for file in path.iterdir())}
+        whole['message_count'] = sum(about['message_count'] for about in abouts)
+        topics = zip(*(about['topics_with_message_count'] for about in abouts), strict=True)
+        whole['topics_with_message_count'] = [
+            same[0] | {'message_count': sum(topic['message_count'] for topic in same)} for same in topics
+        ]
+        text = yaml.safe_dump({'rosbag2_bagfile_information': whole})
+        (path / 'metadata.yaml').write_text(text)
         return path
 
     def messages(self):

@@ -23,6 +23,9 @@ bytes."""
 
 MILLI = 1e3
 
+TIMELINE_COLUMNS = 400
+"""Most columns of the timeline; each of its bars is an object of several kilobytes."""
+
 
 def joints_figure(episode: Episode, begin_s: float, end_s: float, height: float = 1.55) -> Figure:
     """One panel a joint: commanded against recorded between two times of the bag, chunks as a fan behind."""
@@ -145,18 +148,24 @@ def timeline_figure(results: VariantResults) -> Figure:
     episode, stages = results.episodes[0], results.timings[0]['stages']
     seconds = (episode.looked_ns - episode.begin_ns) / 1e9
     shown = [s for s in STAGE_COLOURS if s in stages and s not in ('transport', 'wait')]
+    title = 'Time of every chunk by stage'
     if episode.chunks and shown:
-        width = float(np.median(np.diff(seconds))) * 0.9 if episode.chunks > 1 else 0.1
-        bottom = np.zeros(episode.chunks)
-        for stage in shown:
-            values = np.asarray(stages[stage]) * MILLI
+        values = np.array([stages[stage] for stage in shown]) * MILLI
+        step = -(-episode.chunks // TIMELINE_COLUMNS)
+        begins = np.arange(0, episode.chunks, step)
+        if step > 1:
+            title = f'Time of {step} chunks each by stage, on average'
+            values = np.add.reduceat(values, begins, axis=1) / np.diff([*begins, episode.chunks])
+        width = step * (float(np.median(np.diff(seconds))) * 0.9 if episode.chunks > 1 else 0.1)
+        middles, bottom = seconds[begins] + width * (step - 1) / (2 * step), np.zeros(len(begins))
+        for stage, column in zip(shown, values, strict=True):
             colour = STAGE_COLOURS[stage]
-            axes.bar(seconds, values, width, bottom, color=colour, label=stage, linewidth=0, rasterized=True)
-            bottom += values
+            axes.bar(middles, column, width, bottom, color=colour, label=stage, linewidth=0, rasterized=True)
+            bottom += column
         axes.set_xlim(0, max(episode.duration_s, 1e-3))
         axes.legend(ncols=len(shown), loc='upper right', fontsize=8)
         axes.set_ylim(0, float(np.percentile(bottom, 99.5)) * 1.35)
-    axes.set_title(f'Time of every chunk by stage, {episode.name}')
+    axes.set_title(f'{title}, {episode.name}')
     axes.set_xlabel('time in the bag [s]')
     axes.set_ylabel('ms')
     return figure

@@ -16,6 +16,7 @@ from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.bag import Bag, BagError
 from flashrt_ros.evaluation.replay.episode import Episode
 from flashrt_ros.evaluation.replay.problems import Problems
+from flashrt_ros.evaluation.replay.track import Track
 from flashrt_ros.evaluation.run import STAGES, RunTopics, absolute, command_of, input_topics
 from flashrt_ros.ingest import JointMap
 from flashrt_ros.ingest.joints import STATE
@@ -39,7 +40,7 @@ class TopicReader:
         self._commands = absolute(config.output.topic)
         likely = next((topic for topic in REFERENCES if topic in bag.topics), '')
         self._reference = absolute(reference) if reference else likely
-        self._series: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        self._series: dict[str, Track] = defaultdict(lambda: Track(len(self._joints.names)))
         self._stamps: dict[str, list[tuple[int, int]]] = {name: [] for name in self._inputs.values()}
         self._chunks: dict[tuple[int, int], tuple[int, Chunk]] = {}
         self._stats: list[Any] = []
@@ -77,7 +78,7 @@ class TopicReader:
             self._input(self._inputs[topic], time_ns, message)
         else:
             kind = 'commands' if topic == self._commands else 'reference'
-            self._series[kind].append((time_ns, command_of(message, self._joints.names)))
+            self._series[kind].add(time_ns, command_of(message, self._joints.names))
 
     def _chunk(self, message: Any) -> Chunk:
         return chunk_from_message(message, self._joints.names, self._kinds)
@@ -86,7 +87,7 @@ class TopicReader:
         stamp = stamp_ns(message.header.stamp)
         self._stamps[name].append((time_ns, stamp))
         if name == STATE:
-            self._series['measured'].append((stamp, self._joints.positions(message)))
+            self._series['measured'].add(stamp, self._joints.positions(message))
 
     def _episode(self, name: str) -> tuple[Episode, dict[str, list[float]], list[float]]:
         inputs, width = tuple(self._inputs.values()), len(self._joints.names)
@@ -105,10 +106,9 @@ class TopicReader:
         reasons = sorted({_reason(stats.blocked) for _, stats in self._stats if stats.blocked})
         observed = _times([chunk.observed_ns for _, _, _, chunk in made])
         oldest = np.array([max(age.values(), default=0.0) for age in ages])
-        commands_ns = _times([time_ns for time_ns, _ in self._series['commands']])
+        commands_ns = self._series['commands'].times_ns
         ready_ns = _times([time_ns for _, _, time_ns, _ in made])
-        series = {key: self._rows(key, width) for key in ('commands', 'measured', 'reference')}
-        reference = series['reference'] if self._series['reference'] else series['measured']
+        measured, reference = self._series['measured'], self._series['reference'] or self._series['measured']
         episode = Episode(
             name=name,
             joints=self._joints.names,
@@ -128,16 +128,16 @@ class TopicReader:
             ages=np.array([[age.get(i, np.nan) for i in inputs] for age in ages]).reshape(-1, len(inputs)),
             skew=np.array([stats.skew for _, stats, _, _ in made], dtype=np.float64),
             commands_ns=commands_ns,
-            commands=series['commands'][1],
+            commands=self._series['commands'].values,
             # What the limits changed is not told command by command.
             clamps=np.zeros((0, 2), dtype=np.int64),
             seams=np.unique(
                 np.searchsorted(commands_ns, ready_ns[ready_ns <= commands_ns[-1:].max(initial=0)])
             ),
-            measured_ns=series['measured'][0],
-            measured=series['measured'][1],
-            reference_ns=reference[0],
-            reference=reference[1],
+            measured_ns=measured.times_ns,
+            measured=measured.values,
+            reference_ns=reference.times_ns,
+            reference=reference.values,
             reference_topic=self._reference
             if self._series['reference']
             else absolute(self._config.joint_states.topic),
@@ -148,11 +148,6 @@ class TopicReader:
         )
         stages = {stage: [float(getattr(stats, stage)) for _, stats, _, _ in made] for stage in STAGES}
         return episode, stages, [float(stats.inference) for _, stats, _, _ in made]
-
-    def _rows(self, key: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-        pairs = self._series[key]
-        values = np.array([row for _, row in pairs], dtype=np.float64).reshape(-1, width)
-        return _times([time_ns for time_ns, _ in pairs]), values
 
 
 COUNTERS = (

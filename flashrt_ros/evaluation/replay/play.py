@@ -16,12 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
-from flashrt_ros.control import Plan, Planner, PlannerSettings
+from flashrt_ros.control import Chunk, Plan, Planner, PlannerSettings
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.replay.ahead import ahead
 from flashrt_ros.evaluation.replay.episode import Episode
 from flashrt_ros.evaluation.replay.feed import Inputs
 from flashrt_ros.evaluation.replay.robot import ReplayedRobot
+from flashrt_ros.evaluation.replay.track import Track
 from flashrt_ros.evaluation.replay.watch import Commanded, Event, Latency, Looked, Moved, Passed, Watch
 from flashrt_ros.ingest import Blocked, JointMap, Taken
 from flashrt_ros.policy import Pipelined, Policy
@@ -62,6 +63,17 @@ class Timings:
         self.inference.append(plan.inference_s)
 
 
+@dataclass(frozen=True)
+class Made:
+    """A chunk, and what of its observation is kept. ages: [I] seconds, in the order of the inputs."""
+
+    looked_ns: int
+    ready_ns: int
+    ages: np.ndarray
+    skew_s: float
+    chunk: Chunk
+
+
 class Player:
     """Plays what one feed gives. listeners are told of every tick and command. live: the inputs depend on the
     commands, so nothing is read ahead."""
@@ -89,10 +101,10 @@ class Player:
         self._most_begun = int(isinstance(policy, Pipelined))
         self._robot = ReplayedRobot(config, self._bag.start_ns)
         self.timings = Timings()
+        width = len(config.joint_names)
         self._looks: list[tuple[int, str]] = []
-        self._made: list[tuple[Looked, Plan, int]] = []
-        self._moves: list[tuple[int, np.ndarray]] = []
-        self._reference: list[tuple[int, np.ndarray]] = []
+        self._made: list[Made] = []
+        self._moves, self._reference = Track(width), Track(width)
         self._failed = 0
         self._told = 0
 
@@ -186,11 +198,11 @@ class Player:
     def _take(self, event: Event, planned: Planned) -> None:
         if isinstance(event, Moved):
             self._robot.moved(event.stamp_ns, event.positions)
-            self._moves.append((event.stamp_ns, event.positions))
+            self._moves.add(event.stamp_ns, event.positions)
         elif isinstance(event, Passed):
             pass
         elif isinstance(event, Commanded):
-            self._reference.append((event.time_ns, event.positions))
+            self._reference.add(event.time_ns, event.positions)
         elif isinstance(event.outcome, Blocked):
             self._look(event, None, f'{event.outcome.refusal.input}: {event.outcome.refusal.kind}')
         else:
@@ -209,7 +221,8 @@ class Player:
         self._robot.send(plan.chunk, ready_ns)
         self._planner.published(plan, ready_ns)
         self.timings.note(taken, plan)
-        self._made.append((replace(_without_pictures(looked), frames={}), plan, ready_ns))
+        ages = np.array([taken.ages_s[name] for name in self._sources.inputs])
+        self._made.append(Made(looked.time_ns, ready_ns, ages, taken.skew_s, plan.chunk))
         self._look(looked, plan, '', ready_ns)
 
     def _look(self, looked: Looked, plan: Plan | None, reason: str, ready_ns: int = 0) -> None:
@@ -220,15 +233,14 @@ class Player:
     def _tell_commands(self) -> None:
         while self._told < len(self._robot.commands):
             for listener in self._listeners:
-                listener.commanded(self._robot.commands_ns[self._told], self._robot.commands[self._told])
+                listener.commanded(*self._robot.commands[self._told])
             self._told += 1
 
     def _episode(self, name: str) -> Episode:
         joints, inputs = self._config.joint_names, tuple(self._sources.inputs)
         width = len(joints)
         reasons = sorted({reason for _, reason in self._looks if reason})
-        takens = [looked.outcome for looked, _, _ in self._made if isinstance(looked.outcome, Taken)]
-        chunks = [plan.chunk for _, plan, _ in self._made]
+        made, chunks = self._made, [one.chunk for one in self._made]
         horizon = chunks[0].horizon if chunks else 0
         counts = self._robot.counts
         counts |= {'ticks_skipped': self._watch.skipped, 'inferences_failed': self._failed}
@@ -245,21 +257,21 @@ class Player:
             ticks_ns=_times(time_ns for time_ns, _ in self._looks),
             blocked=np.array([reasons.index(r) if r else -1 for _, r in self._looks], dtype=np.int64),
             reasons=tuple(reasons),
-            looked_ns=_times(looked.time_ns for looked, _, _ in self._made),
+            looked_ns=_times(one.looked_ns for one in made),
             observed_ns=_times(chunk.observed_ns for chunk in chunks),
             start_ns=_times(chunk.start_ns for chunk in chunks),
-            ready_ns=_times(ready_ns for _, _, ready_ns in self._made),
+            ready_ns=_times(one.ready_ns for one in made),
             actions=np.array([chunk.actions for chunk in chunks]).reshape(len(chunks), horizon, width),
-            ages=np.array([[taken.ages_s[i] for i in inputs] for taken in takens]).reshape(-1, len(inputs)),
-            skew=np.array([taken.skew_s for taken in takens], dtype=np.float64),
-            commands_ns=_times(self._robot.commands_ns),
-            commands=_rows([*zip(self._robot.commands_ns, self._robot.commands, strict=True)], width),
-            clamps=np.array(self._robot.clamps, dtype=np.int64).reshape(-1, 2),
+            ages=np.array([one.ages for one in made]).reshape(-1, len(inputs)),
+            skew=np.array([one.skew_s for one in made], dtype=np.float64),
+            commands_ns=self._robot.commands.times_ns,
+            commands=self._robot.commands.values,
+            clamps=self._robot.clamps.values.astype(np.int64),
             seams=_times(self._robot.seams),
-            measured_ns=_times(time_ns for time_ns, _ in self._moves),
-            measured=_rows(self._moves, width),
-            reference_ns=_times(time_ns for time_ns, _ in reference),
-            reference=_rows(reference, width),
+            measured_ns=self._moves.times_ns,
+            measured=self._moves.values,
+            reference_ns=reference.times_ns,
+            reference=reference.values,
             reference_topic=self._sources.reference if self._reference else self._sources.inputs['state'],
             received_ns={k: _times(v.received_ns) for k, v in self._watch.inputs.items()},
             stamps_ns={k: _times(v.stamps_ns) for k, v in self._watch.inputs.items()},
@@ -289,7 +301,3 @@ def _without_pictures(looked: Looked) -> Looked:
 
 def _times(values: Iterable[int]) -> np.ndarray:
     return np.array(list(values), dtype=np.int64)
-
-
-def _rows(pairs: list[tuple[int, np.ndarray]], width: int) -> np.ndarray:
-    return np.array([row for _, row in pairs], dtype=np.float64).reshape(-1, width)

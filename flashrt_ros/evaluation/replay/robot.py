@@ -8,13 +8,14 @@ import numpy as np
 
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control import Chunk, Entry, Executor, ExecutorSettings, Limits
+from flashrt_ros.evaluation.replay.track import Track
 
 
 class ReplayedRobot:
     """`advance` to a time before telling what happened at it.
 
-    commands_ns, commands: when and what was sent. clamps: joints changed by [position, motion] limits then;
-    motion: step, velocity and acceleration.
+    commands: when and what was sent. clamps: joints changed by [position, motion] limits then; motion: step,
+    velocity and acceleration.
     seams: numbers of the commands that were the first after a new chunk. refused: reason -> chunks.
     """
 
@@ -27,9 +28,7 @@ class ReplayedRobot:
         self._on_the_way: deque[tuple[int, Chunk]] = deque()
         self._measured: tuple[int, np.ndarray] | None = None
         self._fresh_chunk = False
-        self.commands_ns: list[int] = []
-        self.commands: list[np.ndarray] = []
-        self.clamps: list[tuple[int, int]] = []
+        self.commands, self.clamps = Track(len(self._names)), Track(2)
         self.seams: list[int] = []
 
     @property
@@ -87,9 +86,8 @@ class ReplayedRobot:
         if self._fresh_chunk:
             self.seams.append(len(self.commands))
             self._fresh_chunk = False
-        self.commands_ns.append(now_ns)
-        self.commands.append(positions)
-        self.clamps.append((after[0] - before[0], after[1] - before[1]))
+        self.commands.add(now_ns, positions)
+        self.clamps.add(now_ns, np.subtract(after, before))
 
     def _clamped(self) -> tuple[int, int]:
         counts = self._executor.counts

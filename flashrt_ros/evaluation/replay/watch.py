@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -76,8 +77,8 @@ class Latency:
 class InputTimes:
     """received_ns, stamps_ns: of every message of one input, in the order of reception."""
 
-    received_ns: list[int] = field(default_factory=list)
-    stamps_ns: list[int] = field(default_factory=list)
+    received_ns: array[int] = field(default_factory=lambda: array('q'))
+    stamps_ns: array[int] = field(default_factory=lambda: array('q'))
 
 
 class Watch:

@@ -41,7 +41,7 @@ NOTHING = Estimate(None, None, None, 0)
 
 @dataclass(frozen=True)
 class Sample:
-    """values: float64 [n]. units: int64 [n], which unit each belongs to."""
+    """values: float64 [n]. units: int32 [n], which unit each belongs to."""
 
     values: np.ndarray
     units: np.ndarray
@@ -124,6 +124,11 @@ def _resampled_percentile(sample: Sample, part: float, draws: np.ndarray) -> np.
 def pooled(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sample:
     """One sample of the parts of all episodes. parts: values and units of each."""
     if not parts:
-        return Sample(np.zeros(0), np.zeros(0, dtype=np.int64))
+        return Sample(np.zeros(0), np.zeros(0, dtype=np.int32))
+    if len(parts) == 1:
+        return Sample(np.asarray(parts[0][0], dtype=np.float64), np.asarray(parts[0][1], dtype=np.int32))
     values, units = zip(*parts, strict=True)
-    return Sample(np.concatenate(values).astype(np.float64), np.concatenate(units).astype(np.int64))
+    return Sample(
+        np.concatenate(values).astype(np.float64, copy=False),
+        np.concatenate(units).astype(np.int32, copy=False),
+    )

@@ -19,8 +19,8 @@ from flashrt_ros.evaluation.score import actions, gripper, motion
 from flashrt_ros.evaluation.score.sample import Estimate, Resampling, Sample, estimate, pooled
 
 POSITION, JERK, SHARE, SECONDS = 'rad or m', 'rad/s^3 or m/s^3', '', 's'
-BLOCK_S = 1.0
-"""Least length of a block of time where there is only one episode."""
+BLOCK_S, MOST_BLOCKS = 1.0, 1000
+"""Least length of a block of time where there is only one episode, and how many there are at most."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,23 @@ class UnitsOf:
 
     def __call__(self, times_ns: np.ndarray) -> np.ndarray:
         if self._block_ns is None:
-            return np.full(times_ns.shape, self._number, dtype=np.int64)
-        return np.clip((times_ns - self._begin_ns) // self._block_ns, 0, self._count - 1)
+            return np.full(times_ns.shape, self._number, dtype=np.int32)
+        number = (times_ns - self._begin_ns) // self._block_ns
+        return np.clip(number, 0, self._count - 1).astype(np.int32)
 
 
 def divide(episodes: Sequence[Episode]) -> tuple[Resampling, list[UnitsOf]]:
     """The units of these episodes: themselves, or blocks of time if there is only one.
 
-    A block is as long as a chunk, because the errors of rows of one chunk belong together.
+    A block is as long as a chunk, because the errors of rows of one chunk belong together, and longer in an
+    episode of more than MOST_BLOCKS of those.
     """
     if len(episodes) != 1:
         units = [UnitsOf(e.begin_ns, None, i, len(episodes)) for i, e in enumerate(episodes)]
         return Resampling.of(max(len(episodes), 1), 'episodes'), units
     episode = episodes[0]
     block_s = max(BLOCK_S, episode.actions.shape[1] * episode.step_ns / 1e9)
-    count = max(1, round(episode.duration_s / block_s))
+    count = min(max(1, round(episode.duration_s / block_s)), MOST_BLOCKS)
     block_ns = max(1, -(-(episode.end_ns - episode.begin_ns + 1) // count))
     over = f'blocks of {block_ns / 1e9:.2f} s of one episode'
     return Resampling.of(count, over), [UnitsOf(episode.begin_ns, block_ns, 0, count)]
@@ -151,8 +153,10 @@ def collect(
     parts: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for i, (episode, units) in enumerate(zip(episodes, units_of, strict=True)):
         found = values_of(episode) | (further[i] if further else {})
+        # Joints of one group share their times, and may share what comes of them.
+        unit_of = {id(times_ns): units(times_ns) for _, times_ns in found.values()}
         for key, (values, times_ns) in found.items():
-            parts.setdefault(key, []).append((values, units(times_ns)))
+            parts.setdefault(key, []).append((values, unit_of[id(times_ns)]))
     return {key: pooled(each) for key, each in parts.items()}
 
 

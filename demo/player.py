@@ -62,7 +62,7 @@ def play(bag: Bag, duration: float) -> None:
     node = rclpy.create_node('player')
     publishers = {topic.name: _publisher(node, topic) for topic in bag.topics.values()}
     check_headers(bag)
-    _await_subscribers(node, publishers)
+    await_subscribers(node, publishers)
     records = [record for record in bag.records() if record.time_ns - bag.start_ns < duration * 1e9]
     # ROS time and the recorded stamps are integers of ns; a float would lose a quarter of a microsecond.
     shift_ns = time.time_ns() + round(LEAD_S * 1e9) - bag.start_ns
@@ -103,7 +103,7 @@ def _publisher(node: Node, topic: Topic) -> Publisher:
     )
 
 
-def _await_subscribers(node: Node, publishers: Mapping[str, Publisher]) -> None:
+def await_subscribers(node: Node, publishers: Mapping[str, Publisher]) -> None:
     """Wait until nobody new has come for a while, so that the first messages reach everyone.
 
     A topic nobody wants is played anyway.

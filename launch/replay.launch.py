@@ -42,6 +42,11 @@ def arguments() -> list[DeclareLaunchArgument]:
             'rate', default_value='1.0', description='Speed: 2.0 plays twice as fast as recorded'
         ),
         DeclareLaunchArgument(
+            'clock_hz',
+            default_value='200',
+            description='Rate of /clock; commands come no oftener, so at least the control rate',
+        ),
+        DeclareLaunchArgument(
             'play_arguments',
             default_value='',
             description="Further arguments of ros2 bag play, for example '--topics /joint_states'",
@@ -59,6 +64,7 @@ def player(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             'play',
             LaunchConfiguration('bag'),
             '--clock',
+            LaunchConfiguration('clock_hz'),
             '--rate',
             LaunchConfiguration('rate'),
             *further,

@@ -38,6 +38,7 @@ class RunTopics:
 
     chunks: str = '/action_chunk'
     stats: str = '/inference_stats'
+    executing: str = '/executing_chunk'
     reference: str = '/demo/recorded_commands'
     diagnostics: str = '/diagnostics'
 

@@ -57,7 +57,7 @@ class Blocked:
 
     @property
     def reason(self) -> str:
-        lasting = (self.now_ns - self.since_ns) / _SECOND
+        lasting = max(0, self.now_ns - self.since_ns) / _SECOND
         return f'{self.refusal.input}: {self.refusal.detail} (for {lasting:.1f} s)'
 
 
@@ -187,6 +187,8 @@ class Ingest:
         episode = (refusal.input, refusal.kind)
         if episode != self._episode:
             self._episode, self._since_ns = episode, now_ns
+        # Simulated time is 0 until it begins; nothing has lasted since then.
+        self._since_ns = self._since_ns or now_ns
         return Blocked(refusal, self._since_ns, now_ns, _ages(samples, now_ns))
 
 

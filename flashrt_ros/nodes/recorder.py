@@ -17,14 +17,16 @@ from typing import Any
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosgraph_msgs.msg import Clock
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.evaluation.interfaces import CHUNK, STATS, known_types
 from flashrt_ros.evaluation.replay.feed import ARRAY, JOINT_STATE, TRAJECTORY, wanted_type
 from flashrt_ros.evaluation.run import RunTopics, absolute, input_topics
+from flashrt_ros.ingest.stream import stamp_ns
+from flashrt_ros.nodes.sent_time import SentTime
 
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 SENSOR = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -42,7 +44,7 @@ def topics_of(config: RobotConfig, reference: str, images: bool) -> dict[str, st
         for name, topic in input_topics(config).items()
         if images or name not in config.cameras
     }
-    topics |= {names.chunks: CHUNK, names.stats: STATS}
+    topics |= {names.chunks: CHUNK, names.stats: STATS, names.executing: CHUNK}
     topics |= {absolute(config.output.topic): _COMMANDS[config.output.type]}
     if reference:
         topics[absolute(reference)] = TRAJECTORY
@@ -57,11 +59,12 @@ class Recorder(Node):
         self, path: Path, topics: Mapping[str, str], simulated: bool, outputs: set[str], **options: Any
     ) -> None:
         """outputs: topics that publishers offer reliably. simulated: go by /clock."""
-        overrides = [Parameter('use_sim_time', value=simulated)]
-        super().__init__('flashrt_recorder', parameter_overrides=overrides, **options)
+        super().__init__('flashrt_recorder', **options)
         self.counts: Counter[str] = Counter()
         self.last = time.monotonic()
-        self._simulated = simulated
+        self._simulated, self._sent_time = simulated, SentTime()
+        if simulated:
+            self.create_subscription(Clock, '/clock', self._note_clock, SENSOR)
         self._lock = threading.Lock()
         self._writer: Writer | None = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
@@ -80,9 +83,14 @@ class Recorder(Node):
                 self._writer.close()
             self._writer = None
 
-    def _keep(self, topic: str, connection: Any, data: bytes, info: dict[str, Any]) -> None:
-        # When the sender published, not when this process came to look; simulated time knows no such stamp.
-        sent_ns = self.get_clock().now().nanoseconds if self._simulated else info['source_timestamp']
+    def _note_clock(self, message: Clock, info: Any) -> None:
+        self._sent_time.note(info['source_timestamp'], stamp_ns(message.clock))
+
+    def _keep(self, topic: str, connection: Any, data: bytes, info: Any) -> None:
+        # When the sender published, not when this process came to look.
+        sent_ns = info['source_timestamp']
+        if self._simulated:
+            sent_ns = self._sent_time.at(sent_ns)
         with self._lock:
             if self._writer is None or sent_ns <= 0:
                 return

@@ -1,6 +1,8 @@
 """The launch files under the real launch and launch_ros, which a ROS 2 distribution brings; no wheel does."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,5 +130,32 @@ def test_the_bag_starts_when_the_policy_is_active_and_ends_the_launch(start, tmp
     process = start('replay.launch.py', 'bag:=/recorded', 'rate:=0.5', path=str(stand_in.parent))
     assert process.wait(90) == 0
     output = process.output()
-    assert 'called: bag play /recorded --clock --rate 0.5' in output
+    assert 'called: bag play /recorded --clock 200 --rate 0.5' in output
     assert output.index('[policy_node]: activate: done') < output.index('called: bag play')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_replay_recorded_from_topics_is_evaluated_as_offline(start, tmp_path):
+    """The whole chain of docs/evaluation.md, with the real `ros2 bag play` where rosbag2 is installed."""
+    from nodes.live_replay import CONFIG, EPISODE, require_the_same, start_recorder
+
+    recorder = start_recorder(tmp_path / 'live')
+    process = start('replay.launch.py', f'bag:={EPISODE}', f'config:={CONFIG}', path=player_path(tmp_path))
+    assert process.wait(120) == 0, process.output()
+    assert recorder.wait(60) == 0
+    assert process.output().count('process has finished cleanly') == 3
+    require_the_same(tmp_path / 'live', tmp_path)
+
+
+def player_path(tmp_path) -> str:
+    """A folder for PATH: that of the real ros2, or of a stand-in for `ros2 bag play`."""
+    real = shutil.which('ros2')
+    if real and importlib.util.find_spec('rosbag2_py'):
+        return str(Path(real).parent)
+    print('rosbag2 is not installed: a stand-in plays the bag')
+    stand_in = tmp_path / 'bin' / 'ros2'
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/test/nodes/bag_play.py "$@"\n')
+    stand_in.chmod(0o755)
+    return str(stand_in.parent)

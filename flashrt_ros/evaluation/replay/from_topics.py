@@ -43,6 +43,7 @@ class TopicReader:
         self._series: dict[str, Track] = defaultdict(lambda: Track(len(self._joints.names)))
         self._stamps: dict[str, list[tuple[int, int]]] = {name: [] for name in self._inputs.values()}
         self._chunks: dict[tuple[int, int], tuple[int, Chunk]] = {}
+        self._followed: list[int] = []
         self._stats: list[Any] = []
 
     def read(self, name: str) -> tuple[Episode, dict[str, list[float]], list[float]]:
@@ -56,7 +57,8 @@ class TopicReader:
                 str(self._bag.path),
                 'record with: flashrt record, or leave out --from-topics',
             )
-        wanted = {*self._inputs, self._commands, self._names.chunks, self._names.stats, self._reference}
+        names = self._names
+        wanted = {*self._inputs, self._commands, names.chunks, names.stats, names.executing, self._reference}
         topics = [topic for topic in wanted if topic in self._bag.topics]
         for record in self._bag.records(topics, on_damage=self._damaged):
             try:
@@ -74,6 +76,9 @@ class TopicReader:
             self._chunks[chunk.epoch, chunk.sequence] = (time_ns, chunk)
         elif topic == self._names.stats:
             self._stats.append((time_ns, message))
+        elif topic == self._names.executing:
+            if message.horizon:
+                self._followed.append(time_ns)
         elif topic in self._inputs:
             self._input(self._inputs[topic], time_ns, message)
         else:
@@ -131,9 +136,7 @@ class TopicReader:
             commands=self._series['commands'].values,
             # What the limits changed is not told command by command.
             clamps=np.zeros((0, 2), dtype=np.int64),
-            seams=np.unique(
-                np.searchsorted(commands_ns, ready_ns[ready_ns <= commands_ns[-1:].max(initial=0)])
-            ),
+            seams=_seams(commands_ns, _times(self._followed) if self._followed else ready_ns),
             measured_ns=measured.times_ns,
             measured=measured.values,
             reference_ns=reference.times_ns,
@@ -162,6 +165,15 @@ COUNTERS = (
 
 def _counts(stats: list[Any]) -> dict[str, int]:
     return {name: int(getattr(stats[-1][1], name)) for name in COUNTERS} if stats else {}
+
+
+def _seams(commands_ns: np.ndarray, followed_ns: np.ndarray) -> np.ndarray:
+    """Numbers of the commands that were the first after the streamer had begun to follow another chunk.
+
+    A bag without `executing_chunk` has only the times when chunks were published, one command early or late.
+    """
+    first = np.searchsorted(commands_ns, followed_ns, side='right')
+    return np.unique(first[first < len(commands_ns)])
 
 
 def _reason(blocked: str) -> str:

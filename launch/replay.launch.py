@@ -47,6 +47,12 @@ def arguments() -> list[DeclareLaunchArgument]:
             description='Rate of /clock; commands come no oftener, so at least the control rate',
         ),
         DeclareLaunchArgument(
+            'delay',
+            default_value='3.0',
+            description='Seconds before the first message, in which subscribers are found: what is sent '
+            'earlier reaches nobody',
+        ),
+        DeclareLaunchArgument(
             'play_arguments',
             default_value='',
             description="Further arguments of ros2 bag play, for example '--topics /joint_states'",
@@ -67,6 +73,8 @@ def player(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             LaunchConfiguration('clock_hz'),
             '--rate',
             LaunchConfiguration('rate'),
+            '--delay',
+            LaunchConfiguration('delay'),
             *further,
         ],
         output='screen',

@@ -130,7 +130,7 @@ def test_the_bag_starts_when_the_policy_is_active_and_ends_the_launch(start, tmp
     process = start('replay.launch.py', 'bag:=/recorded', 'rate:=0.5', path=str(stand_in.parent))
     assert process.wait(90) == 0
     output = process.output()
-    assert 'called: bag play /recorded --clock 200 --rate 0.5' in output
+    assert 'called: bag play /recorded --clock 200 --rate 0.5 --delay 3.0' in output
     assert output.index('[policy_node]: activate: done') < output.index('called: bag play')
 
 

@@ -1,6 +1,6 @@
 """Stands in for `ros2 bag play`, which no wheel brings: the same topics, stamps and /clock.
 
-python bag_play.py bag play BAG --clock 200 --rate 1.0
+python bag_play.py bag play BAG --clock 200 --rate 1.0 --delay 3.0
 """
 
 import argparse
@@ -22,6 +22,7 @@ def main():
     parser.add_argument('bag')
     parser.add_argument('--clock', type=float, default=40.0)
     parser.add_argument('--rate', type=float, default=1.0)
+    parser.add_argument('--delay', type=float, default=0.0)
     arguments = parser.parse_args()
     rclpy.init()
     node = rclpy.create_node('bag_play')
@@ -31,6 +32,7 @@ def main():
         }
         clock = node.create_publisher(Clock, '/clock', 10)
         await_subscribers(node, publishers | {'/clock': clock})
+        time.sleep(arguments.delay)
         play(bag, publishers, clock, arguments.clock, arguments.rate)
     time.sleep(0.1)
     node.destroy_node()

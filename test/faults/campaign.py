@@ -22,6 +22,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.ingest.stream import stamp_ns
 
+IN_NAMESPACE = 'FLASHRT_ROS_IN_NETWORK_NAMESPACE'
+"""Set inside the network namespace of `test_network_cut`, which has a loopback interface only."""
+
 CONTROL_HZ, HOLD_S, MAX_VELOCITY, MAX_ACCELERATION = 100.0, 0.2, 1.0, 20.0
 PERIOD_S = 1.0 / CONTROL_HZ
 JOINTS = ('a', 'b', 'c')
@@ -157,8 +160,11 @@ class Campaign:
         return np.array([list(message.points[0].positions) for _, message in list(self.commands)])
 
     def largest_step(self):
-        """From one command to the next, rad. Commands lost on the way are no steps of the robot's."""
-        return float(np.abs(np.diff(self.rows(), axis=0)).max())
+        """From one command to the next, rad. Over a gap (commands lost on the way to here) the mean."""
+        times = np.array([time for time, _ in list(self.commands)])
+        steps = np.abs(np.diff(self.rows()[: len(times)], axis=0)).max(axis=1)
+        gaps = np.diff(times)
+        return float((steps / np.where(gaps > 0.1, gaps / PERIOD_S, 1.0)).max())
 
     def conclude(self, seconds, seen, lost=0):
         """Hold the limits and put a row into the report. lost: commands that were not sent in a row."""

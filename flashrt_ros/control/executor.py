@@ -107,10 +107,14 @@ class Executor:
         self._advance_phase(now_ns)
         refusal = 'stopped' if self._stopped_by else self._try(chunk, now_ns, measured)
         if refusal:
-            self.counts.chunks_refused[refusal] = self.counts.chunks_refused.get(refusal, 0) + 1
+            self.count_refusal(refusal)
         else:
             self.counts.chunks_accepted += 1
         return refusal
+
+    def count_refusal(self, refusal: str) -> None:
+        """A chunk was refused for this reason."""
+        self.counts.chunks_refused[refusal] = self.counts.chunks_refused.get(refusal, 0) + 1
 
     def command(self, now_ns: int) -> np.ndarray | None:
         """float64 [D], rad or m: what to command now, or None where nothing must be sent."""

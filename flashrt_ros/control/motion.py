@@ -6,6 +6,7 @@ caller at a time. Usable offline; for offline evaluation without operators the `
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +70,18 @@ class Motion:
         self._stopped = ''
 
     def accept(self, chunk: Chunk, ros_ns: int, wall_ns: int, measured: np.ndarray | None) -> str:
-        """Take a new chunk; see `Executor.accept`. Returns why it was refused, or ''."""
-        if self.supervisor.chunk_arrived():
+        """Take a new chunk; see `Executor.accept`. Returns why it was refused, or ''.
+
+        A stop for want of chunks ends with the first that is not refused; until then the safe action goes on.
+        """
+        if self.supervisor.awaits_chunk:
+            afterwards = copy.deepcopy(self.executor)
+            afterwards.reset()
+            refusal = afterwards.accept(chunk, ros_ns, measured)
+            if refusal:
+                self.executor.count_refusal(refusal)
+                return refusal
+            self.supervisor.end_starvation()
             self._stopped = ''
             self.executor.reset()
         self._apply(ros_ns)

@@ -121,12 +121,14 @@ class Supervisor:
             allowed = length_ns + self.settings.hold_ns
         self._deadline_ns = None if allowed is None else wall_ns + allowed
 
-    def chunk_arrived(self) -> bool:
-        """A chunk is there. Whether it ends a stop for want of chunks."""
-        if self.stop != STARVED or self.settings.restart_by_operator:
-            return False
+    @property
+    def awaits_chunk(self) -> bool:
+        """Whether a chunk would end the stop: it is one for want of chunks, and no operator has to."""
+        return self.stop == STARVED and not self.settings.restart_by_operator
+
+    def end_starvation(self) -> None:
+        """A chunk is there; see `awaits_chunk`."""
         self._end()
-        return True
 
     def check(self, wall_ns: int, moving: bool, starved: bool) -> None:
         """At every tick. moving: a chunk is in execution. starved: its time and that of the hold are over."""

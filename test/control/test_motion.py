@@ -373,3 +373,23 @@ def test_whatever_happens_an_estop_ends_only_by_reset_and_resume(acts, deadman):
         if world.state == 'estopped' and told:
             ways = np.abs(np.diff(told, prepend=start))
             assert (np.diff(ways) <= 1e-9).all()
+
+
+@pytest.mark.parametrize('why', ['no measured position', 'too old'])
+def test_a_refused_chunk_does_not_end_the_stop_nor_its_safe_action(why):
+    world = World()
+    assert world.send(5) == ''
+    world.run(900)
+    assert world.state == 'starved'
+    values, observed = np.array([[world.at]] * 5), world.ros - (2000 * MS if why == 'too old' else 0)
+    chunk = Chunk('nano', ('a',), values, observed, observed, 100 * MS, 1, 7)
+    measured = None if why == 'no measured position' else np.array([world.at])
+    before = world.motion.executor.counts.chunks_refused.copy()
+    assert why in world.motion.accept(chunk, world.ros, world.wall, measured)
+    assert sum(world.motion.executor.counts.chunks_refused.values()) == sum(before.values()) + 1
+    assert world.state == 'starved'
+    assert world.motion.trouble.startswith('starved: no chunk came in time')
+    assert None not in world.run(200)  # the safe action holds the last command
+    assert world.send(50) == ''
+    assert world.state == 'enabled'
+    assert world.run(200)[-1] > 0

@@ -36,22 +36,12 @@ from flashrt_ros.evaluation.replay.feed import COMPRESSED, JOINT_STATE, TRAJECTO
 from flashrt_ros.evaluation.replay.play import Player
 from flashrt_ros.evaluation.replay.watch import Latency, Looked, Watch
 from flashrt_ros.ingest import Taken
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 if TYPE_CHECKING:
     from benchmarks.full_policy import FullPolicies
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN_NS = 1_795_348_800 * 10**9
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=50,
-    steps=2,
-)
 PICTURES = 30
 """Different pictures of each camera; they repeat, because making them is slow."""
 
@@ -113,11 +103,12 @@ def nano(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def memory(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """flashrt evaluate in a process of its own, with a policy so small that only the evaluation counts."""
+    from benchmarks.full_policy import SMALL
     from flashrt_ros.models.random import write_random_checkpoint
 
     config = robot(arguments.rate or 4.0)
     joints = len(config.joint_names)
-    checkpoint = write_random_checkpoint(bag.parent / 'tiny', TINY, state_dim=joints, action_dim=joints)
+    checkpoint = write_random_checkpoint(bag.parent / 'tiny', SMALL, state_dim=joints, action_dim=joints)
     words = [
         'evaluate',
         str(bag),

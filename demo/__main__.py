@@ -7,28 +7,16 @@ import os
 import sys
 from pathlib import Path
 
-from demo.children import ChildDied
+from demo.ending import exit_code
 from demo.graph import Options
-from demo.lifecycle import TransitionFailed
 from demo.run import ROOT, run
-from flashrt_ros.errors import FlashRTError
 
 EXIT_CODES = """exit codes: 0 every rate was kept; 1 a rate was missed by more than 10 %; 2 a file, option or
 configuration is wrong; 3 a process died or did not answer; 130 interrupted."""
 
 
 def main() -> int:
-    try:
-        return 0 if run(_options()).passed else 1
-    except FlashRTError as error:
-        print(f'\ndemo: {error}', file=sys.stderr)
-        return 2
-    except (ChildDied, TransitionFailed) as error:
-        print(f'\ndemo: {error}', file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print('\ndemo: interrupted', file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(_options()).passed)
 
 
 def _options() -> Options:

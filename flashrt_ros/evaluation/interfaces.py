@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from flashrt_ros.errors import FlashRTError
@@ -46,6 +47,13 @@ def time_of(nanoseconds: int) -> Any:
 def duration_of(nanoseconds: int) -> Any:
     """builtin_interfaces/Duration."""
     return make('builtin_interfaces/msg/Duration', sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def joint_state_at(nanoseconds: int, names: list[str], positions: np.ndarray) -> Any:
+    """sensor_msgs/JointState with positions only, [D], rad or m."""
+    empty = np.zeros(0)
+    fields = {'position': np.asarray(positions, dtype=np.float64), 'velocity': empty, 'effort': empty}
+    return make('sensor_msgs/msg/JointState', header=header_at(nanoseconds), name=names, **fields)
 
 
 def header_at(nanoseconds: int, frame: str = '') -> Any:

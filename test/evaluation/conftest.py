@@ -1,20 +1,10 @@
 """A tiny policy and a robot's YAML for it."""
 
 import pytest
+from tiny import TINY
 
 from evaluation.robots import JOINTS, BagMaker, write_config
 from flashrt_ros.models.random import write_random_checkpoint
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
-
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=144, heads=2, mlp=64),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=20,
-    steps=2,
-)
 
 
 @pytest.fixture(scope='session')

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from evaluation.robots import JOINTS, BagMaker
 from evaluation.test_score import make_episode
@@ -14,8 +15,6 @@ from flashrt_ros.evaluation.compare import BETTER, SAME, UNCLEAR, WORSE, Compare
 from flashrt_ros.evaluation.score.scores import score
 from flashrt_ros.evaluation.thresholds import Allowance, Thresholds
 from flashrt_ros.models.random import write_random_checkpoint
-
-from .conftest import TINY
 
 ONE = Thresholds(compare={'action_error.all.mae': Allowance(share=0.05)})
 

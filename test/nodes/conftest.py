@@ -4,24 +4,14 @@ import importlib.util
 
 import pytest
 import yaml
+from tiny import TINY
 
 from flashrt_ros.models.random import write_random_checkpoint
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 if importlib.util.find_spec('rclpy') is None:
     collect_ignore_glob = ['test_*.py']
 else:
     from nodes.graph import Graph
-
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=20,
-    steps=2,
-)
 
 ROBOT = {
     'robot': {

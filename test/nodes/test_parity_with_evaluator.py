@@ -8,6 +8,7 @@ from flashrt_ros.msg import ActionChunk, InferenceStats
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from tiny import TINY
 
 from flashrt_ros.cli.main import main
 from flashrt_ros.control import chunk_from_message
@@ -15,7 +16,6 @@ from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.evaluation.replay.episode import load_episode
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.nodes.policy_node import PolicyNode
-from nodes.conftest import TINY
 from nodes.graph import wait_until
 
 pytestmark = pytest.mark.ros

@@ -7,29 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.evaluation.batch.plan import Variant
 from flashrt_ros.evaluation.closed_loop.faults import GOOD, CameraFault, parse_fault
 from flashrt_ros.models.random import write_random_checkpoint
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 from flashrt_ros.policy import PolicyInfo, Prediction
 
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64, image_size=28),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=20,
-    steps=2,
-)
+SMALL_FRAMES = replace(TINY, vision=replace(TINY.vision, image_size=28))
 
 
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory):
-    return write_random_checkpoint(tmp_path_factory.mktemp('tiny') / 'tiny', TINY)
+    return write_random_checkpoint(tmp_path_factory.mktemp('tiny') / 'tiny', SMALL_FRAMES)
 
 
 @pytest.fixture

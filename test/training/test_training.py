@@ -4,15 +4,16 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 
 from flashrt_ros.models.gemma import rotary_table
 from flashrt_ros.models.pi import PiModel, load_model
 from flashrt_ros.models.random import random_tensors
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 from flashrt_ros.policy import Observation, PolicyOptions, load_policy
 from training import dataset, train
 from training.augment import to_square, vary
@@ -20,14 +21,7 @@ from training.dataset import HEIGHT, HORIZON, SIZE, VIEWS, Moment, read_shard, w
 from training.flow import draw_prefixes, loss, prefill, velocity
 from training.recipe import Norms
 
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64, image_size=SIZE),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=HORIZON,
-)
+SMALL = replace(TINY, vision=replace(TINY.vision, image_size=SIZE), horizon=HORIZON)
 RELATIVE = PolicyOptions(seed=0, delta_actions=(True,) * 5 + (False,))
 
 
@@ -62,7 +56,7 @@ def test_what_is_stored_comes_back(folder):
 def test_training_learns_resumes_and_writes_a_checkpoint_with_the_inputs_it_was_trained_on(
     folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train, 'SPEC', TINY)
+    monkeypatch.setattr(train, 'SPEC', SMALL)
     monkeypatch.setattr(train, 'WARM_UP', 5)
     monkeypatch.setattr(train, 'EMA', 0.9)
     monkeypatch.setattr(train, 'VALIDATION_SHARE', 2)
@@ -84,7 +78,7 @@ def test_training_learns_resumes_and_writes_a_checkpoint_with_the_inputs_it_was_
     moments = read_shard(folder / '0.npz')
     norms = Norms.read(checkpoint)
     prompts = train.Prompts(policy.processing.tokenizer, norms, 'cpu')
-    data = train.Data(moments, norms, prompts, 'cpu', TINY)
+    data = train.Data(moments, norms, prompts, 'cpu', SMALL)
     images, tokens, actions = data.batch(torch.arange(5), False)
     for row in range(5):
         square = np.pad(moments.pictures[row], ((0, 0), (14, 14), (0, 0), (0, 0)))
@@ -104,26 +98,26 @@ def train_prompt():
 
 @torch.no_grad()
 def test_a_batch_flows_as_its_examples_do_alone_with_and_without_a_frozen_prefix():
-    model = load_model(TINY, random_tensors(TINY, seed=3), torch.float32)
+    model = load_model(SMALL, random_tensors(SMALL, seed=3), torch.float32)
     images, tokens = torch.rand(2, 2, 3, SIZE, SIZE) * 2 - 1, torch.randint(0, 2048, (2, 9))
-    noisy = torch.randn(2, HORIZON, TINY.action_dim)
+    noisy = torch.randn(2, HORIZON, SMALL.action_dim)
     times, rows = torch.tensor([0.3, 0.9]), (0, 4)
     frozen = torch.arange(HORIZON) < torch.tensor(rows)[:, None]
     together = velocity(model, prefill(model, images, tokens), noisy, times, frozen)
     for i in range(2):
         prefix = model.prefill(model.see(images[i]), tokens[i : i + 1])
         length = prefix[0][0].shape[2]
-        rotary = rotary_table(torch.arange(length, length + HORIZON), TINY.expert.head_dim)
+        rotary = rotary_table(torch.arange(length, length + HORIZON), SMALL.expert.head_dim)
         condition = model._clean_rows(model.conditions(times[i : i + 1])[0], rows[i], HORIZON)
         alone = model.velocity(noisy[i : i + 1], condition, prefix, rotary)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_rows_do_not_count_in_the_loss():
-    model = PiModel(TINY)
+    model = PiModel(SMALL)
     train.initialise(model)
     images, tokens = torch.zeros(1, 2, 3, SIZE, SIZE), torch.zeros(1, 9, dtype=torch.int64)
-    actions, noise = torch.randn(1, HORIZON, TINY.action_dim), torch.randn(1, HORIZON, TINY.action_dim)
+    actions, noise = torch.randn(1, HORIZON, SMALL.action_dim), torch.randn(1, HORIZON, SMALL.action_dim)
     other = noise.clone()
     other[:, :4] += 5.0
     values = [

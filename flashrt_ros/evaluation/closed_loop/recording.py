@@ -14,7 +14,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control import Plan
-from flashrt_ros.evaluation.interfaces import CHUNK, header_at, known_types, make
+from flashrt_ros.evaluation.interfaces import CHUNK, joint_state_at, known_types
 from flashrt_ros.evaluation.replay.feed import JOINT_STATE, TIME, Arrival, wanted_type
 from flashrt_ros.evaluation.replay.results_bag import CHUNKS, COMMANDS, chunk_message
 from flashrt_ros.evaluation.replay.watch import Looked
@@ -49,16 +49,7 @@ class Recording:
 
     def commanded(self, time_ns: int, positions: np.ndarray) -> None:
         """See `Listener`."""
-        empty = np.zeros(0)
-        message = make(
-            JOINT_STATE,
-            header=header_at(time_ns),
-            name=self._joints,
-            position=np.asarray(positions, dtype=np.float64),
-            velocity=empty,
-            effort=empty,
-        )
-        self._write(COMMANDS, time_ns, message)
+        self._write(COMMANDS, time_ns, joint_state_at(time_ns, self._joints, positions))
 
     def close(self) -> None:
         self._writer.close()

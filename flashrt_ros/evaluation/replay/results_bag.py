@@ -29,6 +29,7 @@ from flashrt_ros.evaluation.interfaces import (
     STATS,
     duration_of,
     header_at,
+    joint_state_at,
     known_types,
     make,
     time_of,
@@ -77,12 +78,12 @@ class ResultsBag:
         self._counts['chunks'] += 1
         self._counts['deadline_misses'] += self._timed and plan.inference_s > self._period_s
         self._write(CHUNKS, ready_ns, chunk_message(plan.chunk, ready_ns))
-        first = self._joint_state(plan.chunk.start_ns, plan.chunk.actions[0])
+        first = joint_state_at(plan.chunk.start_ns, self._joints, plan.chunk.actions[0])
         self._write(PREDICTED, max(plan.chunk.start_ns, 0), first)
         self._write(STATISTICS, ready_ns, self._stats(looked, plan, '', ready_ns))
 
     def commanded(self, time_ns: int, positions: np.ndarray) -> None:
-        self._write(COMMANDS, time_ns, self._joint_state(time_ns, positions))
+        self._write(COMMANDS, time_ns, joint_state_at(time_ns, self._joints, positions))
 
     def close(self) -> None:
         self._writer.close()
@@ -95,17 +96,6 @@ class ResultsBag:
     def _write(self, topic: str, time_ns: int, message: Any) -> None:
         data = self._types.serialize_cdr(message, TYPES[topic])
         self._writer.write(self._connections[topic], time_ns, data)
-
-    def _joint_state(self, time_ns: int, positions: np.ndarray) -> Any:
-        empty = np.zeros(0)
-        return make(
-            JOINT_STATE,
-            header=header_at(time_ns),
-            name=self._joints,
-            position=np.asarray(positions, dtype=np.float64),
-            velocity=empty,
-            effort=empty,
-        )
 
     def _stats(self, looked: Looked, plan: Plan | None, blocked: str, ready_ns: int) -> Any:
         outcome = looked.outcome

@@ -3,7 +3,8 @@
     flashrt status                  # until Ctrl-C, twice a second
     flashrt status --once           # once, for scripts; the exit code is 1 where anything is in trouble
 
-Listens to /diagnostics and inference_stats, and changes nothing. Needs ROS 2 (rclpy).
+Listens to /diagnostics and inference_stats, and changes nothing. Needs ROS 2 (rclpy). Where announcements are
+lost Fast DDS repeats them after 3 s: finding the nodes may take longer than that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flashrt_ros.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--once', action='store_true', help='print once and end')
     parser.add_argument(
-        '--wait', type=float, default=3.0, metavar='S', help='longest wait for a first report (%(default)s s)'
+        '--wait', type=float, default=8.0, metavar='S', help='longest wait for a first report (%(default)s s)'
     )
     parser.add_argument('--namespace', default='', metavar='NS', help='of the nodes, for inference_stats')
 

@@ -29,6 +29,9 @@ from flashrt_ros.nodes.serialized_take import unavailable
 _TYPES = {'raw': 'sensor_msgs/msg/Image', 'compressed': 'sensor_msgs/msg/CompressedImage'}
 _JOINT_STATE = 'sensor_msgs/msg/JointState'
 
+_DISCOVERY_S = 4.0
+"""Where announcements are lost Fast DDS repeats them after 3 s: only then nobody publishes."""
+
 
 class _Noting:
     """A sink that notes what comes and passes it on to the stream of the view."""
@@ -81,6 +84,9 @@ def _findings(
     subscribe_latest(
         node, JointState, config.joint_states.topic, lambda m: _note_state(node, ingest, seen[STATE], m)
     )
+    found_by = time.monotonic() + _DISCOVERY_S
+    while not all(_publishers(node, one) for one in seen.values()) and time.monotonic() < found_by:
+        executor.spin_once(timeout_sec=0.1)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         executor.spin_once(timeout_sec=0.1)
@@ -91,12 +97,16 @@ def _findings(
     yield clock_finding(node.count_publishers('/clock'), simulated)
     for name, one in seen.items():
         one.fault = ingest.fault_of(name)
-        publishers = node.get_publishers_info_by_topic(node.resolve_topic_name(one.topic))
+        publishers = _publishers(node, one)
         one.offered, one.publishers = sorted({found.topic_type for found in publishers}), len(publishers)
         yield from topic_findings(one, seconds)
     if not ingest.prompt.strip():
         ingest.prompt = 'none yet'
     yield outcome_finding(ingest.observe(node.get_clock().now().nanoseconds))
+
+
+def _publishers(node: Node, one: TopicSeen) -> list[Any]:
+    return node.get_publishers_info_by_topic(node.resolve_topic_name(one.topic))
 
 
 def _subscribe_all(node: Node, config: RobotConfig) -> dict[str, TopicSeen]:

@@ -74,6 +74,11 @@ class ManagedNode(LifecycleNode):
         self.deactivate()
         self.teardown()
 
+    def destroy_node(self) -> None:
+        """Leave the graph now; rclpy leaves the node in it while somebody holds the state machine."""
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         def configure() -> None:
             refuse_name_clash(self, self._started)

@@ -1,6 +1,5 @@
 """A ROS graph for one test: nodes under test, a tester that watches and drives them, and fake sensors."""
 
-import gc
 import io
 import threading
 import time
@@ -50,13 +49,41 @@ def wait_for_match(publisher, subscription):
         time.sleep(0.5)
 
 
+class Spinning:
+    """A node spun by a thread of its own.
+
+    rclpy's shutdown of an executor does not wait for the thread that spins it, and takes away what that
+    thread uses. Here the thread ends first.
+    """
+
+    def __init__(self, node, context):
+        self._node, self._executor = node, SingleThreadedExecutor(context=context)
+        self._executor.add_node(node)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+
+    def _spin(self):
+        while not self._ending.is_set():
+            self._executor.spin_once(timeout_sec=1.0)
+
+    def end(self):
+        self._ending.set()
+        self._executor.wake()
+        self._thread.join()
+        self._executor.shutdown()
+        if hasattr(self._node, 'end'):
+            self._node.end()
+        self._node.destroy_node()
+
+
 class Graph:
     """Nodes of one context, each spun by a thread of its own."""
 
     def __init__(self, domain):
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain)
-        self._running = []
+        self._running = {}
         self._clients = {}
         self.tester = self.add(Node('tester', context=self.context))
 
@@ -64,25 +91,17 @@ class Graph:
         return self
 
     def __exit__(self, *_):
-        for node, executor, thread in reversed(self._running):
-            executor.shutdown()
-            thread.join()
-            if hasattr(node, 'end'):
-                node.end()
-            node.destroy_node()
-        # An executor's unfinished generator keeps handles in use, and with them the participant alive.
-        del node, executor, thread
-        self._running.clear()
-        gc.collect()
+        for node in reversed(list(self._running)):
+            self.end(node)
         rclpy.shutdown(context=self.context)
 
     def add(self, node):
-        executor = SingleThreadedExecutor(context=self.context)
-        executor.add_node(node)
-        thread = threading.Thread(target=executor.spin)
-        thread.start()
-        self._running.append((node, executor, thread))
+        self._running[node] = Spinning(node, self.context)
         return node
+
+    def end(self, node):
+        """End a node, which leaves the graph."""
+        self._running.pop(node).end()
 
     def start(self, node_class, config, **parameters):
         """A node of ours, unconfigured. parameters: overrides; '__' stands for '.'."""

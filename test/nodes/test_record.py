@@ -23,16 +23,16 @@ pytestmark = pytest.mark.ros
 def test_a_live_run_is_recorded_and_evaluated(graph, robot_yaml, tmp_path):
     yaml = robot_yaml()
     Sensors(graph)
-    for node_class in (PolicyNode, ActionStreamer):
-        assert graph.change(graph.start(node_class, yaml), 'configure')
+    nodes = [graph.start(node_class, yaml) for node_class in (PolicyNode, ActionStreamer)]
+    for node in nodes:
+        assert graph.change(node, 'configure')
     words = [sys.executable, '-m', 'flashrt_ros.cli', 'record', '--config', str(yaml)]
     recorder = subprocess.Popen(
         [*words, '--out', str(tmp_path / 'live')], stdout=subprocess.PIPE, text=True, env=os.environ
     )
     tester = graph.tester
     wait_until(lambda: tester.count_subscribers('/action_chunk') >= 2, 30, 'the recorder')
-    for name in ('policy_node', 'action_streamer'):
-        node = next(node for node, *_ in graph._running if node.get_name() == name)
+    for node in nodes:
         assert graph.change(node, 'activate')
     chunks = graph.watch(ActionChunk, 'action_chunk')
     wait_until(lambda: len(chunks) >= 10, 30, 'ten chunks')

@@ -57,6 +57,16 @@ def test_status_without_nodes_says_so(graph):
     assert 'nothing on /diagnostics' in seen.stdout
 
 
+@pytest.mark.parametrize('node_class', [PolicyNode, ActionStreamer])
+def test_a_destroyed_node_leaves_the_graph_though_somebody_holds_it(graph, robot_yaml, node_class):
+    node = graph.start(node_class, robot_yaml())
+    assert graph.change(node, 'configure', 'activate')
+    name = node.get_name()
+    wait_until(lambda: name in graph.tester.get_node_names())
+    graph.end(node)
+    wait_until(lambda: name not in graph.tester.get_node_names(), what='its leave')
+
+
 def resident_mib():
     pages = int(Path('/proc/self/statm').read_text().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') / 2**20

@@ -14,15 +14,6 @@
 #ifndef WIDTH
 #define WIDTH 4304
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
-
-#if FP8
-using Output = Narrow;
-#else
-using Output = bf16;
-#endif
 
 constexpr int VECTORS = WIDTH / 8;
 

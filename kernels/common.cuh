@@ -7,7 +7,10 @@
 
 using bf16 = __nv_bfloat16;
 
-// What products take and leave in 8 bits (FP8): e4m3, or with INT8 as well signed integers.
+// What the next product takes: bf16, or with FP8 eight bits, e4m3 or with INT8 as well signed integers.
+#ifndef FP8
+#define FP8 0
+#endif
 #ifndef INT8
 #define INT8 0
 #endif
@@ -15,6 +18,11 @@ using bf16 = __nv_bfloat16;
 using Narrow = int8_t;
 #else
 using Narrow = __nv_fp8_e4m3;
+#endif
+#if FP8
+using Output = Narrow;
+#else
+using Output = bf16;
 #endif
 
 constexpr float E4M3_MAX = 448.0f;

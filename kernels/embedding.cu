@@ -24,15 +24,6 @@
 #ifndef WIDTH
 #define WIDTH 2048
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
-
-#if FP8
-using Output = Narrow;
-#else
-using Output = bf16;
-#endif
 
 constexpr int GRID = SIZE / PATCH;
 constexpr float EPSILON = 1e-6f;

@@ -17,9 +17,9 @@
 #include "pipeline_sm90.cuh"
 
 #if FP8
-using Output = __nv_fp8_e4m3;
+using Hidden = __nv_fp8_e4m3;
 #else
-using Output = bf16;
+using Hidden = bf16;
 #endif
 
 // 2 * gelu_tanh(gate) * up
@@ -48,11 +48,11 @@ __device__ __forceinline__ float2 load_pair(const float* values) {
 }
 
 // A thread's part of two rows, eight hidden columns at a time.
-__device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& piece, const float* scales, Output* out,
+__device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& piece, const float* scales, Hidden* out,
                                        float half_inverse_scale, int rows, int width) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int row = piece.row + warp * 16 + lane / 4, column = piece.column / 2 + lane % 4 * 8;
-  Output* target = out + (size_t)row * width + column;
+  Hidden* target = out + (size_t)row * width + column;
 #pragma unroll
   for (int group = 0; group < TILES / 8; group++) {
 #pragma unroll
@@ -79,7 +79,7 @@ __device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gated_gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const float* channel_scale,
-               Output* out, float inverse_scale, int rows, int width, int steps) {
+               Hidden* out, float inverse_scale, int rows, int width, int steps) {
   extern __shared__ __align__(1024) uint8_t shared[];
   Ring ring(shared);
   if (threadIdx.x == CONSUMERS) prefetch_map(a), prefetch_map(b);

@@ -35,9 +35,6 @@
 #ifndef EPILOGUE
 #define EPILOGUE 0
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 
 constexpr int TILE_M = 128;
 constexpr int ROW_BYTES = 128;
@@ -49,21 +46,17 @@ constexpr int SHARE = TILE_N / DOWN;  // rows of b that a block fetches
 
 static_assert(TILE_N % (8 * DOWN) == 0, "a share of the weights is whole swizzle blocks");
 
-#if FP8
-using Operand = Narrow;
-#else
-using Operand = bf16;
-#endif
+using Operand = Output;  // what the product before left
 #if INT8
 using Sum = int32_t;
 #else
 using Sum = float;
 #endif
 #if EPILOGUE == 1 && FP8
-using Output = Narrow;
+using Result = Narrow;
 using Pair = uint16_t;  // two neighbouring outputs
 #else
-using Output = bf16;
+using Result = bf16;
 using Pair = uint32_t;
 #endif
 
@@ -209,7 +202,7 @@ __device__ __forceinline__ Pair output_pair(float first, float second, int colum
 // first is stored, because a store might change what `channels` holds as far as the compiler knows.
 __device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Channels& channels, float inverse_scale,
                                        uint8_t* staging, const TensorMap& target) {
-  constexpr int PITCH = TILE_N * sizeof(Output);
+  constexpr int PITCH = TILE_N * sizeof(Result);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint8_t* own = staging + warp * 16 * PITCH;
   __half2 half_factor = __float2half2_rn(0.5f * inverse_scale);
@@ -225,7 +218,7 @@ __device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Channel
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       int row = half * 8 + lane / 4, column = t * 8 + lane % 4 * 2;
-      *reinterpret_cast<Pair*>(own + row * PITCH + column * sizeof(Output)) = pairs[t][half];
+      *reinterpret_cast<Pair*>(own + row * PITCH + column * sizeof(Result)) = pairs[t][half];
     }
   fence_shared_for_tensor_cores();
   asm volatile("bar.sync %0, 128;" ::"r"(2 + warp / 4) : "memory");

@@ -17,9 +17,6 @@
 #ifndef DIM
 #define DIM 256
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 #ifndef STAGES
 #define STAGES 2
 #endif
@@ -34,51 +31,7 @@ constexpr int DIM_TILES = DIM / 8;
 constexpr int TILE = KEYS * STRIDE;
 constexpr int GROUPS = 2;
 
-// Start copying `rows` rows of DIM values; rows beyond `valid` are zero filled by plain stores.
-__device__ __forceinline__ void load_rows(bf16* target, const bf16* source, int rows, int valid, int thread, int threads) {
-  for (int i = thread; i < rows * DIM / 8; i += threads) {
-    int row = i / (DIM / 8), d = i % (DIM / 8) * 8;
-    if (row < valid)
-      copy_async(target + row * STRIDE + d, source + (size_t)row * DIM + d);
-    else
-      *reinterpret_cast<uint4*>(target + row * STRIDE + d) = make_uint4(0, 0, 0, 0);
-  }
-}
-
 __device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
-
-__device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const bf16* queries, const bf16* keys, int lane) {
-#pragma unroll
-  for (int t = 0; t < KEY_TILES; t++) logits[t][0] = logits[t][1] = logits[t][2] = logits[t][3] = 0;
-#pragma unroll 4
-  for (int k = 0; k < DIM; k += 16) {
-    uint32_t a[4];
-    load_matrices(a, queries + (lane % 16) * STRIDE + k + lane / 16 * 8);
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t += 2) {
-      uint32_t b[4];
-      load_matrices(b, keys + (t * 8 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
-      mma(logits[t], a, b[0], b[1]);
-      mma(logits[t + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-__device__ __forceinline__ void multiply_values(float (&out)[DIM_TILES][4], const float (&p)[KEY_TILES][4],
-                                                const bf16* values, int lane) {
-#pragma unroll
-  for (int t = 0; t < KEY_TILES; t += 2) {
-    uint32_t a[4];
-    as_operand(a, p, t);
-#pragma unroll
-    for (int d = 0; d < DIM_TILES; d += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(b, values + (t * 8 + lane % 16) * STRIDE + d * 8 + lane / 16 * 8);
-      mma(out[d], a, b[0], b[1]);
-      mma(out[d + 1], a, b[2], b[3]);
-    }
-  }
-}
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     gemma_attention(const bf16* queries, const bf16* keys, const bf16* values, const int* length, int appended,
@@ -91,12 +44,12 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   release_successor();
   int total = *length + appended, tiles = (total + KEYS - 1) / KEYS;
   int first = blockIdx.x * QUERIES;
-  load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, rows * HEADS - first, threadIdx.x, 256);
+  load_rows<DIM, STRIDE>(query_tile, queries + (size_t)first * DIM, QUERIES, rows * HEADS - first, threadIdx.x, 256);
 
   auto load_tile = [&](int tile) {
     bf16* target = own + (tile / GROUPS) % STAGES * 2 * TILE;
-    load_rows(target, keys + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
-    load_rows(target + TILE, values + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
+    load_rows<DIM, STRIDE>(target, keys + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
+    load_rows<DIM, STRIDE>(target + TILE, values + (size_t)tile * KEYS * DIM, KEYS, KEYS, thread, 128);
   };
   if (group < tiles) load_tile(group);
   commit_copies();
@@ -120,11 +73,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
       group_barrier(group);
     }
     const bf16* key_tile = own + (tile / GROUPS) % STAGES * 2 * TILE;
-    float logits[KEY_TILES][4];
-    multiply_keys(logits, query_tile + warp * 16 * STRIDE, key_tile, lane);
+    float logits[KEY_TILES][4] = {};
+    multiply_keys<DIM, STRIDE>(logits, query_tile + warp * 16 * STRIDE, key_tile, lane);
     int seen[2] = {limit[0] - tile * KEYS, limit[1] - tile * KEYS};
     exponentiate(logits, result, state, seen, rsqrtf((float)DIM) * LOG2_E, lane);
-    multiply_values(result, logits, key_tile + TILE, lane);
+    multiply_values<STRIDE>(result, logits, key_tile + TILE, lane);
     group_barrier(group);
     if (STAGES == 1 && tile + GROUPS < tiles) {
       load_tile(tile + GROUPS);

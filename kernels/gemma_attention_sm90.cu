@@ -22,9 +22,6 @@
 #ifndef HEADS
 #define HEADS 8
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 #ifndef KEYS
 #define KEYS 192
 #endif

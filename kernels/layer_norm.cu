@@ -26,15 +26,6 @@
 #ifndef WARPS
 #define WARPS 3
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
-
-#if FP8
-using Output = Narrow;
-#else
-using Output = bf16;
-#endif
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int VECTORS = (WIDTH / 4 + THREADS - 1) / THREADS;  // of four columns, a thread

@@ -18,9 +18,6 @@
 #ifndef STAGES
 #define STAGES 4
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 
 constexpr int TILE_M = 64 * WARPGROUPS, TILE_N = WARPGROUPS == 2 ? 256 : 192;
 constexpr int ROW_BYTES = 128;

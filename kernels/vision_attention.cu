@@ -19,9 +19,6 @@
 #ifndef DIM
 #define DIM 72
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 #include "attention.cuh"
 
 constexpr int PADDED = (DIM + 15) / 16 * 16;
@@ -65,38 +62,6 @@ __device__ __forceinline__ void load_queries(bf16* target, const bf16* source, c
   }
 }
 
-__device__ __forceinline__ void multiply_keys(float (&logits)[KEY_TILES][4], const bf16* queries, const bf16* keys,
-                                              int lane) {
-#pragma unroll
-  for (int k = 0; k < PADDED; k += 16) {
-    uint32_t a[4];
-    load_matrices(a, queries + (lane % 16) * STRIDE + k + lane / 16 * 8);
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t += 2) {
-      uint32_t b[4];
-      load_matrices(b, keys + (t * 8 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
-      mma(logits[t], a, b[0], b[1]);
-      mma(logits[t + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-__device__ __forceinline__ void multiply_values(float (&out)[DIM_TILES][4], const float (&p)[KEY_TILES][4],
-                                                const bf16* values, int lane) {
-#pragma unroll
-  for (int t = 0; t < KEY_TILES; t += 2) {
-    uint32_t a[4];
-    as_operand(a, p, t);
-#pragma unroll
-    for (int d = 0; d < DIM_TILES; d += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(b, values + (t * 8 + lane % 16) * STRIDE + d * 8 + lane / 16 * 8);
-      mma(out[d], a, b[0], b[1]);
-      mma(out[d + 1], a, b[2], b[3]);
-    }
-  }
-}
-
 // Normalise, put into real units and write this thread's part of its two rows.
 __device__ __forceinline__ void finish(const float (&result)[DIM_TILES][4], const Softmax& state, Output* out,
                                        const float* channel_scale, const float* bias, float inverse_scale, int lane) {
@@ -135,12 +100,12 @@ extern "C" __global__ void __launch_bounds__(256)
   float logits[KEY_TILES][4] = {}, result[DIM_TILES][4] = {};
   Softmax state;
   const int all[2] = {KEYS, KEYS};
-  multiply_keys(logits, queries + warp * 16 * STRIDE, keys + group * KEYS * STRIDE, lane);
+  multiply_keys<PADDED, STRIDE>(logits, queries + warp * 16 * STRIDE, keys + group * KEYS * STRIDE, lane);
   exponentiate(logits, result, state, all, rsqrtf((float)DIM) * LOG2_E, lane);
   for (int half = 0; half < 2; half++) state.sum[half] = quad_sum(state.sum[half]);
   wait_copies<0>();
   __syncthreads();
-  multiply_values(result, logits, values + group * KEYS * STRIDE, lane);
+  multiply_values<STRIDE>(result, logits, values + group * KEYS * STRIDE, lane);
   merge_groups(result, state, reinterpret_cast<float*>(keys), group, threadIdx.x % 128);
   if (group == 1) return;
   const float* value_scale = channel_scale ? channel_scale + 2 * WIDTH + head * DIM : nullptr;

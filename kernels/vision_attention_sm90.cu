@@ -24,9 +24,6 @@
 #ifndef DIM
 #define DIM 72
 #endif
-#ifndef FP8
-#define FP8 0
-#endif
 #ifndef SHARERS
 #define SHARERS 2
 #endif

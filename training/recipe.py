@@ -31,7 +31,7 @@ SPEC = PolicySpec(
     vocab=2048,
     horizon=HORIZON,
 )
-"""7.7 million parameters; widths that every kernel of the engine takes, fp8 included."""
+"""7.9 million parameters; widths that every kernel of the engine takes, fp8 included."""
 
 TRAINED_PREFIX = 6
 """Rows of a chunk that may be frozen: 0.3 s."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.policies import SPECS, Observed, PolicyFactory, observations
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.pi import PiModel, load_model
 
 Stages = dict[str, Tensor]

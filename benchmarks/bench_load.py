@@ -25,7 +25,7 @@ import torch
 from benchmarks.machine import describe
 from benchmarks.policies import SPECS
 from flashrt_ros.engine.backend import CudaPolicy, load
-from flashrt_ros.engine.calibrate import calibrate_checkpoint, random_observations
+from flashrt_ros.engine.calibration.measure import calibrate_checkpoint, random_observations
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.policy import Observation, PolicyOptions

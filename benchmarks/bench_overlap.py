@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from benchmarks.policies import PolicyFactory, observations
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.graph import StagedGraph
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.frame_inputs import FrameInputs
-from flashrt_ros.engine.graph import StagedGraph
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.vision import VisionTower
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.towers.vision import VisionTower
 from flashrt_ros.frame import Frame
 from flashrt_ros.pictures import CameraImage
 

@@ -23,9 +23,9 @@ import torch
 from benchmarks.machine import ceilings, describe, median_ms
 from benchmarks.policies import SPECS, PolicyFactory, observations
 from benchmarks.roofline import floors
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.pi import load_model
 
 Record = dict[str, object]

@@ -16,9 +16,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.frame_inputs import FrameInputs
-from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.frame import Frame
 from flashrt_ros.models.spec import NANO_PI05
 from flashrt_ros.pictures import ENCODINGS, CameraImage, Framing

@@ -15,15 +15,15 @@ import torch
 
 from benchmarks.gemm_tiles import graph_time
 from flashrt_ros.engine.buffers import rotary_table
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.formats import product_dtype
-from flashrt_ros.engine.fused_gemm import Tiling
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.packing import pack_product, pack_vision
-from flashrt_ros.engine.vision import VisionTower
-from flashrt_ros.engine.vision_tilings import SO400M, tiling_builds
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.fused_gemm import Tiling
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.towers.vision import VisionTower
+from flashrt_ros.engine.towers.vision_tilings import SO400M, tiling_builds
+from flashrt_ros.engine.weights.formats import product_dtype
+from flashrt_ros.engine.weights.packing import pack_product, pack_vision
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import PI05
 

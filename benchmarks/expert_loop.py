@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
-from flashrt_ros.engine.library import KernelLibrary
+from benchmarks.expert_trial import ExpertTrial, TrialShape
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 
 LAYERS, STEPS, CAPACITY = 18, 10, 712
 REPLAYS, WARM_UP = 300, 20

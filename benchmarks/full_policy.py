@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.policies import PolicyFactory
 from flashrt_ros.engine.backend import CudaPolicy
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.library import KernelLibrary
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec

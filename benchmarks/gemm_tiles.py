@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.machine import median_ms
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.formats import product_dtype
-from flashrt_ros.engine.fused_gemm import FusedProduct, Tiling, build
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import pack_product
-from flashrt_ros.engine.vision_tilings import EPILOGUES
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.operators.fused_gemm import FusedProduct, Tiling, build
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.towers.vision_tilings import EPILOGUES
+from flashrt_ros.engine.weights.formats import product_dtype
+from flashrt_ros.engine.weights.packing import pack_product
 from flashrt_ros.errors import FlashRTError
 
 SHAPES = {'qkv': (3456, 1152), 'o': (1152, 1152), 'up': (4304, 1152), 'down': (1152, 4304)}

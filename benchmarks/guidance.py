@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.exact import ExactDenoise
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
-from flashrt_ros.engine.library import KernelLibrary
+from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.expert.exact import ExactDenoise
 from flashrt_ros.models.guidance import Guide, guidance_weight
 from flashrt_ros.models.spec import PolicySpec
 

@@ -11,9 +11,9 @@ from collections import defaultdict
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.policies import SPECS, PolicyFactory, observations
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.library import KernelLibrary
 
 
 def kernel_times(engine: Engine, replays: int = 5) -> dict[str, tuple[int, float]]:

@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.policies import SPECS
-from flashrt_ros.engine.formats import BF16, E4M3, HEADROOM, INT8, LARGEST, TOWERS, quantise_rows, round_to
+from flashrt_ros.engine.weights.formats import (
+    BF16,
+    E4M3,
+    HEADROOM,
+    INT8,
+    LARGEST,
+    TOWERS,
+    quantise_rows,
+    round_to,
+)
 from flashrt_ros.models.gemma import EPSILON, RMSNorm
 from flashrt_ros.models.linear import Linear
 from flashrt_ros.models.pi import PiModel, load_model

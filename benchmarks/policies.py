@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.calibration import calibrate
+from flashrt_ros.engine.calibration.ranges import Scales
+from flashrt_ros.engine.calibration.scales import calibrate
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.formats import uneven_products
-from flashrt_ros.engine.fused_denoise import covers
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.ranges import Scales
-from flashrt_ros.engine.weights import pack
-from flashrt_ros.engine.wide_gemm import covers as covers_prefill
+from flashrt_ros.engine.expert.denoise import covers
+from flashrt_ros.engine.operators.wide_gemm import covers as covers_prefill
+from flashrt_ros.engine.weights.formats import uneven_products
+from flashrt_ros.engine.weights.store import pack
 from flashrt_ros.models.random import RandomTensors, random_tensors
 from flashrt_ros.models.spec import PI0, PI05, PolicySpec
 

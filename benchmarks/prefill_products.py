@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gemm_tiles import graph_time
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.gemm import MOST_PADDING, Product, library_rows
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.packing import pack_product
-from flashrt_ros.engine.wide_gemm import TILINGS, Tiling, builds, gated, part_count, split
+from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.gemm import MOST_PADDING, Product, library_rows
+from flashrt_ros.engine.operators.wide_gemm import TILINGS, Tiling, builds, gated, part_count, split
+from flashrt_ros.engine.weights.packing import pack_product
 from flashrt_ros.models.spec import GEMMA_2B
 
 WIDTH, MLP = GEMMA_2B.width, GEMMA_2B.mlp

@@ -32,8 +32,8 @@ def run_once(family: str, precision: str) -> None:
     import torch
 
     from benchmarks.policies import PolicyFactory, observations
-    from flashrt_ros.engine.device import find_gpu
-    from flashrt_ros.engine.library import KernelLibrary
+    from flashrt_ros.engine.cuda.device import find_gpu
+    from flashrt_ros.engine.cuda.library import KernelLibrary
 
     factory = PolicyFactory(KernelLibrary(find_gpu()), family)
     engine = factory.build(precision, 2)

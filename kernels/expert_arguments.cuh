@@ -1,4 +1,4 @@
-// Arguments of the layers of the action expert (expert_layers.cu), mirrored by engine/expert_arguments.py.
+// Arguments of the layers of the action expert (expert_layers.cu), mirrored by engine/expert/arguments.py.
 #pragma once
 #include "expert_stream.cuh"
 

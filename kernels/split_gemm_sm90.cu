@@ -4,7 +4,7 @@
 // a [rows, K] and weights [columns, K] in bf16, e4m3 with FP8, signed integers with FP8 and INT8.
 // out bf16 [parts, rows, columns]: out[p] = a * weights^T over the p-th of `parts` ranges of K, unscaled.
 //
-// The rows of weights are in the order of engine/wide_layout.lane_order, so that eight columns which a thread finishes lie side by
+// The rows of weights are in the order of engine/weights/wide_layout.lane_order, so that eight columns which a thread finishes lie side by
 // side. Parts exist so that a product of few tiles occupies all multiprocessors; summing them in a fixed order elsewhere costs less
 // than atomic additions here and keeps results the same from run to run.
 //

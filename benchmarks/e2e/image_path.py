@@ -147,9 +147,9 @@ def _preparation(device: str) -> Callable[[Frame], None]:
             resize_with_pad(CameraImage(frame).array('camera'), SQUARE, 'pil')
 
         return on_cpu
-    from flashrt_ros.engine.device import find_gpu
+    from flashrt_ros.engine.cuda.device import find_gpu
+    from flashrt_ros.engine.cuda.library import KernelLibrary
     from flashrt_ros.engine.frame_inputs import FrameInputs
-    from flashrt_ros.engine.library import KernelLibrary
 
     vision = PI05.vision
     inputs = FrameInputs(KernelLibrary(find_gpu()), vision, 'pil', views=1)

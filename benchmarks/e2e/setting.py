@@ -40,7 +40,7 @@ def write_checkpoint(folder: Path, full: bool) -> Path:
     """Random weights of a nano pi0.5, or of the full size, which gets scales for fp8."""
     if not full:
         return write_random_checkpoint(folder / 'nano_pi05', NANO_PI05, state_dim=6, action_dim=6)
-    from flashrt_ros.engine.calibrate import calibrate_checkpoint, random_observations
+    from flashrt_ros.engine.calibration.measure import calibrate_checkpoint, random_observations
     from flashrt_ros.models.checkpoint import open_checkpoint
 
     path = write_random_checkpoint(folder / 'pi05', PI05, dtype=torch.bfloat16, state_dim=6, action_dim=6)

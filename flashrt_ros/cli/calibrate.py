@@ -21,8 +21,8 @@ import numpy as np
 from flashrt_ros.cli.exit_codes import GOOD
 from flashrt_ros.cli.options import renamed_of
 from flashrt_ros.configuration import RobotConfig, load_config, with_values
-from flashrt_ros.engine.device import FP8_CAPABILITY, find_gpu, require_capability
-from flashrt_ros.engine.ranges import AMAX, METHODS
+from flashrt_ros.engine.calibration.ranges import AMAX, METHODS
+from flashrt_ros.engine.cuda.device import FP8_CAPABILITY, find_gpu, require_capability
 from flashrt_ros.evaluation.diverse import Chosen, choose_observations
 from flashrt_ros.evaluation.precision import Distance, distance, predict
 from flashrt_ros.loading import options_of
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _calibrate(
     config: RobotConfig, chosen: Chosen, arguments: argparse.Namespace
 ) -> tuple[Path, dict[str, Any]]:
-    from flashrt_ros.engine.calibrate import measure_checkpoint
-    from flashrt_ros.engine.calibration import store
+    from flashrt_ros.engine.calibration.measure import measure_checkpoint
+    from flashrt_ros.engine.calibration.scales import store
 
     checkpoint = Path(config.policy.checkpoint)
     ranges, key = measure_checkpoint(checkpoint, chosen.calibration, options_of(config))

@@ -44,7 +44,7 @@ def gpu_findings(config: RobotConfig | None) -> Iterator[Finding]:
     if not torch.cuda.is_available() and not wanted:
         yield Finding(Level.NOTE, 'GPU', 'none that torch can use; the policy runs on the CPU')
         return
-    from flashrt_ros.engine.device import find_gpu
+    from flashrt_ros.engine.cuda.device import find_gpu
 
     try:
         gpu = find_gpu()
@@ -63,11 +63,11 @@ def gpu_findings(config: RobotConfig | None) -> Iterator[Finding]:
 def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Finding]:
     """What the first start would take minutes for, or refuse."""
     from flashrt_ros.engine.builds import policy_builds
-    from flashrt_ros.engine.calibration import stored
-    from flashrt_ros.engine.compiler import cubin_path, find_nvcc
-    from flashrt_ros.engine.device import find_gpu
-    from flashrt_ros.engine.formats import uneven_products
-    from flashrt_ros.engine.weights import fingerprint, packed_path
+    from flashrt_ros.engine.calibration.scales import stored
+    from flashrt_ros.engine.cuda.compiler import cubin_path, find_nvcc
+    from flashrt_ros.engine.cuda.device import find_gpu
+    from flashrt_ros.engine.weights.formats import uneven_products
+    from flashrt_ros.engine.weights.store import fingerprint, packed_path
 
     precision, views = options_of(config).precision, len(checkpoint.processing.views)
     uneven: frozenset[str] = frozenset()

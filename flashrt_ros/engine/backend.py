@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.builds import exact_builds, policy_builds
-from flashrt_ros.engine.calibration import stored
-from flashrt_ros.engine.device import (
+from flashrt_ros.engine.calibration.ranges import Scales
+from flashrt_ros.engine.calibration.scales import stored
+from flashrt_ros.engine.cuda.device import (
     FP8_CAPABILITY,
     Gpu,
     find_gpu,
@@ -25,16 +26,15 @@ from flashrt_ros.engine.device import (
     require_capability,
     require_memory,
 )
-from flashrt_ros.engine.driver import keep_forever
+from flashrt_ros.engine.cuda.driver import keep_forever
+from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.exact import exact_bytes
-from flashrt_ros.engine.exact import refusal as exact_refusal
+from flashrt_ros.engine.expert.exact import exact_bytes
+from flashrt_ros.engine.expert.exact import refusal as exact_refusal
 from flashrt_ros.engine.flight import Flight, pinned
-from flashrt_ros.engine.formats import uneven_products
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import PRECISIONS
-from flashrt_ros.engine.ranges import Scales
-from flashrt_ros.engine.weights import fingerprint, load_exact, load_packed, shares_exact
+from flashrt_ros.engine.weights.formats import uneven_products
+from flashrt_ros.engine.weights.packing import PRECISIONS
+from flashrt_ros.engine.weights.store import fingerprint, load_exact, load_packed, shares_exact
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint

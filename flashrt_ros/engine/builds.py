@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 
-from flashrt_ros.engine.backward_operators import backward_builds
-from flashrt_ros.engine.device import Gpu
+from flashrt_ros.engine.cuda.device import Gpu
 from flashrt_ros.engine.engine import prompt_sizes
-from flashrt_ros.engine.expert_launches import format_constants
-from flashrt_ros.engine.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
+from flashrt_ros.engine.expert.denoise import covers
+from flashrt_ros.engine.expert.launches import format_constants
 from flashrt_ros.engine.frame_inputs import Sizes
-from flashrt_ros.engine.fused_denoise import covers
-from flashrt_ros.engine.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
-from flashrt_ros.engine.operators import attention_builds, layer_norm_constants, vision_attention_build
-from flashrt_ros.engine.vision_tilings import sum_parts, tiling_builds, tower_tilings
-from flashrt_ros.engine.wide_gemm import builds as wide_builds
-from flashrt_ros.engine.wide_gemm import covers as covers_prefill
+from flashrt_ros.engine.operators.backward import backward_builds
+from flashrt_ros.engine.operators.forward import (
+    attention_builds,
+    layer_norm_constants,
+    vision_attention_build,
+)
+from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
+from flashrt_ros.engine.operators.wide_gemm import builds as wide_builds
+from flashrt_ros.engine.operators.wide_gemm import covers as covers_prefill
+from flashrt_ros.engine.towers.vision_tilings import sum_parts, tiling_builds, tower_tilings
+from flashrt_ros.engine.weights.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
@@ -24,7 +28,7 @@ Builds = list[tuple[str, dict[str, int]]]
 def policy_builds(
     gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
 ) -> Builds:
-    """Kernel files and constants of vision, prefill and denoise loop. uneven: as `weights.pack` takes it."""
+    """Kernel files and constants of vision, prefill and denoise loop. uneven: as `weights.store.pack`."""
     fused, wide = covers(gpu, spec), covers_prefill(gpu, spec, precision, views)
     vision, language, expert = (
         tower_format(spec, precision, tower, fused and wide, uneven) for tower in TOWERS
@@ -48,7 +52,7 @@ def policy_builds(
 def exact_builds(
     gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
 ) -> Builds:
-    """Kernel files and constants of `exact.ExactDenoise`; arguments as of `policy_builds`."""
+    """Kernel files and constants of `expert.exact.ExactDenoise`; arguments as of `policy_builds`."""
     backward: Builds = [('flow_step', {}), *backward_builds(gpu, spec.expert)]
     if not covers(gpu, spec):
         return [*_gemma(gpu, spec.expert, 'expert', 'bf16'), *backward]

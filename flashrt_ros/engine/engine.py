@@ -14,21 +14,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.backward_operators import BackwardOperators
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
-from flashrt_ros.engine.denoise import PlainDenoise
-from flashrt_ros.engine.exact import ExactDenoise, Forward, own_weights
-from flashrt_ros.engine.flow import FlowHeads
+from flashrt_ros.engine.cuda.graph import Stage, StagedGraph
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.expert.denoise import PREFIX as FUSED
+from flashrt_ros.engine.expert.denoise import FusedDenoise, restore
+from flashrt_ros.engine.expert.exact import ExactDenoise, Forward, own_weights
+from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.frame_inputs import FrameInputs
-from flashrt_ros.engine.fused_denoise import PREFIX as FUSED
-from flashrt_ros.engine.fused_denoise import FusedDenoise, restore
-from flashrt_ros.engine.fused_forward import FusedForward
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.graph import Stage, StagedGraph
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.prefill import Prefill
-from flashrt_ros.engine.vision import VisionTower
+from flashrt_ros.engine.operators.backward import BackwardOperators
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.towers.denoise import PlainDenoise
+from flashrt_ros.engine.towers.flow import FlowHeads
+from flashrt_ros.engine.towers.prefill import Prefill
+from flashrt_ros.engine.towers.vision import VisionTower
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.spec import PolicySpec

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.library import KernelLibrary
-from flashrt_ros.engine.packing import patch_columns
+from flashrt_ros.engine.cuda.library import KernelLibrary
+from flashrt_ros.engine.weights.packing import patch_columns
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.spec import VisionSpec
 from flashrt_ros.pictures import CameraImage, check_frame

@@ -8,14 +8,14 @@ import torch
 def library():
     if not torch.cuda.is_available():
         pytest.skip('needs an NVIDIA GPU')
-    from flashrt_ros.engine.device import find_gpu
-    from flashrt_ros.engine.library import KernelLibrary
+    from flashrt_ros.engine.cuda.device import find_gpu
+    from flashrt_ros.engine.cuda.library import KernelLibrary
 
     return KernelLibrary(find_gpu())
 
 
 @pytest.fixture
 def operators(library):
-    from flashrt_ros.engine.operators import Operators
+    from flashrt_ros.engine.operators.forward import Operators
 
     return Operators(library)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashrt_ros.engine.expert_layout import step_order
-from flashrt_ros.engine.formats import round_to
+from flashrt_ros.engine.expert.layout import step_order
+from flashrt_ros.engine.weights.formats import round_to
 
 DTYPES = {'bf16': torch.bfloat16, 'fp8': torch.float8_e4m3fn, 'int8': torch.int8}
 ROWS = 64

@@ -1,4 +1,4 @@
-"""What `engine.backward_operators` computes, in plain torch: the contract of every kernel in a few lines."""
+"""What `engine.operators.backward` computes, in plain torch: the contract of every kernel in a few lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `engine.operators` computes, in plain torch: the contract of every kernel in a few lines.
+"""What `engine.operators.forward` computes, in plain torch: the contract of every kernel in a few lines.
 
 The towers run on it without a GPU, so that packing and the order of launches are tested everywhere.
 """
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashrt_ros.engine.formats import E4M3, round_to
-from flashrt_ros.engine.wide_layout import gated_order, lane_order
+from flashrt_ros.engine.weights.formats import E4M3, round_to
+from flashrt_ros.engine.weights.wide_layout import gated_order, lane_order
 
 LIBRARY = SimpleNamespace(
     gpu=SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=132)

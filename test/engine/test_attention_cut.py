@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashrt_ros.engine.attention_sm90 import split_keys
+from flashrt_ros.engine.operators.attention_sm90 import split_keys
 
 H100 = {2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 """Clusters of so many blocks, one on each multiprocessor, that are resident at once on an H100."""

@@ -30,7 +30,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 
 def observe(path, seed=0):
-    from flashrt_ros.engine.calibrate import random_observations
+    from flashrt_ros.engine.calibration.measure import random_observations
 
     return random_observations(open_checkpoint(path), 1, seed)[0]
 
@@ -137,7 +137,7 @@ def test_it_loads_again_after_being_closed(library, checkpoint):
 
 @gpu
 def test_fp8_needs_a_calibration_of_these_weights(library, checkpoint, tmp_path):
-    from flashrt_ros.engine.calibrate import calibrate_checkpoint, random_observations
+    from flashrt_ros.engine.calibration.measure import calibrate_checkpoint, random_observations
 
     options = replace(CUDA, precision='fp8')
     with pytest.raises(CheckpointError, match='needs activation scales'):
@@ -163,7 +163,7 @@ import sys
 import torch
 from pathlib import Path
 from flashrt_ros.engine.backend import load
-from flashrt_ros.engine.calibrate import random_observations
+from flashrt_ros.engine.calibration.measure import random_observations
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.policy import PolicyOptions, load_policy

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from flashrt_ros.engine import compiler
-from flashrt_ros.engine.compiler import architectures, compile_kernels, kernel_files
-from flashrt_ros.engine.device import find_gpu
+from flashrt_ros.engine.cuda import compiler
+from flashrt_ros.engine.cuda.compiler import architectures, compile_kernels, kernel_files
+from flashrt_ros.engine.cuda.device import find_gpu
 from flashrt_ros.errors import BackendError
 
 needs_nvcc = pytest.mark.skipif(shutil.which('nvcc') is None, reason='needs nvcc')

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.reference import NANO_PI0, cosine, relative_error
-from flashrt_ros.engine.calibration import calibrate
+from flashrt_ros.engine.calibration.scales import calibrate
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.weights import pack, pack_exact
+from flashrt_ros.engine.weights.store import pack, pack_exact
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.models.pi import load_model
 from flashrt_ros.models.random import random_tensors

@@ -8,27 +8,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
 from engine.plain_backward import PlainBackwardOperators
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, cosine, normal, poisoned, random_guide, relative_error
 from engine.test_engine import Case
 from engine.test_guidance import PlainCase, without_towers
 from engine.test_towers import RecordingLibrary
-from flashrt_ros.engine import attention_sm90, backward_operators, builds
-from flashrt_ros.engine.backward_operators import (
+from flashrt_ros.engine import builds
+from flashrt_ros.engine.buffers import PrefixCache, rotary_table
+from flashrt_ros.engine.expert.exact import ExactDenoise, exact_bytes, own_weights, refusal
+from flashrt_ros.engine.operators import attention_sm90
+from flashrt_ros.engine.operators import backward as backward_operators
+from flashrt_ros.engine.operators.backward import (
     BOX,
     MOST_STEPS,
     AttentionScratch,
     BackwardOperators,
     product_parts,
 )
-from flashrt_ros.engine.buffers import PrefixCache, rotary_table
-from flashrt_ros.engine.denoise import PlainDenoise
-from flashrt_ros.engine.exact import ExactDenoise, exact_bytes, own_weights, refusal
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape, exact_loop
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.packing import pack_expert
-from flashrt_ros.engine.weights import load_exact, pack
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.towers.denoise import PlainDenoise
+from flashrt_ros.engine.weights.packing import pack_expert
+from flashrt_ros.engine.weights.store import load_exact, pack
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05
 

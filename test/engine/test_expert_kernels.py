@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
 from engine.reference import normal, poisoned, relative_error
-from flashrt_ros.engine.expert_arguments import Phase, layer_arguments
-from flashrt_ros.engine.expert_buffers import exchange_buffers
-from flashrt_ros.engine.expert_launches import FLOW_SHARED, launch_layers
-from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, rotary_columns
-from flashrt_ros.engine.formats import LARGEST, quantise_rows
+from flashrt_ros.engine.expert.arguments import Phase, layer_arguments
+from flashrt_ros.engine.expert.buffers import exchange_buffers
+from flashrt_ros.engine.expert.launches import FLOW_SHARED, launch_layers
+from flashrt_ros.engine.expert.layout import interleave_tiles, pack_slices, rotary_columns
+from flashrt_ros.engine.weights.formats import LARGEST, quantise_rows
 from flashrt_ros.models.gemma import rotary_table, rotate
 
 pytestmark = pytest.mark.gpu

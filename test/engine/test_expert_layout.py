@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
-from flashrt_ros.engine.expert_buffers import ExpertShape, Prefix, check_shape
-from flashrt_ros.engine.expert_layout import interleave_tiles, pack_slices, rotary_columns
-from flashrt_ros.engine.formats import quantise_rows
+from flashrt_ros.engine.expert.buffers import ExpertShape, Prefix, check_shape
+from flashrt_ros.engine.expert.layout import interleave_tiles, pack_slices, rotary_columns
+from flashrt_ros.engine.weights.formats import quantise_rows
 from flashrt_ros.errors import BackendError
 
 

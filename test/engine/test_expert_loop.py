@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from benchmarks.expert_trial import ExpertTrial, TrialShape
 from engine.reference import cosine, random_guide
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
 
 pytestmark = pytest.mark.gpu
 
@@ -108,9 +108,9 @@ def test_what_an_aborted_run_leaves_behind_is_forgotten(library):
 
 TWO_LOOPS = """
 import torch
-from flashrt_ros.engine.device import find_gpu
-from flashrt_ros.engine.expert_trial import ExpertTrial, TrialShape
-from flashrt_ros.engine.library import KernelLibrary
+from flashrt_ros.engine.cuda.device import find_gpu
+from benchmarks.expert_trial import ExpertTrial, TrialShape
+from flashrt_ros.engine.cuda.library import KernelLibrary
 
 library = KernelLibrary(find_gpu())
 trials = [ExpertTrial(library, 'pi05', 'fp8', TrialShape(), seed) for seed in (1, 2)]

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from engine.reference import relative_error
-from flashrt_ros.engine import attention_sm90, builds, fused_gemm, wide_gemm
+from flashrt_ros.engine import builds
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.formats import (
+from flashrt_ros.engine.operators import attention_sm90, fused_gemm, wide_gemm
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.fused_gemm import WIDTHS, plain_tiling
+from flashrt_ros.engine.towers.prefill import Prefill
+from flashrt_ros.engine.towers.vision import VisionTower
+from flashrt_ros.engine.weights.formats import (
     BF16,
     E4M3,
     HEADROOM,
@@ -23,11 +28,7 @@ from flashrt_ros.engine.formats import (
     tower_format,
     uneven_products,
 )
-from flashrt_ros.engine.fused_gemm import WIDTHS, plain_tiling
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.prefill import Prefill
-from flashrt_ros.engine.vision import VisionTower
-from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.weights.store import pack
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import PI0, PI05, GemmaSpec, PolicySpec, VisionSpec
 

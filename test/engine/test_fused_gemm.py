@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from engine.reference import normal, poisoned, relative_error
-from flashrt_ros.engine import operators
-from flashrt_ros.engine.formats import round_to
-from flashrt_ros.engine.fused_gemm import GELU, RAW, FusedProduct, Tiling
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.packing import pack_product
-from flashrt_ros.engine.vision_tilings import SO400M
+from flashrt_ros.engine.operators import forward as operators
+from flashrt_ros.engine.operators.fused_gemm import GELU, RAW, FusedProduct, Tiling
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.towers.vision_tilings import SO400M
+from flashrt_ros.engine.weights.formats import round_to
+from flashrt_ros.engine.weights.packing import pack_product
 
 pytestmark = pytest.mark.gpu
 

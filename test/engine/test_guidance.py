@@ -11,10 +11,10 @@ from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, normal, random_guide, relative_error
 from engine.test_engine import Case
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.denoise import PlainDenoise
 from flashrt_ros.engine.guidance import GuideInputs
-from flashrt_ros.engine.operators import Modulation
-from flashrt_ros.engine.weights import pack
+from flashrt_ros.engine.operators.forward import Modulation
+from flashrt_ros.engine.towers.denoise import PlainDenoise
+from flashrt_ros.engine.weights.store import pack
 from flashrt_ros.models.pi import load_model
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05, VisionSpec

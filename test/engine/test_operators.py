@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from engine.reference import normal, poisoned, relative_error, unwritten
 from flashrt_ros.engine.buffers import rotary_table
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.operators import Modulation
-from flashrt_ros.engine.packing import pack_product
+from flashrt_ros.engine.operators.forward import Modulation
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.weights.packing import pack_product
 
 pytestmark = pytest.mark.gpu
 

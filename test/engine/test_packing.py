@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashrt_ros.engine.calibration import FILE, store, stored
-from flashrt_ros.engine.formats import quantise_rows
-from flashrt_ros.engine.packing import pack_expert, pack_language, pack_product, pack_vision
-from flashrt_ros.engine.ranges import Scales
-from flashrt_ros.engine.weights import fingerprint, load_packed, pack
+from flashrt_ros.engine.calibration.ranges import Scales
+from flashrt_ros.engine.calibration.scales import FILE, store, stored
+from flashrt_ros.engine.weights.formats import quantise_rows
+from flashrt_ros.engine.weights.packing import pack_expert, pack_language, pack_product, pack_vision
+from flashrt_ros.engine.weights.store import fingerprint, load_packed, pack
 from flashrt_ros.errors import BackendError, CheckpointError
 from flashrt_ros.models.random import random_tensors, write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05

@@ -7,17 +7,18 @@ import torch
 
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, relative_error
-from flashrt_ros.engine import attention_sm90, builds, frame_inputs, wide_gemm
+from flashrt_ros.engine import builds, frame_inputs
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.denoise import PlainDenoise
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.packing import pack_vision
-from flashrt_ros.engine.prefill import Prefill
-from flashrt_ros.engine.ranges import Ranges
-from flashrt_ros.engine.vision import VisionTower
-from flashrt_ros.engine.weights import pack
-from flashrt_ros.engine.wide_layout import pack_wide_language
+from flashrt_ros.engine.calibration.ranges import Ranges
+from flashrt_ros.engine.operators import attention_sm90, wide_gemm
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.towers.denoise import PlainDenoise
+from flashrt_ros.engine.towers.prefill import Prefill
+from flashrt_ros.engine.towers.vision import VisionTower
+from flashrt_ros.engine.weights.packing import pack_vision
+from flashrt_ros.engine.weights.store import pack
+from flashrt_ros.engine.weights.wide_layout import pack_wide_language
 from flashrt_ros.models.pi import load_model
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 
 from engine.plain_operators import PlainOperators, real
 from engine.reference import relative_error
-from flashrt_ros.engine import fused_gemm, vision
 from flashrt_ros.engine.builds import policy_builds
-from flashrt_ros.engine.fused_gemm import GELU, Tiling
-from flashrt_ros.engine.operators import Operators
-from flashrt_ros.engine.packing import pack_vision
-from flashrt_ros.engine.ranges import Ranges
-from flashrt_ros.engine.vision import VisionTower
-from flashrt_ros.engine.vision_tilings import SO400M
+from flashrt_ros.engine.calibration.ranges import Ranges
+from flashrt_ros.engine.operators import fused_gemm
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.operators.fused_gemm import GELU, Tiling
+from flashrt_ros.engine.towers import vision
+from flashrt_ros.engine.towers.vision import VisionTower
+from flashrt_ros.engine.towers.vision_tilings import SO400M
+from flashrt_ros.engine.weights.packing import pack_vision
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05, PI05
 
@@ -93,7 +94,7 @@ class RecordingLibrary:
 def test_the_full_sized_towers_kernels_are_compiled_beforehand(monkeypatch, views):
     for function in ('tensor_map', 'plain_map'):
         monkeypatch.setattr(fused_gemm, function, lambda *arguments: None)
-    monkeypatch.setattr('flashrt_ros.engine.attention_sm90.tensor_map', lambda *arguments: None)
+    monkeypatch.setattr('flashrt_ros.engine.operators.attention_sm90.tensor_map', lambda *arguments: None)
     library = RecordingLibrary()
     packed = pack_vision(random_tensors(SMALL, 1, torch.float32, 'cpu'), SMALL, 'bf16')
     VisionTower(Operators(library), SMALL.vision, packed, {}, 3).see(views)

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from engine.reference import normal, poisoned, relative_error
-from flashrt_ros.engine.formats import BF16, E4M3, INT8, round_to
-from flashrt_ros.engine.gemm import Product
-from flashrt_ros.engine.packing import pack_product
-from flashrt_ros.engine.wide_gemm import KERNELS, TILINGS, Tiling, build, gated, split
-from flashrt_ros.engine.wide_layout import gated_order, lane_order
+from flashrt_ros.engine.operators.gemm import Product
+from flashrt_ros.engine.operators.wide_gemm import KERNELS, TILINGS, Tiling, build, gated, split
+from flashrt_ros.engine.weights.formats import BF16, E4M3, INT8, round_to
+from flashrt_ros.engine.weights.packing import pack_product
+from flashrt_ros.engine.weights.wide_layout import gated_order, lane_order
 
 pytestmark = pytest.mark.gpu
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flashrt_ros.engine.packing import pack_language
-from flashrt_ros.engine.wide_gemm import MOST_PARTS, choose, covers, part_count
-from flashrt_ros.engine.wide_layout import gated_order, lane_order, pack_wide_language
+from flashrt_ros.engine.operators.wide_gemm import MOST_PARTS, choose, covers, part_count
+from flashrt_ros.engine.weights.packing import pack_language
+from flashrt_ros.engine.weights.wide_layout import gated_order, lane_order, pack_wide_language
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import GEMMA_2B, NANO_PI05, PI05
 

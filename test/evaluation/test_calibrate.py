@@ -9,8 +9,8 @@ import torch
 from evaluation.robots import BagMaker
 from flashrt_ros.cli.main import main
 from flashrt_ros.configuration import load_config
-from flashrt_ros.engine.formats import E4M3, HEADROOM
-from flashrt_ros.engine.ranges import Ranges
+from flashrt_ros.engine.calibration.ranges import Ranges
+from flashrt_ros.engine.weights.formats import E4M3, HEADROOM
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.evaluation.diverse import choose_observations, farthest
 from flashrt_ros.evaluation.precision import distance, predict

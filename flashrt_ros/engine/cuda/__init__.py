@@ -1,0 +1,1 @@
+"""The GPU below the engine: its driver, compiled kernels, launches and graphs."""

@@ -1,0 +1,1 @@
+"""The denoise loop in its fast form, fused for Hopper, and the way back of exact guidance."""

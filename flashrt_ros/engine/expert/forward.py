@@ -1,0 +1,97 @@
+"""The fused action expert step by step, keeping what the way back of exact guidance needs.
+
+The kernels are those of `expert.loop`; the one for all layers is compiled to write also what each norm
+normalises, the rotated queries, keys and values, and gate and up (kernels/expert_arguments.cuh, Kept).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.expert.buffers import ROWS, ExpertBuffers, check_shape
+from flashrt_ros.engine.expert.launches import ExpertLaunches
+from flashrt_ros.engine.expert.loop import ExpertShape, Prefix
+from flashrt_ros.engine.expert.weights import ExpertWeights
+from flashrt_ros.engine.guidance import GuideInputs
+from flashrt_ros.engine.operators.forward import Operators
+from flashrt_ros.engine.towers.denoise import Modulations, expert_modulations
+from flashrt_ros.engine.towers.flow import FlowHeads
+from flashrt_ros.models.spec import PolicySpec
+
+
+class FusedForward:
+    """Implements `expert.exact.Forward`. activation_scales: fp32 [L, 4] for fp8, None for bf16."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        spec: PolicySpec,
+        weights: ExpertWeights,
+        activation_scales: Tensor | None,
+        heads: FlowHeads,
+        cache: PrefixCache,
+        prefix_rows: int,
+    ) -> None:
+        self.spec, self.operators, self.heads = spec, operators, heads
+        self.device = operators.library.gpu.device
+        self.rows, self.padded_rows = spec.horizon + spec.has_state_token, ROWS
+        shape, prefix = ExpertShape(spec.horizon, prefix_rows), Prefix(cache.keys, cache.values, cache.length)
+        check_shape(shape, self.rows, prefix)
+        self._buffers = ExpertBuffers(weights, activation_scales, shape, self.device)
+        self.rotary = self._buffers.rotary
+        self.actions, self.state = self._buffers.actions, torch.zeros(spec.action_dim, device=self.device)
+        self.guide = GuideInputs(spec, self.device)
+        self._allocate(cache)
+        launches = ExpertLaunches(
+            operators.library, weights, self._buffers, prefix, self.guide, kept=self._kept
+        )
+        self._steps = [launches.step(step) for step in range(spec.steps)]
+        self._needed = weights, prefix  # launches know their tensors by address only
+
+    def begin(self) -> None:
+        """Launch what comes before the first step."""
+        self._buffers.arena.copy_(self._buffers.initial)
+        if self.spec.has_state_token:
+            self._buffers.base[0].copy_(self.heads.state_token(self.state))
+
+    def velocity(self, step: int) -> Tensor:
+        """The flow field at the actions, fp32 [H, A]."""
+        embed, layers = self._steps[step]
+        embed(dependent=False)
+        layers(dependent=True)
+        final = self.modulations(step)[-1]
+        self.operators.norm(self.residual(2 * self.spec.expert.layers), self._final, None, modulation=final)
+        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
+
+    def modulations(self, step: int) -> Modulations:
+        """Of every norm in order of use."""
+        return expert_modulations(self.spec, self.heads, self.guide.frozen, step)
+
+    def residual(self, norm: int) -> Tensor:
+        """The residual stream that a norm, by order of use, has normalised, fp32 [64, width]."""
+        return self._kept['x'][norm]
+
+    def queries(self, layer: int) -> Tensor:
+        """After rotation, bf16 [64, heads * dim]."""
+        return self._kept['queries'][layer]
+
+    def gate_up(self, layer: int) -> Tensor:
+        """bf16 [64, 2 * mlp]."""
+        return self._kept['gate_up'][layer]
+
+    def _allocate(self, cache: PrefixCache) -> None:
+        tower = self.spec.expert
+
+        def buffer(count: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(count, ROWS, columns, dtype=dtype, device=self.device)
+
+        self._final = buffer(1, tower.width)[0]
+        self._kept = {
+            'x': buffer(2 * tower.layers + 1, tower.width, torch.float32),
+            'queries': buffer(tower.layers, tower.heads * tower.head_dim),
+            'keys': cache.keys,
+            'values': cache.values,
+            'gate_up': buffer(tower.layers, 2 * tower.mlp),
+        }

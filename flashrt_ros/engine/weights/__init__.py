@@ -1,0 +1,1 @@
+"""Weights in the form that the kernels multiply by: number formats, packing, the store on disk."""

@@ -1,4 +1,4 @@
-"""The stages of both nodes as a profiler sees them: real processes, and a tool of NVTX that writes down what it hears."""
+"""The stages of both nodes as a profiler sees them: real processes, and a tool of NVTX that listens."""
 
 import json
 import os

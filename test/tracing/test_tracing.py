@@ -1,4 +1,4 @@
-"""Marks of stages without ROS: off, into a file, and what is said where that cannot work. NVTX: test/nodes."""
+"""Marks of stages without ROS: off, into a file, and what is said where that cannot be. NVTX: test/nodes."""
 
 import json
 import sys

@@ -135,10 +135,9 @@ class Executor:
         self._previous, self._speed, self._target = limited.positions, limited.velocities, target
         return limited.positions
 
-    @property
-    def braking_s(self) -> float:
-        """How long it takes, from the stop on, to come to rest; 0 while a chunk is followed."""
-        return 0.0 if self._brake is None else self._brake.duration_s
+    def braking_ns(self, now_ns: int) -> int:
+        """How long it takes from now to come to rest; 0 while a chunk is followed."""
+        return 0 if self._brake is None else max(0, self._brake.end_ns - now_ns)
 
     def preview(self, now_ns: int, times_ns: Sequence[int]) -> np.ndarray:
         """float64 [R, D]: the commands at these times, if no chunk comes; R is less where nothing is sent.

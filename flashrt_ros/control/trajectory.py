@@ -12,7 +12,6 @@ What ros2_control's joint_trajectory_controller asks of one, and does with it, i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,9 @@ from flashrt_ros.control.timeline import Entry
 
 ON_ARRIVAL = 0
 """Instead of a stamp: begin when it arrives."""
+
+REST_ROWS = 8
+"""Most points on a way to rest: it is a parabola, which a cubic through a few follows."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,25 @@ class Trajectory:
 def trajectory_of(executor: Executor, now_ns: int, period_ns: int) -> Trajectory | None:
     """What the executor will command on the grid of its chunk, until it rests. None without any motion.
 
-    The stamp is the grid's last point before now, so that every row is due at stamp + (i + 1) * step. Rows
-    have passed ramp, seam and limits. While the robot is coming to rest and follows no chunk, the stamp is
-    `ON_ARRIVAL` and the rows are due every period_ns.
+    The stamp is the grid's last point before now, so that every row is due at stamp + (i + 1) * step; behind
+    the chunk's last row there may be some more, to come to rest. Rows have passed ramp, seam and limits.
+    While the robot follows no chunk the stamp is `ON_ARRIVAL`, and the rows lead to rest.
     now_ns: of the executor's last command. period_ns: of commands.
     """
     start, entry = executor.position, executor.entry
     if start is None:
         return None
     if entry is None:
-        stamp_ns, begin_ns, step_ns = ON_ARRIVAL, now_ns, period_ns
-        count = int(executor.braking_s * 1e9 // step_ns) + 1
-        positions = executor.preview(now_ns, _grid(begin_ns, step_ns, count))
+        stamp_ns, begin_ns = ON_ARRIVAL, now_ns
+        wanted = times = _spread(now_ns, executor.braking_ns(now_ns), period_ns)
     else:
         step_ns = entry.chunk.step_ns
         stamp_ns = begin_ns = entry.begin_ns + (now_ns - entry.begin_ns) // step_ns * step_ns
-        positions = _rows_to_come(executor, entry, now_ns, begin_ns, period_ns)
-    if len(positions) == 0:
-        positions = start[None]
-    offsets = [step_ns * (row + 1) for row in range(len(positions))]
+        wanted, times = _times_to_come(executor, entry, now_ns, begin_ns, period_ns)
+    commands = executor.preview(now_ns, times)
+    sent = np.isin(times[: len(commands)], wanted)
+    positions = commands[sent] if sent.any() else start[None]
+    offsets = [time - begin_ns for time in wanted[: len(positions)]]
     velocities = velocities_of(np.vstack([start, positions]), [now_ns - begin_ns, *offsets])
     return Trajectory(stamp_ns, offsets, positions, velocities[1:])
 
@@ -80,22 +82,29 @@ def velocities_of(positions: np.ndarray, times_ns: list[int]) -> np.ndarray:
     return np.asarray(velocities)
 
 
-def _rows_to_come(executor: Executor, entry: Entry, now_ns: int, begin_ns: int, period_ns: int) -> np.ndarray:
-    """Commands [R, D] at the points of the grid after begin_ns, up to the last row of the chunk; and further
-    where a limit on acceleration brings a joint to rest only behind it, at most as long again."""
+def _times_to_come(
+    executor: Executor, entry: Entry, now_ns: int, begin_ns: int, period_ns: int
+) -> tuple[list[int], list[int]]:
+    """When rows are due, and all times to be looked at for them.
+
+    On the grid after begin_ns up to the last row of the chunk, and further where a limit on acceleration
+    brings a joint to rest only behind it.
+    """
     step_ns, acceleration = entry.chunk.step_ns, executor.limits.acceleration
     count = max(1, entry.chunk.horizon - 1 - (begin_ns - entry.begin_ns) // step_ns)
-    if not np.isfinite(acceleration).any():
-        return executor.preview(now_ns, _grid(begin_ns, step_ns, count))
-    last = np.abs(np.diff(entry.chunk.actions[-3:], axis=0)).max(axis=0, initial=0.0) / (step_ns * 1e-9)
-    behind = math.ceil((last / acceleration).max() / (step_ns * 1e-9))
-    grid = _grid(begin_ns, step_ns, count + min(behind, entry.chunk.horizon))
-    # Braking begins at a command, not at a row: there it needs the commands themselves.
-    between = range(begin_ns + (count - 1) * step_ns, grid[-1], period_ns)
-    times = sorted({*grid, *(time for time in between if time > now_ns)})
-    commands = executor.preview(now_ns, times)
-    return commands[np.isin(times[: len(commands)], grid)]
+    grid = [begin_ns + step_ns * (row + 1) for row in range(count)]
+    speeds = np.abs(np.diff(entry.chunk.actions[-3:], axis=0)).max(axis=0, initial=0.0) / (step_ns * 1e-9)
+    rest_ns = min(round((speeds / acceleration).max() * 1e9), entry.chunk.length_ns)
+    if rest_ns == 0:
+        return grid, grid
+    wanted = grid + _spread(grid[-1], rest_ns, step_ns)
+    # Braking begins at a command, not at a row: near the last row it needs them closer together.
+    before = range(grid[-1] - step_ns, grid[-1], max(period_ns, step_ns // 4))
+    return wanted, sorted({*wanted, *(time for time in before if time > now_ns)})
 
 
-def _grid(begin_ns: int, step_ns: int, count: int) -> list[int]:
-    return [begin_ns + step_ns * (row + 1) for row in range(count)]
+def _spread(begin_ns: int, length_ns: int, least_ns: int) -> list[int]:
+    """Some times after begin_ns, the last where the length is over; least_ns or more between them."""
+    count = max(1, min(REST_ROWS, -(-length_ns // least_ns)))
+    between_ns = max(least_ns, -(-length_ns // count))
+    return [begin_ns + between_ns * (row + 1) for row in range(count)]

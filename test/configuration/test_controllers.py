@@ -17,6 +17,7 @@ SO101 = load_config(ROOT / 'config' / 'so101.yaml')
 
 DECLARED = {
     'joint_trajectory_controller/JointTrajectoryController': {
+        'update_rate': int,  # of every controller: controller_interface_base.cpp
         'joints': list,
         'command_joints': list,
         'command_interfaces': list,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.joint_trajectory_controller import Follower, refusal
+from control.joint_trajectory_controller import UPDATE_NS, Follower, refusal
 from control.test_executor import FREE, HERE, MS, NOW, PERIOD, bounded, chunk, commands, settings
 from flashrt_ros.control import Executor
 from flashrt_ros.control.trajectory import Trajectory, standing, trajectory_of, velocities_of
@@ -124,11 +124,11 @@ def test_the_controller_follows_chunk_after_chunk_as_step_by_step():
         executor.command(now)
         if tick % 20 == 0:
             assert controller.take(trajectory_of(executor, now, PERIOD), now + MS) == ''
-        for instant in range(now + MS, now + PERIOD, 4 * MS):
+        for instant in range(now + MS, now + PERIOD, UPDATE_NS):
             follows.append(controller.update(instant)[0])
-            wanted.append(np.sin((instant - NOW) * 2e-9))
-    # The controller stood at first; that is over with the first row, after 25 of its updates.
-    np.testing.assert_allclose(follows[25:], wanted[25:], atol=0.005)
+            wanted.append(np.sin((instant + UPDATE_NS - NOW) * 2e-9))
+    # The controller stood at first; that is over with the first row, after 50 of its updates.
+    np.testing.assert_allclose(follows[50:], wanted[50:], atol=0.005)
 
 
 @given(
@@ -140,7 +140,7 @@ def test_between_two_points_the_controller_stays_between_them(values, first_s, p
     positions = np.array(values)[:, None]
     times = [0, *(round(first_s * 1e9) + 100 * MS * row for row in range(len(values) - 1))]
     velocities = velocities_of(positions, times)
-    controller = Follower(positions[0], NOW)
+    controller = Follower(positions[0], NOW, update_ns=0)
     controller.velocity = velocities[0]
     assert controller.take(Trajectory(NOW, times[1:], positions[1:], velocities[1:]), NOW) == ''
     for row, (begin, end) in enumerate(pairwise(times)):
@@ -177,3 +177,18 @@ def test_where_a_joint_stands_at_its_limit_the_spline_does_not_leave_it():
     told = [controller.update(NOW + time * MS)[0] for time in range(0, 600, 2)]
     assert min(told) >= 0.0
     assert max(told) <= 0.6 + 1e-12
+
+
+def test_single_points_want_an_update_rate_that_is_their_own():
+    """Of docs/execution.md: the controller begins each message one update ahead of itself, which at a higher
+    rate of updates than of messages is a jerk at every message."""
+    fastest = {}
+    for update_ns in (2 * MS, PERIOD // 2):
+        controller, told = Follower(HERE, NOW, update_ns), []
+        for tick in range(100):
+            now = NOW + tick * PERIOD // 2
+            point = Trajectory(0, [PERIOD // 2], np.array([[0.01 * tick]]), np.zeros((1, 0)))
+            assert controller.take(point, now) == ''
+            told += [controller.update(at)[0] for at in range(now, now + PERIOD // 2, update_ns)]
+        fastest[update_ns] = np.diff(told).max() / (update_ns * 1e-9)
+    assert fastest == pytest.approx({2 * MS: 5 / 3, 10 * MS: 1.0}, rel=0.02)

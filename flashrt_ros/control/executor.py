@@ -9,6 +9,8 @@ Usable offline: `Executor(ExecutorSettings.of(config), Limits.of(config))`, then
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -133,22 +135,20 @@ class Executor:
         self._previous, self._speed, self._target = limited.positions, limited.velocities, target
         return limited.positions
 
-    @property
-    def braking_s(self) -> float:
-        """How long it takes, from the stop on, to come to rest; 0 while a chunk is followed."""
-        return 0.0 if self._brake is None else self._brake.duration_s
+    def braking_ns(self, now_ns: int) -> int:
+        """How long it takes from now to come to rest; 0 while a chunk is followed."""
+        return 0 if self._brake is None else max(0, self._brake.end_ns - now_ns)
 
-    def preview(self, now_ns: int, first_ns: int, period_ns: int, count: int) -> np.ndarray:
-        """float64 [count, D]: the commands at first_ns and every period after it, if no chunk comes.
+    def preview(self, now_ns: int, times_ns: Sequence[int]) -> np.ndarray:
+        """float64 [R, D]: the commands at these times, if no chunk comes; R is less where nothing is sent.
 
-        The limits hold from row to row, and from the last command on. Changes nothing.
+        The limits hold from one to the next, and from the last command, at now_ns, on. Changes nothing.
         """
         ahead = copy.copy(self)
         ahead.counts, ahead.clamps_of, rows = ExecutorCounts(), {}, []
-        for row in range(count):
-            interval_ns = period_ns if row else max(1, first_ns - now_ns)
-            ahead.limits = self.limits.every(interval_ns * 1e-9)
-            command = ahead.command(first_ns + row * period_ns)
+        for before_ns, time_ns in pairwise([now_ns, *times_ns]):
+            ahead.limits = self.limits.every(max(1, time_ns - before_ns) * 1e-9)
+            command = ahead.command(time_ns)
             if command is None:
                 break
             rows.append(command)

@@ -27,6 +27,7 @@ from flashrt_ros.control.kinds import ActionKinds
 from flashrt_ros.control.strategy import STRATEGIES, Strategy
 from flashrt_ros.ingest import JointMap, Taken
 from flashrt_ros.policy import Guidance, Pipelined, Policy, Prediction
+from flashrt_ros.tracing import stage
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,12 @@ class Planner:
             guidance = self._guidance(start_ns, anchor, delay)
         begin = time.perf_counter()
         # A policy that cannot be guided is never asked to be, so it need not know the word.
-        prediction = (
-            self._policy.infer(observation)
-            if guidance is None
-            else self._policy.infer(observation, guidance=guidance)
-        )
+        with stage('inference'):
+            prediction = (
+                self._policy.infer(observation)
+                if guidance is None
+                else self._policy.infer(observation, guidance=guidance)
+            )
         inference_s = time.perf_counter() - begin
         return self._planned(prediction, inference_s, taken.stamp_ns, start_ns, anchor, delay, guidance)
 

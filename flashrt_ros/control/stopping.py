@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -36,6 +38,11 @@ class Brake:
         elapsed = np.clip((now_ns - self._begin_ns) * 1e-9, 0.0, self._duration)
         share = np.divide(elapsed, self._duration, out=np.zeros_like(elapsed), where=self._duration > 0)
         return self._positions + self._speeds * elapsed * (1.0 - share / 2.0)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last joint rests."""
+        return self._begin_ns + math.ceil(self.duration_s * 1e9)
 
     def over(self, now_ns: int) -> bool:
         return (now_ns - self._begin_ns) * 1e-9 >= self.duration_s

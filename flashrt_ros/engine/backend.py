@@ -42,6 +42,7 @@ from flashrt_ros.models.guidance import guidance_refusals, make_guide
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
 from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
+from flashrt_ros.tracing import stage
 
 BYTES = {'bf16': 2.0, 'fp8': 1.2}
 """Bytes of GPU memory a parameter takes; in fp8 the embedding stays bf16."""
@@ -136,6 +137,12 @@ class CudaPolicy:
     def _submit(
         self, observation: Observation, noise: np.ndarray | None, guidance: Guidance | None
     ) -> Callable[[], Prediction]:
+        with stage('preprocess'):
+            return self._staged(observation, noise, guidance)
+
+    def _staged(
+        self, observation: Observation, noise: np.ndarray | None, guidance: Guidance | None
+    ) -> Callable[[], Prediction]:
         began = perf_counter()
         engine = self._require_engine()
         start, guide = self._start(noise), None
@@ -152,11 +159,12 @@ class CudaPolicy:
         host = perf_counter() - began
 
         def finish() -> Prediction:
-            with gpu_failures(self.info.name, self._abandon):
+            with gpu_failures(self.info.name, self._abandon), stage('graph'):
                 actions = flight.land().numpy().copy()
             finished = perf_counter()
-            check_finite(actions, self.info)
-            restored = self.processing.restore(actions, observation.state)
+            with stage('postprocess'):
+                check_finite(actions, self.info)
+                restored = self.processing.restore(actions, observation.state)
             if self._last == number:
                 stages = {'preprocess': 0.0, **engine.stage_seconds()}
                 stages['preprocess'] += finished - began - sum(stages.values())

@@ -25,6 +25,7 @@ from flashrt_ros.ingest.stream import Sample, Stream
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import Observation
+from flashrt_ros.tracing import stage
 
 _SECOND = 1_000_000_000
 
@@ -103,7 +104,8 @@ class Ingest:
         refusal = self._gates(samples, now_ns)
         present = {name: sample for name, sample in samples.items() if sample is not None}
         if refusal is None:
-            taken = self._take(present, now_ns)
+            with stage('take'):
+                taken = self._take(present, now_ns)
             if isinstance(taken, Taken):
                 self._episode, self._fine_ns = None, now_ns
                 self.fresh.used()

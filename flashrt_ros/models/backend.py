@@ -19,6 +19,7 @@ from flashrt_ros.models.guidance import guidance_refusals, make_guide
 from flashrt_ros.models.pi import PiModel, load_model
 from flashrt_ros.models.tensors import parameter_count
 from flashrt_ros.policy import STAGES, Guidance, Observation, PolicyInfo, PolicyOptions, Prediction
+from flashrt_ros.tracing import stage
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -61,21 +62,26 @@ class CpuPolicy:
     ) -> Prediction:
         """See `Policy.infer`. Raises ObservationError, or BackendError if the network gives NaN or Inf."""
         marks = [perf_counter()]
-        start = self._start(noise)
-        guide = None
-        if guidance is not None:
-            steps = len(self._table)
-            guide = make_guide(guidance, self.processing, self.info, observation.state, steps)
-        prepared = self.processing.prepare(observation)
+        with stage('preprocess'):
+            start = self._start(noise)
+            guide = None
+            if guidance is not None:
+                steps = len(self._table)
+                guide = make_guide(guidance, self.processing, self.info, observation.state, steps)
+            prepared = self.processing.prepare(observation)
         marks.append(perf_counter())
-        features = self._model.see(prepared.images)
+        with stage('vision'):
+            features = self._model.see(prepared.images)
         marks.append(perf_counter())
-        prefix = self._model.prefill(features, prepared.tokens, prepared.state)
+        with stage('prefill'):
+            prefix = self._model.prefill(features, prepared.tokens, prepared.state)
         marks.append(perf_counter())
-        actions = self._model.denoise(start, prefix, self._table, guide)[0].numpy()
+        with stage('denoise'):
+            actions = self._model.denoise(start, prefix, self._table, guide)[0].numpy()
         marks.append(perf_counter())
-        check_finite(actions, self.info)
-        restored = self.processing.restore(actions, observation.state)
+        with stage('postprocess'):
+            check_finite(actions, self.info)
+            restored = self.processing.restore(actions, observation.state)
         marks.append(perf_counter())
         seconds = (end - begin for begin, end in pairwise(marks))
         return Prediction(restored, dict(zip(STAGES, seconds, strict=True)))

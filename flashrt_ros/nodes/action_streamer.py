@@ -28,7 +28,7 @@ from flashrt_ros.nodes.operator import OperatorInterface
 from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
 from flashrt_ros.nodes.qos import COMMAND, subscribe_latest
 
-_SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety')
+_SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing')
 
 WATCH_S = 0.02
 """How often the watchdog looks, on real time, whether the robot must stop though no tick comes."""

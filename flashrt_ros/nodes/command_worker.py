@@ -25,6 +25,7 @@ from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_message
 from flashrt_ros.nodes.output import ChunkOutput, StepOutput
+from flashrt_ros.tracing import stage
 
 REST_S = 2.0
 """Longest time that the way to rest may take when the node is deactivated."""
@@ -117,6 +118,10 @@ class CommandWorker:
 
     def take_chunk(self, message: ActionChunk) -> None:
         """Execute a chunk from now on, or say why not."""
+        with stage('accept'):
+            self._take_chunk(message)
+
+    def _take_chunk(self, message: ActionChunk) -> None:
         now_ns = self._clock.now().nanoseconds
         try:
             chunk = chunk_from_message(message, self._joints.names, self._ranges, self._measured_at)
@@ -135,9 +140,11 @@ class CommandWorker:
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
-        with self._lock:
-            command = self._motion.tick(now_ns, time.monotonic_ns())
-            self._output.send(command, self._motion, now_ns)
+        with self._lock, stage('tick'):
+            with stage('command'):
+                command = self._motion.tick(now_ns, time.monotonic_ns())
+            with stage('publish'):
+                self._output.send(command, self._motion, now_ns)
             self._announce(now_ns)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
         if trouble:

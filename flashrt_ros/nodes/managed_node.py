@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from flashrt_ros import tracing
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.nodes.identity import refuse_name_clash
@@ -32,6 +33,7 @@ class ManagedNode(LifecycleNode):
     def __init__(self, name: str, sections: Sequence[str], **options: Any) -> None:
         self.state = 'unconfigured'
         self.ending = ''
+        self._tracer: tracing.Tracer | None = None
         super().__init__(name, **options)
         self._started = time.monotonic()
         try:
@@ -72,6 +74,7 @@ class ManagedNode(LifecycleNode):
     def end(self) -> None:
         """Stop and give everything back, whatever the state."""
         self.deactivate()
+        self._finish_trace()
         self.teardown()
 
     def destroy_node(self) -> None:
@@ -82,6 +85,8 @@ class ManagedNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         def configure() -> None:
             refuse_name_clash(self, self._started)
+            name = self.get_fully_qualified_name().strip('/').replace('/', '.')
+            self._tracer = tracing.tracer_of(self.config.tracing, name)
             self.configure()
 
         return self._transition('configure', 'inactive', configure, undo=self.teardown)
@@ -90,15 +95,21 @@ class ManagedNode(LifecycleNode):
         def activate() -> None:
             refuse_name_clash(self, self._started)
             super(ManagedNode, self).on_activate(state)
+            if self._tracer is not None:
+                tracing.use(self._tracer)
             self.activate()
 
-        return self._transition(
-            'activate', 'active', activate, undo=lambda: super(ManagedNode, self).on_deactivate(state)
-        )
+        def undo() -> None:
+            if self._tracer is not None:
+                tracing.use(None)
+            super(ManagedNode, self).on_deactivate(state)
+
+        return self._transition('activate', 'active', activate, undo)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         def deactivate() -> None:
             self.deactivate()
+            self._finish_trace()
             super(ManagedNode, self).on_deactivate(state)
 
         return self._transition('deactivate', 'inactive', deactivate)
@@ -128,6 +139,14 @@ class ManagedNode(LifecycleNode):
         self.state = new_state
         self.get_logger().info(f'{verb}: done')
         return TransitionCallbackReturn.SUCCESS
+
+    def _finish_trace(self) -> None:
+        if self._tracer is None or self.state != 'active':
+            return
+        tracing.use(None)
+        written = self._tracer.finish()
+        if written:
+            self.get_logger().info(f'trace: {written}')
 
     def _publish_diagnostics(self) -> None:
         message = DiagnosticArray()

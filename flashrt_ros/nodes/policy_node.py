@@ -46,6 +46,7 @@ _SECTIONS = (
     'ingest',
     'output',
     'executor',
+    'tracing',
 )
 
 

@@ -24,6 +24,7 @@ from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.policy import Policy
+from flashrt_ros.tracing import stage
 
 RECENT = 1000
 """Inferences that percentiles are taken over."""
@@ -95,10 +96,15 @@ class PolicyWorker:
         for any that no inference has used. Frames that stay away are too old in the end, as the tick says."""
         if in_time:
             self.ingest.fresh.expect()
-        self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()))
+        with stage('wait'):
+            self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()))
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
+        with stage('tick'):
+            self._tick(now_ns)
+
+    def _tick(self, now_ns: int) -> None:
         if self._wanted_epoch is not None:
             self._planner.begin_epoch(self._wanted_epoch)
             self._wanted_epoch = None
@@ -115,7 +121,8 @@ class PolicyWorker:
         plan = self._plan(outcome)
         if plan is not None:
             self.trouble.clear()
-            self._publish(outcome, plan)
+            with stage('publish'):
+                self._publish(outcome, plan)
 
     def _plan(self, taken: Taken) -> Plan | None:
         """A failed inference is counted and told; the next one may be fine, so the node lives on."""

@@ -370,7 +370,7 @@ def test_the_ensemble_is_executed_on_the_grid():
 def test_a_preview_is_what_would_be_commanded_and_changes_nothing():
     executor = Executor(settings(ramp=100, hold=200), bounded(velocity=20.0, acceleration=50.0))
     executor.accept(chunk(np.linspace(0, 1, 10)), NOW, np.array([0.5]))
-    ahead = executor.preview(NOW, NOW + PERIOD, PERIOD, 70)
+    ahead = executor.preview(NOW, [NOW + PERIOD * (row + 1) for row in range(70)])
     assert executor.counts.commands == 0
     told = commands(executor, NOW + PERIOD, NOW + 71 * PERIOD)
     assert len(ahead) == sum(value is not None for value in told)

@@ -1,5 +1,6 @@
 """The CUDA policy from a checkpoint directory, against the CPU policy of the same directory."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from pictures.scenes import random_frame
 
+from flashrt_ros import tracing
+from flashrt_ros.configuration.tracing import Tracing
 from flashrt_ros.engine import backend
 from flashrt_ros.engine.backend import NOT_PREPARED, CudaPolicy, check_sizes, load
 from flashrt_ros.errors import BackendError, CheckpointError, ObservationError
@@ -69,6 +72,18 @@ def test_an_observation_begun_while_another_is_computed_changes_neither(library,
     policy.submit(observations[0])
     policy.reseed(5)
     np.testing.assert_array_equal(policy.infer(observations[0]).actions, alone[0])
+
+
+@gpu
+def test_its_stages_are_marked_for_a_profiler(library, checkpoint, tmp_path):
+    policy, observation = load(checkpoint, CUDA), observe(checkpoint)
+    tracer = tracing.tracer_of(Tracing(to='file', folder=str(tmp_path)), 'policy')
+    tracing.use(tracer)
+    policy.infer(observation)
+    tracing.use(None)
+    tracer.finish()
+    events = json.loads((tmp_path / 'policy.json').read_text())
+    assert [event['name'] for event in events if event['ph'] == 'X'] == ['preprocess', 'graph', 'postprocess']
 
 
 @gpu

@@ -1,9 +1,6 @@
 """The executables as a user starts them: command lines, exit codes, signals, and what stands on stderr."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,29 +13,6 @@ from trajectory_msgs.msg import JointTrajectory
 from nodes.graph import Sensors, wait_until
 
 pytestmark = pytest.mark.ros
-
-
-@pytest.fixture
-def start(ros_domain, tmp_path):
-    """Starts a node as a process; its output goes to `NAME.log`. All are ended with the test."""
-    processes = []
-
-    def start(name, *parameters, remaps=(), **environment):
-        options = [word for parameter in parameters for word in ('-p', parameter)]
-        options += [word for remap in remaps for word in ('-r', remap)]
-        command = [sys.executable, '-m', f'flashrt_ros.nodes.{name}', '--ros-args', *options]
-        with open(tmp_path / f'{name}.log', 'wb') as log:
-            environment = {**os.environ, **environment}
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        process.output = lambda: (tmp_path / f'{name}.log').read_text()
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait(10)
 
 
 def drive(graph, name, *transitions):

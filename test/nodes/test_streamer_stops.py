@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flashrt_ros.msg import ActionChunk
 from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_system_default
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.control import chunk_from_message
 from flashrt_ros.ingest.stream import stamp_ns
@@ -176,16 +178,27 @@ def test_a_chunk_is_one_trajectory_with_velocities_on_the_grid(graph, robot_yaml
 
 
 def test_an_estop_overrides_the_trajectory_that_the_controller_has(graph, robot_yaml):
-    """Also where the safe action is silence: the controller would go on to the end of the chunk."""
+    """Also where the safe action is silence: the controller would go on to the end of the chunk.
+
+    It refuses what ends in its past, so a stop names no time; and it subscribes with the system's QoS, which
+    may lose a message, so a stop is sent for a while: `control/joint_trajectory_controller.py`.
+    """
     world = World(graph, robot_yaml({'output.mode': 'chunk', 'executor.safe_action': 'stop'}))
+    heard = graph.watch(JointTrajectory, '/commands', qos_profile_system_default)
     world.send(world.chunk(RISING))
     wait_until(lambda: world.commands)
     time.sleep(0.5)
     call(world, 'estop')
-    stop = wait_until(lambda: len(world.commands) > 1 and world.commands[-1][1])
-    assert len(stop.points) == 1
-    assert stop.points[0].velocities.tolist() == [0.0] * 3
-    assert 0.2 < stop.points[0].positions[0] < 1.0
+    wait_until(lambda: len(world.commands) == 14, what='a chunk, and stops for 0.25 s, every 20 ms')
+    stops = [message for _, message in world.commands[1:]]
+    assert {stamp_ns(stop.header.stamp) for stop in stops} == {0}
+    assert {len(stop.points) for stop in stops} == {1}
+    assert {tuple(stop.points[0].velocities) for stop in stops} == {(0.0, 0.0, 0.0)}
+    (at,) = {stop.points[0].positions[0] for stop in stops}
+    assert 0.2 < at < 1.0
+    assert heard[-1][1] == stops[-1]
+    time.sleep(0.2)
+    assert len(world.commands) == 14
 
 
 def test_a_command_loop_that_fails_ends_in_an_emergency_stop(moving, monkeypatch):

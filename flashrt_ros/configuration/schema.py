@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
 from flashrt_ros.configuration.intake import Intake
+from flashrt_ros.configuration.scheduling import Scheduling
 from flashrt_ros.pictures.framing import TURNS, Framing
 
 Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z][A-Za-z0-9_]*$')]
@@ -308,6 +309,7 @@ class RobotConfig(Section):
     output: Output
     executor: Executor = Executor()
     safety: Safety = Safety()
+    scheduling: Scheduling = Scheduling()
 
     @model_validator(mode='after')
     def _one_camera_per_topic(self) -> RobotConfig:

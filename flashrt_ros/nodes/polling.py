@@ -24,13 +24,25 @@ class Unattended(MutuallyExclusiveCallbackGroup):
         return not isinstance(entity, Subscription) and super().can_execute(entity)
 
 
+class Polled(MutuallyExclusiveCallbackGroup):
+    """Keeps executors from a subscription and its events, too.
+
+    rmw_fastrtps waits for both on one condition: with the events alone in its set an executor would wake, find
+    nothing and wait again without a pause for as long as a message lies there.
+    """
+
+    def can_execute(self, entity: Any) -> bool:
+        return False
+
+
 def never(message: Any) -> None:
     """The callback of a subscription whose messages are taken otherwise."""
 
 
 def subscribe_polled(node: Node, message_type: type, topic: str) -> Subscription[Any]:
-    """A subscription to sensor data for `serialized`."""
-    return subscribe_latest(node, message_type, topic, never, Unattended(), LATEST_STATES)
+    """A subscription to sensor data for `serialized`. Of a publisher with an incompatible QoS nothing is told;
+    only writers that promise less than `qos_overrides` ask of them are."""
+    return subscribe_latest(node, message_type, topic, never, Polled(), LATEST_STATES)
 
 
 def serialized(subscription: Subscription[Any]) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 from flashrt_ros.configuration.execution import Executor, Output, Safety
 from flashrt_ros.configuration.fields import Section, Topic, problem, resolved_path, setting, suggestion
 from flashrt_ros.configuration.intake import Intake
+from flashrt_ros.configuration.scheduling import Scheduling
 from flashrt_ros.configuration.tracing import Tracing
 from flashrt_ros.pictures.framing import TURNS, Framing
 
@@ -310,6 +311,7 @@ class RobotConfig(Section):
     executor: Executor = Executor()
     safety: Safety = Safety()
     tracing: Tracing = Tracing()
+    scheduling: Scheduling = Scheduling()
 
     @model_validator(mode='after')
     def _one_camera_per_topic(self) -> RobotConfig:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from flashrt_ros.control.chunk import Chunk
-from flashrt_ros.control.limits import KINDS, Limited, Limits
+from flashrt_ros.control.limits import Limited, Limits
 from flashrt_ros.control.seam import Fade, Ramp
 from flashrt_ros.control.settings import ExecutorCounts, ExecutorSettings
 from flashrt_ros.control.stopping import Brake
@@ -247,13 +247,12 @@ class Executor:
     def _count(self, limited: Limited) -> None:
         counts = self.counts
         counts.commands += 1
-        for kind in KINDS:
+        for kind in limited.kinds:
             joints = np.flatnonzero(limited.clamped[kind])
-            if joints.size:
-                name = f'{kind}_clamps'
-                setattr(counts, name, getattr(counts, name) + int(joints.size))
-                for joint in joints.tolist():
-                    self.clamps_of[joint] = self.clamps_of.get(joint, 0) + 1
+            name = f'{kind}_clamps'
+            setattr(counts, name, getattr(counts, name) + int(joints.size))
+            for joint in joints.tolist():
+                self.clamps_of[joint] = self.clamps_of.get(joint, 0) + 1
 
     def _notice_clock_jump(self, now_ns: int) -> None:
         """Time that jumped back began anew: so does the motion. A stop stays a stop."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from flashrt_ros.ingest.stream import stamp_ns
-
 
 class StateHistory:
-    """Keeps references to messages; reading them is left to whoever looks one up. length: messages kept."""
+    """Keeps what it is given, unread; reading it is left to whoever looks one up. length: messages kept."""
 
     def __init__(self, length: int = 2000) -> None:
         self._messages: deque[tuple[int, Any]] = deque(maxlen=length)
 
-    def add(self, message: Any) -> None:
-        """A message with a header; one that is older than the newest starts the history anew."""
-        stamp = stamp_ns(message.header.stamp)
-        if self._messages and stamp < self._messages[-1][0]:
+    def add(self, stamp_ns: int, message: Any) -> None:
+        """stamp_ns: of the message; one that is older than the newest starts the history anew."""
+        if self._messages and stamp_ns < self._messages[-1][0]:
             self._messages.clear()
-        self._messages.append((stamp, message))
+        self._messages.append((stamp_ns, message))
 
     def at(self, time_ns: int, tolerance_ns: int) -> Any | None:
         """The message nearest in time; None where none is within the tolerance."""

@@ -75,6 +75,11 @@ def compressed_layout(buffer: Any) -> Layout:
     return Layout(offset, size, stamp_ns, frame_id, encoding)
 
 
+def header_stamp_ns(buffer: Any) -> int:
+    """buffer: any serialized message that begins with a std_msgs/Header. Raises MalformedMessage."""
+    return _Reader(buffer).stamp()
+
+
 LAYOUTS: dict[str, Callable[[Any], Layout]] = {'raw': image_layout, 'compressed': compressed_layout}
 """Transport of a camera -> how its messages are read."""
 
@@ -127,9 +132,13 @@ class _Reader:
 
     def header(self) -> tuple[int, str]:
         """std_msgs/Header: the stamp [ns] and the frame_id."""
+        return self.stamp(), self.text('header.frame_id')
+
+    def stamp(self) -> int:
+        """The first field of a header [ns]."""
         begin = self._claim(8, 'header.stamp')
         seconds, nanoseconds = self._stamp.unpack_from(self._view, begin)
-        return seconds * _SECOND + nanoseconds, self.text('header.frame_id')
+        return int(seconds) * _SECOND + int(nanoseconds)
 
     def byte(self, field: str) -> int:
         return self._view[self._claim(1, field)]

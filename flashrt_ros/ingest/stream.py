@@ -53,11 +53,11 @@ class Stream:
 
     def offer(self, message: Any, received_ns: int) -> None:
         """Keep a message with a header as the latest."""
-        self._keep(message, stamp_ns(message.header.stamp), received_ns)
+        self.put(message, stamp_ns(message.header.stamp), received_ns)
 
     def keep(self, frame: Frame) -> None:
         """See `FrameSink.keep`."""
-        self._keep(frame, frame.stamp_ns, frame.received_ns)
+        self.put(frame, frame.stamp_ns, frame.received_ns)
 
     def drop(self, reason: str) -> None:
         """See `FrameSink.drop`. What was the latest before stays it, and grows old."""
@@ -66,7 +66,8 @@ class Stream:
             self._rejected += 1
             self.last_drop = reason
 
-    def _keep(self, message: Any, stamp_ns: int, received_ns: int) -> None:
+    def put(self, message: Any, stamp_ns: int, received_ns: int) -> None:
+        """Keep anything as the latest. stamp_ns: of the message, 0 if it has none; received_ns. ROS time."""
         sample = Sample(message, stamp_ns and stamp_ns - self._latency_ns, received_ns)
         with self._lock:
             self._received += 1

@@ -26,12 +26,15 @@ from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
 from flashrt_ros.nodes.operator import OperatorInterface
 from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
-from flashrt_ros.nodes.qos import COMMAND, subscribe_latest
+from flashrt_ros.nodes.polling import serialized, subscribe_polled
+from flashrt_ros.nodes.qos import COMMAND
+from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
 
-_SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing')
+_SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing', 'scheduling')
 
 WATCH_S = 0.02
-"""How often the watchdog looks, on real time, whether the robot must stop though no tick comes."""
+"""How often the watchdog looks, on real time, whether the robot must stop though no tick comes; and at the
+joint states."""
 
 
 class ActionStreamer(ManagedNode):
@@ -45,6 +48,8 @@ class ActionStreamer(ManagedNode):
         self._operator: OperatorInterface | None = None
         self._watchdog: Any = None
         self._monitor: diagnostics.InputMonitor | None = None
+        self._priority: int | None = None
+        self._scheduling = ''
         super().__init__('action_streamer', _SECTIONS, **options)
 
     def configure(self) -> None:
@@ -64,16 +69,20 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
-        self._loop = FixedRateLoop('commands', rate_hz, self._worker.tick, logger)
+        self._loop = FixedRateLoop(
+            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands
+        )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._inputs = [
             self.create_subscription(ActionChunk, 'action_chunk', self._take_chunk, COMMAND),
-            subscribe_latest(self, JointState, config.joint_states.topic, self._worker.keep_state),
+            subscribe_polled(self, JointState, config.joint_states.topic),
         ]
         self._operator = OperatorInterface(self, config, self._act, self._worker.deadman)
         self._watchdog = self.create_timer(
             WATCH_S, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+
+        self._schedule()
 
     def activate(self) -> None:
         self._worker.begin()
@@ -109,6 +118,7 @@ class ActionStreamer(ManagedNode):
         worker, now_ns = self._worker, self.get_clock().now().nanoseconds
         values = {
             'state': self.state,
+            'scheduling': self._scheduling,
             'strategy': self.config.executor.strategy,
             'wanted rate [Hz]': self.config.rates.control_rate_hz,
             **diagnostics.pace_values('command', self._loop),
@@ -127,11 +137,34 @@ class ActionStreamer(ManagedNode):
         max_age_s = self.config.joint_states.max_age_s
         return [own, self._monitor.report(worker.state, max_age_s, now_ns)]
 
+    def _schedule(self) -> None:
+        """Ask the system for what the configuration says; without it the node runs as well as it can."""
+        wanted, logger = self.config.scheduling, self.get_logger()
+        denied = '' if wanted.streamer_cpus is None else run_on(wanted.streamer_cpus)
+        if denied:
+            logger.warning(f'scheduling.streamer_cpus: {denied}')
+        self._priority = wanted.streamer_priority
+        denied = '' if self._priority is None else prioritise(self._priority)
+        if denied:
+            logger.warning(f'scheduling.streamer_priority: {denied}')
+            self._priority = None
+        self._scheduling = denied or describe()
+
+    def _schedule_commands(self) -> None:
+        if self._priority is not None:
+            outrank(self._priority)
+
+    def _take_states(self) -> None:
+        for message in serialized(self._inputs[1]):
+            self._worker.keep_state(message)
+
     def _take_chunk(self, message: ActionChunk) -> None:
+        self._take_states()
         if self.state == 'active':
             self._worker.take_chunk(message)
 
     def _watch(self) -> None:
+        self._take_states()
         if self.state == 'active':
             self._worker.watch(self._loop.failure)
 
@@ -154,6 +187,9 @@ def _output(config: RobotConfig, publish: Publish) -> StepOutput | ChunkOutput:
 
 
 def main(args: list[str] | None = None) -> int:
+    # Of the process, not of the node: others may run beside it in theirs.
+    switch_quickly()
+    spare_collector()
     return run(ActionStreamer, args)
 
 

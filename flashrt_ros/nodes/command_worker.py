@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
 from flashrt_ros.configuration import RobotConfig
@@ -19,6 +20,7 @@ from flashrt_ros.control.motion import Motion
 from flashrt_ros.control.supervisor import STARVED, SafetySettings
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest import JointMap
+from flashrt_ros.ingest.cdr import MalformedMessage, header_stamp_ns
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import Stream
 from flashrt_ros.msg import ActionChunk
@@ -112,9 +114,15 @@ class CommandWorker:
             self._motion.begin()
             self._announce(self._clock.now().nanoseconds)
 
-    def keep_state(self, message: JointState) -> None:
-        self.state.offer(message, self._clock.now().nanoseconds)
-        self._history.add(message)
+    def keep_state(self, message: bytes) -> None:
+        """message: a serialized JointState. Few are ever read; bytes cost the garbage collector nothing."""
+        try:
+            stamp_ns = header_stamp_ns(message)
+        except MalformedMessage as error:
+            self.state.drop(str(error))
+            return
+        self.state.put(message, stamp_ns, self._clock.now().nanoseconds)
+        self._history.add(stamp_ns, message)
 
     def take_chunk(self, message: ActionChunk) -> None:
         """Execute a chunk from now on, or say why not."""
@@ -224,7 +232,7 @@ class CommandWorker:
         if sample is None or now_ns - sample.stamp_ns > self._max_age_ns:
             return None
         try:
-            positions = self._joints.positions(sample.message)
+            positions = self._positions(sample.message)
         except ObservationError as error:
             self.state.reject(sample, f'{error.what}. {error.fix}')
             return None
@@ -237,9 +245,18 @@ class CommandWorker:
         if message is None:
             return None
         try:
-            return self._joints.positions(message)
+            return self._positions(message)
         except ObservationError:
             return None
+
+    def _positions(self, message: bytes) -> np.ndarray:
+        try:
+            state = deserialize_message(message, JointState)
+        except RuntimeError as error:
+            raise ObservationError(
+                f'{len(message)} bytes are no JointState: {error}', STATE, 'check who publishes it'
+            ) from error
+        return self._joints.positions(state)
 
 
 def _named(stops: dict[str, int]) -> dict[str, int]:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 from rclpy.waitable import NumberOfEntities, Waitable
@@ -21,6 +20,7 @@ from flashrt_ros.frame import FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
+from flashrt_ros.nodes.polling import Unattended, never
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
 
@@ -62,7 +62,7 @@ class DirectSource:
         """See `FrameSource.start`."""
         node = self._node
         subscription = subscribe_latest(
-            node, _TYPES[self._transport], self._topic, _never, _Unattended(), LATEST_FRAMES
+            node, _TYPES[self._transport], self._topic, never, Unattended(), LATEST_FRAMES
         )
         waiting = _Frames(node, subscription, self._transport, self._ring, sink)
         node.add_waitable(waiting)
@@ -91,17 +91,6 @@ def frame_source(
     if why_not:
         return TypedSource(node, topic, transport)
     return DirectSource(node, topic, transport, make_ring())
-
-
-class _Unattended(MutuallyExclusiveCallbackGroup):
-    """Keeps executors from taking the messages of a subscription themselves; its events are attended to."""
-
-    def can_execute(self, entity: Any) -> bool:
-        return not isinstance(entity, Subscription) and super().can_execute(entity)
-
-
-def _never(message: Any) -> None:
-    """The callback of a subscription whose messages are taken otherwise."""
 
 
 class _Frames(Waitable):

@@ -11,6 +11,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.control.pacing import Deadlines, PaceMeter
 from flashrt_ros.nodes.clock import LoopClock
+from flashrt_ros.scheduling import wake_exactly
 
 _WINDOW_S = 10.0
 
@@ -21,6 +22,7 @@ _IN_TIME_NS = 5_000_000
 class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
+    begin: called first in the thread.
     before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
@@ -33,9 +35,10 @@ class FixedRateLoop:
         tick: Callable[[int], None],
         logger: RcutilsLogger,
         before: Callable[[bool], None] = lambda in_time: None,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
-        self._before = before
+        self._before, self._begin = before, begin
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -63,6 +66,8 @@ class FixedRateLoop:
     def _run(self, clock: LoopClock) -> None:
         deadlines = Deadlines(round(1e9 / self._rate_hz), clock.now_ns())
         try:
+            wake_exactly()
+            self._begin()
             while clock.wait_until(deadlines.next_ns, self._stop):
                 now_ns = clock.now_ns()
                 late_ns, skipped = deadlines.meet(now_ns)

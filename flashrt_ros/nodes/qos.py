@@ -22,6 +22,11 @@ LATEST_FRAMES = QoSProfile(
 )
 """For a reader that takes all that is there: what comes while it is held up is late, but not lost."""
 
+LATEST_STATES = QoSProfile(
+    depth=64, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE
+)
+"""For a reader that looks at all that has come every 20 ms, from a robot that sends 1000 a second."""
+
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 """For chunks and commands. Never transient local: a late joiner would execute what is long over."""
 

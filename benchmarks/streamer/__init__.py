@@ -1,0 +1,1 @@
+"""How punctually the streamer sends commands, alone and beside busy processes; see `__main__`."""

@@ -1,0 +1,87 @@
+"""How punctually the streamer sends 500 commands a second, alone and beside busy processes.
+
+usage: python -m benchmarks.streamer [--busy 0 2 4] [--seconds 10] [--rounds 3] [--against TREE]
+       [--with 'scheduling.priority:=50' ...] [--output-type joint_trajectory] [--joint-rate 200]
+
+The streamer is the real process with seven joints; another process sends it chunks and joint states. Lateness
+is that of the moment at which a command is written, as its writer stamps it. Variants take turns, because
+the machine may have other work: this tree; with `--against` that of another checkout; and, for each `--with`,
+this tree with other parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.e2e.machine import ROOT, describe
+from benchmarks.streamer.setting import write_robot
+from benchmarks.streamer.trial import Found, Variant, run
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+HEAD = ('busy processes', 'variant', *(f'p{p:g} [ms]' for p in PERCENTILES), 'commands/s', 'CPU [us/command]')
+
+
+def main() -> None:
+    arguments = _parse()
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.setdefault('ROS_DOMAIN_ID', str(50 + os.getpid() % 50))
+    variants = [Variant('this', ROOT), *(Variant(one, ROOT, tuple(one.split())) for one in arguments.extra)]
+    if arguments.against:
+        variants.insert(0, Variant('before', arguments.against.resolve()))
+    print(json.dumps(describe('cpu')), flush=True)
+    print(f'| {" | ".join(HEAD)} |\n|{"-|" * len(HEAD)}', flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        config = write_robot(Path(name), arguments.output_type)
+        for busy in arguments.busy:
+            found: dict[str, list[Found]] = defaultdict(list)
+            for _ in range(arguments.rounds):
+                for variant in variants:
+                    found[variant.name].append(
+                        run(
+                            variant,
+                            config,
+                            arguments.output_type,
+                            arguments.joint_rate,
+                            busy,
+                            arguments.seconds,
+                            arguments.logs or Path(name),
+                        )
+                    )
+            for variant in variants:
+                print(row(busy, variant.name, found[variant.name]), flush=True)
+    print(f'load at the end: {os.getloadavg()[0]:.1f}')
+
+
+def row(busy: int, name: str, rounds: list[Found]) -> str:
+    """A line of the table, over all rounds of one variant."""
+    late = np.percentile(np.concatenate([one.late_ns for one in rounds]) * 1e-6, PERCENTILES)
+    rate = float(np.mean([one.rate_hz for one in rounds]))
+    cpu = float(np.mean([one.cpu_s for one in rounds]))
+    cells = (str(busy), name, *(f'{one:.3f}' for one in late), f'{rate:.1f}', f'{cpu * 1e6:.0f}')
+    return f'| {" | ".join(cells)} |'
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    parser.add_argument('--busy', nargs='+', type=int, default=[0, 2, 4], help='processes that never wait')
+    parser.add_argument('--seconds', type=float, default=10.0, help='of each trial (%(default)g)')
+    parser.add_argument('--rounds', type=int, default=3, help='trials of each variant (%(default)s)')
+    parser.add_argument('--against', type=Path, metavar='TREE', help='root of another checkout')
+    parser.add_argument(
+        '--with', dest='extra', nargs='+', default=[], metavar='"KEY:=VALUE ..."', help='other parameters'
+    )
+    parser.add_argument('--output-type', default='joint_trajectory')
+    parser.add_argument('--joint-rate', type=float, default=200.0, help='joint states a second (%(default)g)')
+    parser.add_argument('--logs', type=Path, help='folder that keeps the logs of the processes')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,27 @@
+"""Which CPUs and what priority the operating system gives the streamer: the section `scheduling`."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from flashrt_ros.configuration.fields import Section, problem, setting
+
+
+class Scheduling(Section):
+    streamer_priority: int | None = setting(
+        None,
+        description='Real-time priority (SCHED_FIFO) of action_streamer; its command thread is one above. '
+        'Needs a right that users do not have by default (docs/execution.md); unset: the usual scheduler',
+        ge=1,
+        le=98,
+    )
+    streamer_cpus: list[int] | None = setting(
+        None, description='CPUs that action_streamer may run on, counted from 0; unset: all'
+    )
+
+    @model_validator(mode='after')
+    def _cpus_are_numbers_of_cpus(self) -> Scheduling:
+        cpus = self.streamer_cpus
+        if cpus is not None and (not cpus or min(cpus) < 0 or len(set(cpus)) != len(cpus)):
+            raise problem('streamer_cpus', f'{cpus} is no set of CPUs', 'list each CPU once, from 0')
+        return self

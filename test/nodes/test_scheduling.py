@@ -1,0 +1,89 @@
+"""The streamer's priority and CPUs, as the operating system sees them, in a process of its own."""
+
+import ctypes
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+
+from nodes.test_processes import drive, start  # noqa: F401
+
+pytestmark = pytest.mark.ros
+
+CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
+
+
+def may_have_priority():
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(51))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def without_right():
+    """For the process that is about to start: neither the capability nor a limit that allows a priority."""
+    cap_sys_nice, pr_capbset_drop = 23, 24
+    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_sys_nice, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+
+
+def scheduled(process):
+    """(policy, priority, CPUs) of each thread of a process."""
+    threads = [int(entry.name) for entry in Path(f'/proc/{process.pid}/task').iterdir()]
+    return [
+        (os.sched_getscheduler(one), os.sched_getparam(one).sched_priority, os.sched_getaffinity(one))
+        for one in threads
+    ]
+
+
+def reported(graph, seen):
+    """What the streamer says of its scheduling."""
+    message = graph.messages_after(seen, lambda array: array.status[0].name.endswith('action_streamer'))
+    return {pair.key: pair.value for pair in message.status[0].values}['scheduling']
+
+
+@pytest.mark.skipif(not may_have_priority(), reason='this user has no right to real-time priority')
+def test_all_threads_have_the_priority_and_the_command_thread_one_above(graph, start, robot_yaml):  # noqa: F811
+    cpu = min(os.sched_getaffinity(0))
+    config = robot_yaml({'scheduling': {'streamer_priority': 50, 'streamer_cpus': [cpu]}})
+    seen = graph.watch(DiagnosticArray, '/diagnostics')
+    streamer = start('action_streamer', f'config:={config}')
+    drive(graph, 'action_streamer', CONFIGURE)
+    assert {(os.SCHED_FIFO, 50)} == {one[:2] for one in scheduled(streamer)}
+    drive(graph, 'action_streamer', ACTIVATE)
+    threads = scheduled(streamer)
+    assert sorted(one[:2] for one in threads)[-2:] == [(os.SCHED_FIFO, 50), (os.SCHED_FIFO, 51)]
+    assert {frozenset(one[2]) for one in threads} == {frozenset({cpu})}
+    assert reported(graph, seen) == 'SCHED_FIFO 50'
+
+
+def test_without_the_setting_nothing_is_asked_of_the_system(graph, start, robot_yaml):  # noqa: F811
+    seen = graph.watch(DiagnosticArray, '/diagnostics')
+    streamer = start('action_streamer', f'config:={robot_yaml()}')
+    drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
+    assert {one[0] for one in scheduled(streamer)} == {os.SCHED_OTHER}
+    assert {frozenset(one[2]) for one in scheduled(streamer)} == {frozenset(os.sched_getaffinity(0))}
+    assert reported(graph, seen) == 'usual'
+
+
+def test_a_priority_that_is_denied_is_told_and_the_node_runs(graph, start, robot_yaml):  # noqa: F811
+    config = robot_yaml({'scheduling': {'streamer_priority': 50, 'streamer_cpus': [9999]}})
+    seen = graph.watch(DiagnosticArray, '/diagnostics')
+    streamer = start('action_streamer', f'config:={config}', in_child=without_right)
+    drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
+    assert {one[0] for one in scheduled(streamer)} == {os.SCHED_OTHER}
+    assert 'real-time priority 50 is denied' in reported(graph, seen)
+    log = streamer.output()
+    assert re.search(r'WARN.*scheduling\.streamer_priority: .*denied.*rtprio', log)
+    assert re.search(r'WARN.*scheduling\.streamer_cpus: CPU 9999 does not exist', log)
+    streamer.send_signal(signal.SIGINT)
+    assert streamer.wait(10) == 0

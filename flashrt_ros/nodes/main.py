@@ -73,8 +73,8 @@ class _StopRequest:
     def ignore_more(self) -> None:
         """While the interpreter ends, a second one would kill a node that ended well.
 
-        launch repeats a SIGINT that the whole group has got, and sends a SIGTERM after five seconds; on a busy
-        machine it takes as long to tear torch down.
+        launch repeats a SIGINT that the whole group has got, and sends a SIGTERM after five seconds; on
+        a busy machine it takes as long to tear torch down.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

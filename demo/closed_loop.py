@@ -187,6 +187,8 @@ def main() -> int:
     parser.add_argument('--if-possible', action='store_true', help='leave it out where it cannot be rendered')
     parser.add_argument('--domain', type=int, default=1 + os.getpid() % 100, help='ROS_DOMAIN_ID')
     arguments = parser.parse_args()
+    if arguments.seed < 1:
+        parser.error('--seed counts from 1: the robot begins with the seed before it')
     return exit_code(lambda: run_if_possible(arguments) if arguments.if_possible else run(arguments))
 
 

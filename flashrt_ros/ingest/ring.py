@@ -3,6 +3,9 @@
 A slot is in use for as long as anything refers to the frame that was made of it (see `Frame`): Python's own
 reference counting is the lease, so that nobody can forget to give a slot back, and a picture that is being
 read, resized or uploaded is never overwritten.
+
+torch is imported where memory is pinned, and only there: streamer, robot and recorder import this module,
+too, and without torch they are up sooner.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import weakref
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.frame import Frame
@@ -39,15 +41,23 @@ def plain_memory(size: int) -> np.ndarray:
 
 def pinned_memory(size: int) -> np.ndarray:
     """Page-locked and mapped: with unified addressing the GPU reads it at the CPU's own address."""
+    import torch
+
     return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def ring_of(config: RobotConfig) -> FrameRing:
     """For one camera, in memory that the GPU reads where the policy runs on one."""
     limit = config.ingest.max_frame_mib << 20
-    if config.policy.device == 'cuda' and torch.cuda.is_available():
+    if config.policy.device == 'cuda' and _has_gpu():
         return FrameRing(pinned_memory, mapped=True, limit=limit)
     return FrameRing(limit=limit)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class _Lease:

@@ -48,6 +48,7 @@ def run(make_node: Callable[[], EndingNode], args: list[str] | None) -> int:
         node.end()
         node.destroy_node()
         rclpy.try_shutdown()
+        stopping.ignore_more()
     return 0
 
 
@@ -68,6 +69,15 @@ class _StopRequest:
         self.requested = ''
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
+
+    def ignore_more(self) -> None:
+        """While the interpreter ends, a second one would kill a node that ended well.
+
+        launch repeats a SIGINT that the whole group has got, and sends a SIGTERM after five seconds; on
+        a busy machine it takes as long to tear torch down.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

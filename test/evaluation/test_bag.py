@@ -132,14 +132,15 @@ def test_episode_is_complete():
         counts = {topic.name: (topic.type, topic.count, topic.reliable) for topic in bag.topics.values()}
         assert bag.fault is None
         duration = bag.duration_s
-    ticks = counts['/joint_states'][1] // 2
+    pictures, states = counts['/camera/front/image_raw/compressed'][1], counts['/joint_states'][1]
     assert counts == {
-        '/camera/front/image_raw/compressed': ('sensor_msgs/msg/CompressedImage', ticks, False),
-        '/camera/wrist/image_raw/compressed': ('sensor_msgs/msg/CompressedImage', ticks, False),
-        '/joint_states': ('sensor_msgs/msg/JointState', 2 * ticks, True),
-        '/demo/recorded_commands': ('trajectory_msgs/msg/JointTrajectory', ticks, True),
+        '/camera/front/image_raw/compressed': ('sensor_msgs/msg/CompressedImage', pictures, False),
+        '/camera/wrist/image_raw/compressed': ('sensor_msgs/msg/CompressedImage', pictures, False),
+        '/joint_states': ('sensor_msgs/msg/JointState', states, True),
+        '/demo/recorded_commands': ('trajectory_msgs/msg/JointTrajectory', states, True),
     }
-    assert duration == pytest.approx(ticks / 30, abs=0.04)
+    assert duration == pytest.approx(pictures / 30, abs=0.04) == pytest.approx(states / 60, abs=0.04)
+    assert 12 < duration < 16
     assert sum(file.stat().st_size for file in EPISODE.iterdir()) < 6e6
 
 

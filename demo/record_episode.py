@@ -2,11 +2,11 @@
 
     tools/in_env python -m demo.record_episode demo/episode        # needs make simulation
 
-The scripted expert of `training` is in command; the default seeds are among those that it was never shown on.
+The scripted expert of `training` is in command, on layouts that no policy was trained on.
 Between two layouts the robot is put home at once. The result is an MCAP rosbag2 that `ros2 bag info` and
-`ros2 bag play` accept. Header stamps are sensor time: the simulated clock, counted from `EPOCH`; the bag's own
-times are the same. The cameras are not synchronised: the wrist camera sees the middle of each period of the
-front camera.
+`ros2 bag play` accept. Header stamps are sensor time: the simulated clock, counted from `EPOCH`; the bag's
+own times are the same. The cameras are not synchronised: the wrist camera sees the middle of each period of
+the front camera.
 """
 
 from __future__ import annotations

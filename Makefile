@@ -35,7 +35,7 @@ endif
 endif
 
 ##@ Use
-demo: $(STAMPS)/build $(STAMPS)/simulation $(GPU:%=$(STAMPS)/%) ## Replay a recorded episode into a policy over real DDS, then let another do its task; on the GPU if there is one; results in demo/out
+demo: $(STAMPS)/build $(STAMPS)/simulation $(GPU:%=$(STAMPS)/%) ## Replay a recorded episode into a policy over real DDS, then let it do its task in simulation; on the GPU if there is one; results in demo/out
 	$(IN_ENV) python -m demo $(GPU:%=--device %) $(ARGS)
 	$(IN_ENV) python -m demo.closed_loop --if-possible $(GPU:%=--device %)
 

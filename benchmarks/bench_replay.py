@@ -2,7 +2,7 @@
 GPU.
 
     python -m benchmarks.bench_replay read     # parse and decode every frame; x real time
-    python -m benchmarks.bench_replay nano     # flashrt evaluate with demo/nano_pi05; wall, CPU, memory
+    python -m benchmarks.bench_replay nano     # flashrt evaluate with demo/so101_pi05; wall, CPU, memory
     python -m benchmarks.bench_replay memory --seconds 60 600    # bags of several lengths, tiny policy
     python -m benchmarks.bench_replay full --precision bf16      # full-size pi0.5, random weights
 

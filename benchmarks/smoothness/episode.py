@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from flashrt_ros.control import STRATEGIES
 from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.ingest import Ingest, Taken
 from flashrt_ros.ingest.joints import STATE
-from flashrt_ros.policy import PolicyOptions, load_policy
+from flashrt_ros.loading import options_of
+from flashrt_ros.policy import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +40,8 @@ class Episode:
 
     def run(self, strategy: str, latency_ms: int) -> Figures | None:
         """None for a strategy that this checkpoint cannot do."""
-        policy = load_policy(self._config.policy.checkpoint, PolicyOptions(seed=0, threads=1))
+        wanted = replace(options_of(self._config), guidance=STRATEGIES[strategy].guidance)
+        policy = load_policy(self._config.policy.checkpoint, wanted)
         if policy.info.guidance_refusals.get(STRATEGIES[strategy].guidance, ''):
             return None
         ingest, waiting = Ingest(self._config), list(self._messages)

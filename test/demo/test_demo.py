@@ -27,7 +27,7 @@ def demo(tmp_path, ros_domain):
     def start(*arguments, **rates):
         config = yaml.safe_load((ROOT / 'config/so101.yaml').read_text())
         config['rates'].update(rates)
-        config['policy']['checkpoint'] = str(ROOT / 'demo/nano_pi05')
+        config['policy']['checkpoint'] = str(ROOT / 'demo/so101_pi05')
         (tmp_path / 'robot.yaml').write_text(yaml.safe_dump(config))
         command = [sys.executable, '-m', 'demo', '--device', 'cpu', '--domain', str(ros_domain)]
         command += ['--config', str(tmp_path / 'robot.yaml'), '--out', str(tmp_path / 'out'), *arguments]

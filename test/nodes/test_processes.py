@@ -116,7 +116,7 @@ def test_a_wrong_configuration_ends_the_process_with_one_line(start, robot_yaml,
         [f'config:={robot_yaml(change)}', parameter] if parameter else [f'config:={robot_yaml(change)}']
     )
     process = start('action_streamer', *parameters)
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert message in process.output()
     assert process.output().startswith('flashrt_ros: ')
     assert len(process.output().splitlines()) == 1
@@ -124,7 +124,7 @@ def test_a_wrong_configuration_ends_the_process_with_one_line(start, robot_yaml,
 
 def test_without_a_configuration_the_parameter_is_named(start):
     process = start('policy_node')
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert (
         'parameter: config: no configuration file is given. Start the node with --ros-args -p config:='
         in process.output()
@@ -133,6 +133,6 @@ def test_without_a_configuration_the_parameter_is_named(start):
 
 def test_a_middleware_that_is_not_installed_is_named(start, robot_yaml):
     process = start('policy_node', f'config:={robot_yaml()}', RMW_IMPLEMENTATION='rmw_nowhere')
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert "asks for 'rmw_nowhere', which is not installed (but: rmw_fastrtps_cpp" in process.output()
     assert 'Traceback' not in process.output()

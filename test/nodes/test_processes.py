@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-import subprocess
-import sys
 import time
 
 import pytest

@@ -52,7 +52,7 @@ def reported(graph, seen):
 
 
 @pytest.mark.skipif(not may_have_priority(), reason='this user has no right to real-time priority')
-def test_all_threads_have_the_priority_and_the_command_thread_one_above(graph, start, robot_yaml):  # noqa: F811
+def test_all_threads_have_the_priority_and_the_command_thread_one_above(graph, start, robot_yaml):
     cpu = min(os.sched_getaffinity(0))
     config = robot_yaml({'scheduling': {'streamer_priority': 50, 'streamer_cpus': [cpu]}})
     seen = graph.watch(DiagnosticArray, '/diagnostics')
@@ -66,7 +66,7 @@ def test_all_threads_have_the_priority_and_the_command_thread_one_above(graph, s
     assert reported(graph, seen) == 'SCHED_FIFO 50'
 
 
-def test_without_the_setting_nothing_is_asked_of_the_system(graph, start, robot_yaml):  # noqa: F811
+def test_without_the_setting_nothing_is_asked_of_the_system(graph, start, robot_yaml):
     seen = graph.watch(DiagnosticArray, '/diagnostics')
     streamer = start('action_streamer', f'config:={robot_yaml()}')
     drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
@@ -75,7 +75,7 @@ def test_without_the_setting_nothing_is_asked_of_the_system(graph, start, robot_
     assert reported(graph, seen) == 'usual'
 
 
-def test_a_priority_that_is_denied_is_told_and_the_node_runs(graph, start, robot_yaml):  # noqa: F811
+def test_a_priority_that_is_denied_is_told_and_the_node_runs(graph, start, robot_yaml):
     config = robot_yaml({'scheduling': {'streamer_priority': 50, 'streamer_cpus': [9999]}})
     seen = graph.watch(DiagnosticArray, '/diagnostics')
     streamer = start('action_streamer', f'config:={config}', in_child=without_right)

@@ -112,7 +112,10 @@ class Limits:
     @cached_property
     def _joints(self) -> list[_Joint]:
         columns = (self.low, self.high, self.step, self.velocity, self.acceleration)
-        return [_Joint(*one, self.period_s) for one in zip(*map(np.ndarray.tolist, columns), strict=True)]
+        return [
+            _Joint(low, high, step, velocity, acceleration, self.period_s)
+            for low, high, step, velocity, acceleration in zip(*(c.tolist() for c in columns), strict=True)
+        ]
 
     @cached_property
     def _unclamped(self) -> np.ndarray:

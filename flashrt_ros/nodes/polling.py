@@ -27,8 +27,8 @@ class Unattended(MutuallyExclusiveCallbackGroup):
 class Polled(MutuallyExclusiveCallbackGroup):
     """Keeps executors from a subscription and its events, too.
 
-    rmw_fastrtps waits for both on one condition: with the events alone in its set an executor would wake, find
-    nothing and wait again without a pause for as long as a message lies there.
+    rmw_fastrtps waits for both on one condition: with the events alone in its set an executor would wake,
+    find nothing and wait again, without a pause, for as long as a message lies there.
     """
 
     def can_execute(self, entity: Any) -> bool:
@@ -40,8 +40,10 @@ def never(message: Any) -> None:
 
 
 def subscribe_polled(node: Node, message_type: type, topic: str) -> Subscription[Any]:
-    """A subscription to sensor data for `serialized`. Of a publisher with an incompatible QoS nothing is told;
-    only writers that promise less than `qos_overrides` ask of them are."""
+    """A subscription to sensor data for `serialized`.
+
+    Nothing is told of a publisher with an incompatible QoS, which only `qos_overrides` can make one.
+    """
     return subscribe_latest(node, message_type, topic, never, Polled(), LATEST_STATES)
 
 

@@ -5,12 +5,14 @@ import os
 import re
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 
+from nodes.graph import Sensors
 from nodes.test_processes import drive
 
 pytestmark = pytest.mark.ros
@@ -49,6 +51,22 @@ def reported(graph, seen):
     """What the streamer says of its scheduling."""
     message = graph.messages_after(seen, lambda array: array.status[0].name.endswith('action_streamer'))
     return {pair.key: pair.value for pair in message.status[0].values}['scheduling']
+
+
+def cpu_s(process):
+    threads = Path(f'/proc/{process.pid}/task').iterdir()
+    return sum(int((one / 'schedstat').read_text().split()[0]) for one in threads) * 1e-9
+
+
+def test_joint_states_keep_a_waiting_streamer_no_busier_than_it_is_without(graph, start, robot_yaml):
+    """They are looked at 50 times a second; what lies there unread meanwhile must not wake it."""
+    streamer = start('action_streamer', f'config:={robot_yaml()}')
+    drive(graph, 'action_streamer', CONFIGURE)
+    Sensors(graph)
+    time.sleep(1.0)
+    before = cpu_s(streamer)
+    time.sleep(3.0)
+    assert cpu_s(streamer) - before < 0.25 * 3.0
 
 
 @pytest.mark.skipif(not may_have_priority(), reason='this user has no right to real-time priority')

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,34 @@ def ros_domain(monkeypatch):
         monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
         monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         yield domain
+
+
+@pytest.fixture
+def start(ros_domain, tmp_path):
+    """Starts a node as a process; its output goes to `NAME.log`. All are ended with the test.
+
+    in_child: called in the process before the node begins.
+    """
+    processes = []
+
+    def start(name, *parameters, remaps=(), in_child=None, **environment):
+        options = [word for parameter in parameters for word in ('-p', parameter)]
+        options += [word for remap in remaps for word in ('-r', remap)]
+        command = [sys.executable, '-m', f'flashrt_ros.nodes.{name}', '--ros-args', *options]
+        with open(tmp_path / f'{name}.log', 'wb') as log:
+            environment = {**os.environ, **environment}
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=in_child
+            )
+        process.output = lambda: (tmp_path / f'{name}.log').read_text()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait(10)
 
 
 # Cores that others use, too, make single examples slow; how long one takes is never the subject.

@@ -4,7 +4,6 @@ import os
 
 import pytest
 from nodes.conftest import checkpoint, graph, robot_yaml  # noqa: F401
-from nodes.test_processes import start  # noqa: F401
 
 from faults.campaign import IN_NAMESPACE, Campaign, Report
 

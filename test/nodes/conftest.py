@@ -1,9 +1,6 @@
 """A robot with three joints and two cameras, a policy small enough for tests, and the graph they live in."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -70,31 +67,3 @@ def graph(ros_domain, monkeypatch):
     monkeypatch.setattr('flashrt_ros.nodes.managed_node.DIAGNOSTICS_PERIOD_S', 0.2)
     with Graph(ros_domain) as graph:
         yield graph
-
-
-@pytest.fixture
-def start(ros_domain, tmp_path):
-    """Starts a node as a process; its output goes to `NAME.log`. All are ended with the test.
-
-    in_child: called in the process before the node begins.
-    """
-    processes = []
-
-    def start(name, *parameters, remaps=(), in_child=None, **environment):
-        options = [word for parameter in parameters for word in ('-p', parameter)]
-        options += [word for remap in remaps for word in ('-r', remap)]
-        command = [sys.executable, '-m', f'flashrt_ros.nodes.{name}', '--ros-args', *options]
-        with open(tmp_path / f'{name}.log', 'wb') as log:
-            environment = {**os.environ, **environment}
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=in_child
-            )
-        process.output = lambda: (tmp_path / f'{name}.log').read_text()
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait(10)

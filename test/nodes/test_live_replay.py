@@ -9,12 +9,12 @@ from lifecycle_msgs.msg import Transition
 
 from nodes.graph import wait_until
 from nodes.live_replay import CONFIG, EPISODE, require_the_same, start_recorder
-from nodes.test_processes import drive, start  # noqa: F401
+from nodes.test_processes import drive
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
-def test_from_topics_as_offline(graph, start, tmp_path):  # noqa: F811
+def test_from_topics_as_offline(graph, start, tmp_path):
     recorder = start_recorder(tmp_path / 'live')
     for name in ('policy_node', 'action_streamer'):
         start(name, f'config:={CONFIG}', 'use_sim_time:=true')

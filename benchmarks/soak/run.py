@@ -13,8 +13,9 @@ from rclpy.executors import SingleThreadedExecutor
 
 from benchmarks.e2e.machine import describe
 from benchmarks.soak import process
-from benchmarks.soak.robot import CHUNK_HZ, PERIOD_NS, SECOND, write_robot
-from benchmarks.soak.witness import Grid, Witness, stops_of
+from benchmarks.soak.report import report
+from benchmarks.soak.robot import PERIOD_NS, SECOND, write_robot
+from benchmarks.soak.witness import Grid, Witness
 from benchmarks.soak.world import World
 from demo.children import Child, ChildDied, Family
 from demo.lifecycle import ACTIVATE, CONFIGURE, Lifecycle
@@ -82,7 +83,7 @@ class Soak:
         self.begin_ns, self.begin_s = self.world.now_ns, time.monotonic()
         self.world.limit_ns = self.begin_ns + round(hours * 3600 * SECOND)
         next_reading = self.begin_s
-        self.before = dict(self.witness.values.get('/action_streamer', {}))
+        self.before = dict(self.witness.of('/action_streamer'))
         self.chunks_before, self.pressed_before_s = self.witness.chunks, process.pressure()
         while self._thread.is_alive() and not self._interrupted:
             self._executor.spin_once(timeout_sec=0.1)
@@ -128,8 +129,8 @@ class Soak:
         speed = hour * 3600 / passed_s if passed_s > 1 else 0.0
         grid = self.grid
         print(
-            f'{hour:6.2f} h  {speed:4.1f} x  {grid.count} commands, {grid.missed} missed, {self.world.held} holds  '
-            f'{self.witness.chunks} chunks  ' + '  '.join(said),
+            f'{hour:6.2f} h  {speed:4.1f} x  {grid.count} commands, {grid.missed} missed, '
+            f'{self.world.held} holds  {self.witness.chunks} chunks  ' + '  '.join(said),
             flush=True,
         )
 
@@ -141,64 +142,6 @@ def soak(folder: Path, logs: Path, hours: float, speed: float, every_s: float) -
     try:
         run.bring_up()
         run.pass_time(hours, every_s)
-        return {'machine': machine, 'hours': hours, 'speed': speed, **_report(run)}
+        return {'machine': machine, 'hours': hours, 'speed': speed, **report(run)}
     finally:
         run.close()
-
-
-def _report(run: Soak) -> dict[str, Any]:
-    grid, witness, world = run.grid, run.witness, run.world
-    own = witness.values.get('/action_streamer', {})
-    policy = witness.values.get('/policy_node', {})
-    passed_s = (world.now_ns - run.begin_ns) / SECOND
-    skipped = int(own.get('command deadlines skipped', 0)) - int(
-        run.before.get('command deadlines skipped', 0)
-    )
-    return {
-        'ended': run.ended,
-        'pressure': (process.pressure() - run.pressed_before_s) / run.took_s,
-        'passed_h': passed_s / 3600,
-        'took_s': run.took_s,
-        'mean_speed': passed_s / run.took_s,
-        'clock_lost_s': world.lost_s,
-        'commands': {
-            'period_s': PERIOD_NS / SECOND,
-            'expected': grid.expected(world.now_ns),
-            'published': grid.count,
-            'missed': grid.expected(world.now_ns) - grid.count + grid.duplicates,
-            'duplicates': grid.duplicates,
-            'late': grid.late,
-            'largest_gap_s': grid.largest / SECOND,
-            'skipped': skipped,
-            'gaps': [
-                {'at_h': (at - run.begin_ns) / SECOND / 3600, 'gap_s': gap / SECOND} for at, gap in grid.gaps
-            ],
-        },
-        'holds': {
-            'count': world.held,
-            'busy': world.held_busy,
-            'total_s': world.held_s,
-            'longest_s': world.longest_s,
-            'first': [
-                {**vars(hold), 'at_h': (hold.at_ns - run.begin_ns) / SECOND / 3600} for hold in world.holds
-            ],
-        },
-        'chunks': {
-            'expected': int(passed_s * CHUNK_HZ),
-            'published': witness.chunks - run.chunks_before,
-            'lost': witness.chunks_lost,
-            'late': witness.chunks_late,
-            'skipped': policy.get('tick deadlines skipped', 'unknown'),
-            'epochs': len(witness.epochs),
-        },
-        'stops': stops_of(own) - stops_of(run.before),
-        'stops_before': stops_of(run.before),
-        'events': [
-            {'at_h': (at - run.begin_ns) / SECOND / 3600, 'what': what} for at, what in witness.events
-        ],
-        'phases': dict(witness.states),
-        'said': dict(witness.said),
-        'streamer': own,
-        'policy': policy,
-        'processes': {name: {'hours': run.hours, **series} for name, series in run.series.items()},
-    }

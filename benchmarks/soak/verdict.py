@@ -12,6 +12,8 @@ SETTLE_H, SETTLE_PART = 1.0, 0.1
 GROWTH_MIB = 10.0
 """A day, simulated: what a process may have more of at the end of it."""
 
+PACE_KEPT = 0.98
+
 PASSED, FAILED, OPEN = 'passed', 'FAILED', 'not shown'
 
 
@@ -26,24 +28,22 @@ def growth(hours: list[float], values: list[float]) -> Slope | None:
 
 def judge(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figures, passed or not) of everything that the run is about."""
-    commands, chunks, rows = report['commands'], report['chunks'], []
+    commands, chunks, holds, rows = report['commands'], report['chunks'], report['holds'], []
     figures = '{published} of {expected}, {missed} missed ({skipped} by its own count)'.format(**commands)
     rows.append(('commands on the grid', figures, _if(commands['missed'] == 0 and commands['published'] > 0)))
-    holds = report['holds']
-    told = f'{holds["count"]}, {holds["busy"]} of them for want of a processor; {holds["total_s"]:.1f} s in all, '
-    rows.append(('time held for a command', f'{told}longest {holds["longest_s"]:.3f} s', ''))
-    pace = f'{report["mean_speed"]:.2f} x of {report["speed"]:g} x, {report["passed_h"]:.2f} of {report["hours"]:g} h'
+    told = (
+        '{count}, {busy} of them for want of a processor; {total_s:.1f} s in all, longest {longest_s:.3f} s'
+    )
+    rows.append(('time held for a command', told.format(**holds), ''))
     rows.append(('somebody waited for a processor', f'{report["pressure"]:.0%} of the time', ''))
-    rows.append(('pace', pace, _if(report['mean_speed'] > 0.98 * report['speed'])))
+    pace = '{mean_speed:.2f} x of {speed:g} x, {passed_h:.2f} of {hours:g} h'.format(**report)
+    rows.append(('pace', pace, _if(report['mean_speed'] > PACE_KEPT * report['speed'])))
     largest = f'{commands["largest_gap_s"]:.3f} s, period {commands["period_s"]:.3f} s'
     rows.append(('largest gap', largest, _if(commands['largest_gap_s'] < 2 * commands['period_s'])))
     rows.append(('duplicates', str(commands['duplicates']), _if(commands['duplicates'] == 0)))
     figures = '{published} of {expected}, {skipped} ticks skipped, {lost} lost, {late} late'.format(**chunks)
-    skipped = int(chunks['skipped']) if chunks['skipped'].isdigit() else 0
-    whole = (
-        chunks['published'] + skipped >= chunks['expected'] - 1 and not chunks['lost'] and not chunks['late']
-    )
-    rows.append(('chunks', figures, _if(whole)))
+    enough = chunks['published'] + chunks['skipped'] >= chunks['expected'] - 1
+    rows.append(('chunks', figures, _if(enough and not chunks['lost'] and not chunks['late'])))
     rows.append(('stops', str(report['stops']), _if(not report['stops'])))
     for name, process in report['processes'].items():
         rows += _of_process(name, process)

@@ -110,6 +110,10 @@ class Witness:
             return [0.0] * len(JOINTS)
         return list(deserialize_message(self._raw, JointState).position)
 
+    def of(self, name: str) -> dict[str, str]:
+        """The newest values of a status."""
+        return self.values.get(name, {})
+
     def _command(self, message: bytes) -> None:
         seconds, nanoseconds = _STAMP.unpack_from(message, _STAMP_AT)
         self.grid.note(seconds * SECOND + nanoseconds)

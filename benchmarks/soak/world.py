@@ -58,12 +58,12 @@ class Hold:
 
 
 class World:
-    """`run` in a thread. It leaves out no step of the clock, and holds it where a command is about to be missed.
+    """`run` in a thread. No step of the clock is left out; it is held where a command is about to be missed.
 
     So a machine that is too busy slows time down, and only what never comes is missed.
 
-    now_ns: simulated. limit_ns: where time ends. holds: the first thousand; held, held_s: all of them.
-    lost_s: pace that could not be made up for.
+    now_ns: simulated. limit_ns: where time ends. streamer: its process, from when on time is held for it.
+    holds: the first thousand; held, held_s: all of them. lost_s: pace that could not be made up for.
     """
 
     def __init__(self, node: Node, speed: float, witness: Witness) -> None:
@@ -73,6 +73,7 @@ class World:
         self.held = self.held_busy = 0
         self.holds: list[Hold] = []
         self.streamer: int | None = None
+        self._given_up = -1
         self._grid = witness.grid
         self.stop = threading.Event()
         self._period_s = STEP_NS / SECOND / speed
@@ -93,7 +94,7 @@ class World:
             if late_s < 0:
                 time.sleep(-late_s)
             next_ns = BEGIN_NS + steps * STEP_NS
-            if self.streamer is not None and self._grid.behind(next_ns):
+            if self.streamer is not None and self._grid.behind(next_ns) and self._grid.slot != self._given_up:
                 self._hold(next_ns)
             self.now_ns = next_ns
             self._clock.publish(stamped(self._time, self.now_ns))
@@ -121,6 +122,8 @@ class World:
                 self._grid.moved.wait(0.05)
         length_s = time.monotonic() - begin
         hold = Hold(next_ns, length_s, self._waited() - before, not self._grid.behind(next_ns))
+        # Once is enough: who has stopped altogether would hold every step of the clock.
+        self._given_up = -1 if hold.came else self._grid.slot
         self.held += 1
         self.held_s += length_s
         self.held_busy += hold.busy

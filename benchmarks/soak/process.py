@@ -46,6 +46,15 @@ def waited(pid: int) -> float:
     return found * 1e-9
 
 
+def raise_group(pid: int) -> None:
+    """Let the niceness of a process count also where Linux gives every session a weight of its own."""
+    level = os.getpriority(os.PRIO_PROCESS, pid)
+    try:
+        Path(f'/proc/{pid}/autogroup').write_text(str(level))
+    except OSError:
+        return  # without autogroups, or not allowed
+
+
 def pressure() -> float:
     """Seconds so far in which somebody on this machine waited for a processor; 0 where it does not tell."""
     try:

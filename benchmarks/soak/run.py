@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -55,6 +56,8 @@ class Soak:
         self._thread.start()
         options = ['--ros-args', '-p', f'config:={self._config}', '-p', 'use_sim_time:=true']
         self._children = [self._family.start(name, f'flashrt_ros.nodes.{name}', options) for name in NODES]
+        for pid in (os.getpid(), *(child.process.pid for child in self._children)):
+            process.raise_group(pid)
         nodes = [Lifecycle(self._node, self._executor, child, self._family.check) for child in self._children]
         for one in nodes:
             one.appear(APPEAR_S)

@@ -40,7 +40,7 @@ def judge(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(('pace', pace, _if(report['mean_speed'] > PACE_KEPT * report['speed'])))
     largest = f'{commands["largest_gap_s"]:.3f} s, period {commands["period_s"]:.3f} s'
     rows.append(('largest gap', largest, _if(commands['largest_gap_s'] < 2 * commands['period_s'])))
-    rows.append(('duplicates', str(commands['duplicates']), _if(commands['duplicates'] == 0)))
+    rows.append(('beside the grid', str(commands['duplicates']), _if(commands['duplicates'] == 0)))
     figures = '{published} of {expected}, {skipped} ticks skipped, {lost} lost, {late} late'.format(**chunks)
     enough = chunks['published'] + chunks['skipped'] >= chunks['expected'] - 1
     rows.append(('chunks', figures, _if(enough and not chunks['lost'] and not chunks['late'])))

@@ -31,6 +31,7 @@ class Grid:
 
     origin: of the grid, which is the phase that most of the first stamps have; None until these have come.
     slot: the last place served. missed: places without a command. late: served, but after their time.
+    duplicates: a second command for a place, as the one with which a stop begins.
     gaps: (stamp before, length) of the first thousand.
     """
 

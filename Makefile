@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-simulation nightly simulation test-faults test-slow test-gpu test-sanitizer bench bench-e2e lint types format install cuda build clean clean-all
+.PHONY: help demo test test-simulation nightly simulation test-faults test-slow test-gpu test-sanitizer bench bench-e2e soak lint types format install cuda build clean clean-all
 
 ifeq ($(filter kilted jazzy,$(ROS)),)
 $(error ROS=$(ROS) is not known here: take ROS=kilted or ROS=jazzy)
@@ -69,6 +69,9 @@ bench: $(STAMPS)/build $(STAMPS)/cuda ## Measure latency on this machine
 
 bench-e2e: $(STAMPS)/build $(GPU:%=$(STAMPS)/%) ## Camera stamp to command in real processes, stage by stage, on the GPU if there is one
 	$(IN_ENV) python -m benchmarks.e2e $(GPU:%=--device %) $(ARGS)
+
+soak: $(STAMPS)/build ## A simulated day at 10 x in real processes: does anything grow, is a command missed? 2.4 hours
+	$(IN_ENV) python -m benchmarks.soak $(ARGS)
 
 ##@ Develop
 install: $(STAMPS)/packages ## Create the environment and install every package into it

@@ -1,0 +1,1 @@
+"""A long run of the real processes on simulated time: does anything grow, is a command missed?"""

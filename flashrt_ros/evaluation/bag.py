@@ -161,10 +161,22 @@ class Bag:
                 found: Mapping[str, Any] = (
                     parse(definition) if parse else get_types_from_msg(definition, name)
                 )
+                self._compare(found)
                 known = self._types.fielddefs
                 self._types.register({type_: fields for type_, fields in found.items() if type_ not in known})
         except BagError as error:
             self._unreadable[name] = error  # Only those who ask for a message of this type need to know.
+
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        """A flipped bit may rename a field or change its type. Raises KeyError for one that is not ROS's.
+
+        Fields that another release has added do no harm.
+        """
+        for kind in found.keys() & self._fallback.fielddefs.keys():
+            fields = dict(found[kind][1])
+            for name, type_ in self._fallback.fielddefs[kind][1]:
+                if fields.get(name) != type_:
+                    raise KeyError(f'{kind} has no field {name} as in ROS 2')
 
     def _expect(self, topic: str) -> None:
         if topic not in self.topics:

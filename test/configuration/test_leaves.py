@@ -100,8 +100,8 @@ def test_the_robot_fits_its_checkpoint():
         ({'state_dim': 14}, r'robot\.joints: .* has 14 state columns'),
         ({'action_dim': 0}, r'policy\.action_dim: .* does not say how wide its action is'),
         (
-            {'horizon': 6},
-            r'rates\.chunk_rate_hz: a chunk of 6 rows at 30 Hz lasts 0\.2 s, .* Raise it above 5 Hz',
+            {'horizon': 4},
+            r'rates\.chunk_rate_hz: a chunk of 4 rows at 20 Hz lasts 0\.2 s, .* Raise it above 5 Hz',
         ),
     ],
 )

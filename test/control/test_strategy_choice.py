@@ -58,8 +58,8 @@ def test_the_policy_is_loaded_for_what_the_strategy_will_ask_of_it():
             replace(INFO, guidance_refusals={'prefix': ''}, trained_prefix=4),
             'trained with a prefix of 4',
         ),
-        ({'strategy': 'rtc', 'delay_rows': 8}, INFO, r'a delay of 8 rows does not fit 7\.5 rows'),
-        ({'strategy': 'rtc', 'delay_rows': 5}, replace(INFO, horizon=12), 'a delay of 5 rows does not fit'),
+        ({'strategy': 'rtc', 'delay_rows': 6}, INFO, 'a delay of 6 rows does not fit 5 rows'),
+        ({'strategy': 'rtc', 'delay_rows': 5}, replace(INFO, horizon=9), 'a delay of 5 rows does not fit'),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused_with_the_reason(values, info, message):

@@ -62,6 +62,20 @@ def test_flipped_bytes(whole, config, tmp_path, data):
     watch(path, config)
 
 
+@pytest.mark.parametrize(
+    ('right', 'wrong'),
+    [(b'is_bigendian', b'is_bigendiam'), (b'float64[] position', b'float32[] position')],
+)
+def test_a_definition_that_lost_a_field_of_its_type(whole, config, tmp_path, right, wrong):
+    content = whole.read_bytes()
+    assert right in content
+    path = tmp_path / f'bag{whole.suffix}'
+    path.write_bytes(content.replace(right, wrong))
+    taken, problems = observations(path, config)
+    assert taken == 0
+    assert any(f'has no field {right.split()[-1].decode()}' in problem.what for problem in problems)
+
+
 @LIMITS
 @given(keep=st.floats(0, 1, exclude_max=True))
 def test_cut_anywhere(whole, config, tmp_path, keep):

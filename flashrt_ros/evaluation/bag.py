@@ -27,6 +27,9 @@ SKIP_FIRST_NS, SKIP_MOST_NS = 1_000_000, 60_000_000_000
 """Where a part of a bag cannot be read, reading goes on this much later, then twice as much, up to the
 second."""
 
+LONGEST_S = 86_400.0
+"""A bag that is longer has a damaged time: whatever is laid out over its length would not fit into memory."""
+
 
 class BagError(FlashRTError):
     """A bag cannot be read, or not to its end."""
@@ -220,7 +223,15 @@ def open_bag(path: Path | str, readable_part: bool = False) -> Bag:
     if fault is not None and (not readable_part or not pieces.connections):
         pieces.close()
         raise fault
-    return Bag(path, pieces, fault)
+    bag = Bag(path, pieces, fault)
+    if bag.topics and (seconds := bag.duration_s) > LONGEST_S:
+        bag.close()
+        raise BagError(
+            f'its first and last message lie {seconds / 86_400:,.0f} days apart: a time in it is damaged',
+            str(path),
+            'write the part between two times into another bag (ros2 bag convert)',
+        )
+    return bag
 
 
 def _fault_of(path: Path, pieces: Pieces) -> BagError | None:

@@ -204,6 +204,33 @@ def test_stamps_that_go_back_are_counted(robot, tmp_path):
     assert any('its stamp goes back by 0.980 s' in what for what in told)
 
 
+class WithDamagedTime(BagMaker):
+    """The last message's time is wrong by `hours`."""
+
+    hours = 0.0
+
+    def messages(self):
+        found = list(super().messages())
+        time_ns, *rest = found.pop()
+        return [*found, (time_ns + round(self.hours * 3600) * 10**9, *rest)]
+
+
+def test_a_gap_does_not_hold_it_up(robot, tmp_path):
+    maker = WithDamagedTime()
+    maker.hours = 5.0
+    assert evaluate(maker.write(tmp_path / 'episode'), robot, tmp_path / 'out') == 0
+    episode = episode_of(tmp_path / 'out')
+    assert 9 <= episode.chunks <= 12
+    assert any('a damaged time' in problem['what'] for problem in episode.problems)
+
+
+def test_a_time_years_from_all_others_is_told(robot, tmp_path, capsys):
+    maker = WithDamagedTime()
+    maker.hours = 24 * 365 * 30
+    assert evaluate(maker.write(tmp_path / 'episode'), robot, tmp_path / 'out') != 0
+    assert 'lie 10,950 days apart: a time in it is damaged' in capsys.readouterr().err
+
+
 def test_a_truncated_bag_is_used_as_far_as_it_goes(robot, tmp_path):
     bag = BagMaker(seconds=6.0, size=(200, 300)).write(tmp_path / 'episode')
     file = next(bag.glob('*.mcap'))

@@ -9,6 +9,7 @@ import numpy as np
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control import Chunk, Entry, Executor, ExecutorSettings, Limits
 from flashrt_ros.evaluation.replay.track import Track
+from flashrt_ros.evaluation.replay.watch import SILENCE_NS
 
 
 class ReplayedRobot:
@@ -61,12 +62,15 @@ class ReplayedRobot:
         """Send every command before this time, and take the chunks that are ready by then.
 
         A chunk ready at the time of a command counts for it, and one ready at the time of a tick is known to
-        it: the next inference begins when the one before has been published.
+        it: the next inference begins when the one before has been published. In a gap of the bag commands end
+        after SILENCE_NS.
         """
-        while self._next_ns < until_ns:
+        silent_ns = self._next_ns + SILENCE_NS
+        while self._next_ns < min(until_ns, silent_ns):
             self._accept(self._next_ns)
             self._command(self._next_ns)
             self._next_ns += self._period_ns
+        self._next_ns += max(0, -((self._next_ns - until_ns) // self._period_ns)) * self._period_ns
         self._accept(until_ns)
 
     def _accept(self, now_ns: int) -> None:

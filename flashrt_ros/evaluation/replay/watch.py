@@ -20,6 +20,10 @@ from flashrt_ros.ingest import Blocked, Ingest, Taken
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import stamp_ns
 
+SILENCE_NS = 600 * 10**9
+"""Where no message comes for so long a recording was interrupted, or a time in the bag is damaged: nothing is
+looked at in the rest of the gap."""
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -104,12 +108,13 @@ class Watch:
         self._joints = config.joint_names
         begin_ns = feed.bag.start_ns
         self._deadlines = Deadlines(round(1e9 / config.rates.chunk_rate_hz), begin_ns)
-        self._free_ns = begin_ns
+        self._free_ns = self._heard_ns = begin_ns
         self._frames: dict[str, Record] = {}
 
     def __iter__(self) -> Iterator[Event]:
         for arrival in self._feed:
             yield from self._ticks(until_ns=arrival.time_ns)
+            self._heard_ns = arrival.time_ns
             event = self._receive(arrival)
             if event is not None:
                 yield event
@@ -117,7 +122,11 @@ class Watch:
 
     def _ticks(self, until_ns: int) -> Iterator[Looked]:
         """Every tick before this time. As in the node, one that comes while an inference runs is late."""
+        silent_ns = self._heard_ns + SILENCE_NS
         while (now_ns := max(self._deadlines.next_ns, self._free_ns)) < until_ns:
+            if now_ns > silent_ns:
+                self._pass_over(now_ns, until_ns)
+                return
             _, skipped = self._deadlines.meet(now_ns)
             self.skipped += skipped
             if not self._due(now_ns):
@@ -136,6 +145,12 @@ class Watch:
             yield Looked(now_ns, outcome, frames)
             if isinstance(outcome, Taken):
                 self._free_ns = now_ns + self._latency.latest_ns
+
+    def _pass_over(self, now_ns: int, until_ns: int) -> None:
+        gap_s = (until_ns - self._heard_ns) / 1e9
+        what = f'no message for {gap_s:.0f} s: a pause of the recording, or a damaged time'
+        self._feed.problems.note('bag', what, now_ns, kind='silence')
+        self._deadlines.meet(until_ns)
 
     def _receive(self, arrival: Arrival) -> Event | None:
         name, message = arrival.name, arrival.message

@@ -103,12 +103,12 @@ def nano(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def memory(bag: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """flashrt evaluate in a process of its own, with a policy so small that only the evaluation counts."""
-    from benchmarks.full_policy import SMALL
     from flashrt_ros.models.random import write_random_checkpoint
+    from flashrt_ros.models.spec import TINY_PI05
 
     config = robot(arguments.rate or 4.0)
     joints = len(config.joint_names)
-    checkpoint = write_random_checkpoint(bag.parent / 'tiny', SMALL, state_dim=joints, action_dim=joints)
+    checkpoint = write_random_checkpoint(bag.parent / 'tiny', TINY_PI05, state_dim=joints, action_dim=joints)
     words = [
         'evaluate',
         str(bag),

@@ -13,18 +13,10 @@ from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
 from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
+from flashrt_ros.models.spec import TINY_PI05
 from flashrt_ros.policy import PolicyOptions
 
-SMALL = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=72, heads=1, mlp=64),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=50,
-    steps=2,
-)
+SMALL = replace(TINY_PI05, horizon=50)
 """Its files bring tokenizer and statistics, which have the same form at every size."""
 
 JOINTS = 6

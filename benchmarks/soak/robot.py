@@ -10,17 +10,8 @@ from pathlib import Path
 import yaml
 
 from flashrt_ros.models.random import write_random_checkpoint
-from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
+from flashrt_ros.models.spec import TINY_PI05
 
-TINY = PolicySpec(
-    'pi05',
-    VisionSpec(layers=1, width=144, heads=2, mlp=64),
-    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
-    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
-    vocab=2048,
-    horizon=20,
-    steps=2,
-)
 SECOND = 1_000_000_000
 JOINTS = ('a', 'b', 'c')
 VIEWS = ('base_0_rgb', 'left_wrist_0_rgb')
@@ -37,7 +28,9 @@ def topic_of(view: str) -> str:
 
 def write_robot(folder: Path) -> Path:
     """Checkpoint and YAML. A chunk lasts 16 s and is replaced after 4: three in a row may fail."""
-    checkpoint = write_random_checkpoint(folder / 'tiny', TINY, state_dim=len(JOINTS), action_dim=len(JOINTS))
+    checkpoint = write_random_checkpoint(
+        folder / 'tiny', TINY_PI05, state_dim=len(JOINTS), action_dim=len(JOINTS)
+    )
     limits = {'position_min': -3.0, 'position_max': 3.0, 'max_velocity': 1.0, 'max_acceleration': 20.0}
     data = {
         'robot': {'name': 'soak', 'joints': [{'name': joint, **limits} for joint in JOINTS]},

@@ -86,3 +86,14 @@ NANO_PI05 = PolicySpec(
 )
 """A pi0.5 small enough for tests and for a laptop's CPU; every structural feature of the real one is there.
 """
+
+TINY_PI05 = PolicySpec(
+    'pi05',
+    VisionSpec(layers=1, width=144, heads=2, mlp=64),
+    GemmaSpec(layers=1, width=64, mlp=64, head_dim=16),
+    GemmaSpec(layers=1, width=32, mlp=64, head_dim=16),
+    vocab=2048,
+    horizon=20,
+    steps=2,
+)
+"""The smallest that every backend takes, fp8 included: for whatever is not about the network itself."""

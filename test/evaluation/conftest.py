@@ -1,16 +1,16 @@
 """A tiny policy and a robot's YAML for it."""
 
 import pytest
-from tiny import TINY
 
 from evaluation.robots import JOINTS, BagMaker, write_config
 from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import TINY_PI05
 
 
 @pytest.fixture(scope='session')
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiny') / 'tiny'
-    return write_random_checkpoint(folder, TINY, state_dim=len(JOINTS), action_dim=len(JOINTS))
+    return write_random_checkpoint(folder, TINY_PI05, state_dim=len(JOINTS), action_dim=len(JOINTS))
 
 
 @pytest.fixture(scope='session')

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import TINY
 
 from evaluation.robots import JOINTS, BagMaker
 from evaluation.test_score import make_episode
@@ -15,6 +14,7 @@ from flashrt_ros.evaluation.compare import BETTER, SAME, UNCLEAR, WORSE, Compare
 from flashrt_ros.evaluation.score.scores import score
 from flashrt_ros.evaluation.thresholds import Allowance, Thresholds
 from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import TINY_PI05
 
 ONE = Thresholds(compare={'action_error.all.mae': Allowance(share=0.05)})
 
@@ -109,7 +109,7 @@ def test_two_evaluations_from_the_command_line(robot_bag, robot, tmp_path, capsy
 def test_two_checkpoints_and_two_precisions(robot, tiny, tmp_path, capsys):
     bag = BagMaker(seconds=1.0).write(tmp_path / 'short')
     width = len(JOINTS)
-    other = write_random_checkpoint(tmp_path / 'other', TINY, seed=9, state_dim=width, action_dim=width)
+    other = write_random_checkpoint(tmp_path / 'other', TINY_PI05, seed=9, state_dim=width, action_dim=width)
     words = ['--bag', str(bag), '--config', str(robot), '--out', str(tmp_path / 'out')]
     assert main(['compare', str(tiny), str(other), *words]) in (0, 1)
     assert 'chunks of B against those of A' in capsys.readouterr().out

@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 import yaml
-from tiny import TINY
 
 from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import TINY_PI05
 
 if importlib.util.find_spec('rclpy') is None:
     collect_ignore_glob = ['test_*.py']
@@ -38,7 +38,9 @@ ROBOT = {
 
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory):
-    return write_random_checkpoint(tmp_path_factory.mktemp('tiny') / 'tiny', TINY, state_dim=3, action_dim=3)
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp('tiny') / 'tiny', TINY_PI05, state_dim=3, action_dim=3
+    )
 
 
 @pytest.fixture

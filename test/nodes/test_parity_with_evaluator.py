@@ -8,13 +8,13 @@ from flashrt_ros.msg import ActionChunk, InferenceStats
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from tiny import TINY
 
 from flashrt_ros.cli.main import main
 from flashrt_ros.control import chunk_from_message
 from flashrt_ros.evaluation.bag import open_bag
 from flashrt_ros.evaluation.replay.episode import load_episode
 from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import TINY_PI05
 from flashrt_ros.nodes.policy_node import PolicyNode
 from nodes.graph import wait_until
 
@@ -80,7 +80,7 @@ def play(graph, bag, node):
 
 def test_node_and_evaluator_give_the_same_chunks(graph, tmp_path):
     checkpoint = write_random_checkpoint(
-        tmp_path / 'tiny', TINY, state_dim=len(JOINTS), action_dim=len(JOINTS)
+        tmp_path / 'tiny', TINY_PI05, state_dim=len(JOINTS), action_dim=len(JOINTS)
     )
     robot = write_config(
         tmp_path / 'robot.yaml', checkpoint, policy={'checkpoint': str(checkpoint), 'seed': 5}

@@ -9,11 +9,11 @@ from flashrt_ros.msg import ActionChunk
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
-from tiny import TINY
 from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.configuration import load_config
 from flashrt_ros.models.random import random_tensors
+from flashrt_ros.models.spec import TINY_PI05
 from flashrt_ros.models.writer import Statistics, write_checkpoint
 from nodes.graph import wait_until
 
@@ -35,7 +35,7 @@ def checkpoint(tmp_path):
     spread = np.random.default_rng(0).normal(HOME * 2, np.tile(arm, 2), (1000, 14))
     near_home = Statistics.of(spread)
     return write_checkpoint(
-        tmp_path / 'policy', TINY, random_tensors(TINY, 0), near_home, near_home, format='openpi'
+        tmp_path / 'policy', TINY_PI05, random_tensors(TINY_PI05, 0), near_home, near_home, format='openpi'
     )
 
 
@@ -62,7 +62,11 @@ def test_three_views_and_fourteen_joints_become_commands_that_both_arms_obey(gra
 
     chunk, last = chunks[-1][1], commands[-1][1]
     assert list(chunk.names) == list(last.joint_names) == list(states[-1][1].name) == names
-    assert (chunk.horizon, chunk.action_dim, len(chunk.data)) == (TINY.horizon, 14, TINY.horizon * 14)
+    assert (chunk.horizon, chunk.action_dim, len(chunk.data)) == (
+        TINY_PI05.horizon,
+        14,
+        TINY_PI05.horizon * 14,
+    )
     wanted = np.array(last.points[0].positions)
     sent = np.array([message.points[0].positions for _, message in commands])
     # Every joint was moved, on either arm, and all of them ended where the last command wanted them.

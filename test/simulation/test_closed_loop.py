@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import TINY
 
 from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.evaluation.batch.plan import Variant
 from flashrt_ros.evaluation.closed_loop.faults import GOOD, CameraFault, parse_fault
 from flashrt_ros.models.random import write_random_checkpoint
+from flashrt_ros.models.spec import TINY_PI05
 from flashrt_ros.policy import PolicyInfo, Prediction
 
-SMALL_FRAMES = replace(TINY, vision=replace(TINY.vision, image_size=28))
+SMALL_FRAMES = replace(TINY_PI05, vision=replace(TINY_PI05.vision, image_size=28))
 
 
 @pytest.fixture(scope='session')

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import TINY
 
 from flashrt_ros.models.gemma import rotary_table
 from flashrt_ros.models.pi import PiModel, load_model
 from flashrt_ros.models.random import random_tensors
+from flashrt_ros.models.spec import TINY_PI05
 from flashrt_ros.policy import Observation, PolicyOptions, load_policy
 from training import dataset, train
 from training.augment import to_square, vary
@@ -21,7 +21,7 @@ from training.dataset import HEIGHT, HORIZON, SIZE, VIEWS, Moment, read_shard, w
 from training.flow import draw_prefixes, loss, prefill, velocity
 from training.recipe import Norms
 
-SMALL = replace(TINY, vision=replace(TINY.vision, image_size=SIZE), horizon=HORIZON)
+SMALL = replace(TINY_PI05, vision=replace(TINY_PI05.vision, image_size=SIZE), horizon=HORIZON)
 RELATIVE = PolicyOptions(seed=0, delta_actions=(True,) * 5 + (False,))
 
 

@@ -60,7 +60,7 @@ class CommandWorker:
         self._history = StateHistory()
         self._period_s = 1.0 / config.rates.control_rate_hz
         self._motion = Motion(ExecutorSettings.of(config), SafetySettings.of(config, self._simulated), limits)
-        self._lock = threading.RLock()
+        self._lock, self._telling = threading.RLock(), threading.Lock()
         self._clock, self._output = clock, output
         self._tell, self._tell_stopped = tell, stopped
         self._told: object = None
@@ -112,7 +112,7 @@ class CommandWorker:
         """Forget all motion: the next chunk starts from standstill."""
         with self._lock:
             self._motion.begin()
-            self._announce(self._clock.now().nanoseconds)
+        self._announce(self._clock.now().nanoseconds)
 
     def keep_state(self, message: bytes) -> None:
         """message: a serialized JointState. Few are ever read; bytes cost the garbage collector nothing."""
@@ -137,10 +137,11 @@ class CommandWorker:
             self.malformed += 1
             self.refused.trouble(error.what, str(error))
             return
+        measured = self._measured(now_ns)
         with self._lock:
-            refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), self._measured(now_ns))
+            refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), measured)
             self._told = None  # every chunk is answered, also a refused one
-            self._announce(now_ns)
+        self._announce(now_ns)
         if refusal:
             self.refused.trouble(refusal, refusal)
         else:
@@ -153,12 +154,12 @@ class CommandWorker:
                 command = self._motion.tick(now_ns, time.monotonic_ns())
             with stage('publish'):
                 self._output.send(command, self._motion, now_ns)
-            self._announce(now_ns)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
         if trouble:
             self.without_motion.trouble(kind, trouble)
         else:
             self.without_motion.clear()
+        self._announce(now_ns)
 
     def watch(self, failure: str = '') -> None:
         """Called now and then on real time: stops the robot also when no tick comes.
@@ -216,15 +217,25 @@ class CommandWorker:
         return max(0, -(-(entry.end_ns - now_ns) // entry.chunk.step_ns))
 
     def _announce(self, now_ns: int) -> None:
-        """Tell the policy what is followed, and everybody whether motion is stopped, when it changes."""
-        entry, stopped = self._motion.following, bool(self._motion.supervisor.stop)
-        key = (None,) if entry is None else (entry.chunk.epoch, entry.chunk.sequence, entry.begin_ns)
-        if key != self._told:
-            self._told = key
-            self._tell(executing_message(entry, now_ns))
-        if stopped != self._told_stopped:
-            self._told_stopped = stopped
-            self._tell_stopped(stopped)
+        """Tell the policy what is followed, and everybody whether motion is stopped, when it changes.
+
+        A message takes longer to build than a command is late otherwise, so a tick waits for none. Whoever
+        finds another telling leaves it to the next tick: what is told last is what is followed.
+        """
+        if not self._telling.acquire(blocking=False):
+            return
+        try:
+            with self._lock:
+                entry, stopped = self._motion.following, bool(self._motion.supervisor.stop)
+                key = (None,) if entry is None else (entry.chunk.epoch, entry.chunk.sequence, entry.begin_ns)
+                changed, turned = key != self._told, stopped != self._told_stopped
+                self._told, self._told_stopped = key, stopped
+            if changed:
+                self._tell(executing_message(entry, now_ns))
+            if turned:
+                self._tell_stopped(stopped)
+        finally:
+            self._telling.release()
 
     def _measured(self, now_ns: int) -> np.ndarray | None:
         """Where the robot is, if that is known and recent; else the executor starts no motion and says so."""

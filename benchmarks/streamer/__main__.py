@@ -1,7 +1,7 @@
 """How punctually the streamer sends 500 commands a second, alone and beside busy processes.
 
 usage: python -m benchmarks.streamer [--busy 0 2 4] [--seconds 10] [--rounds 3] [--against TREE]
-       [--with 'scheduling.priority:=50' ...] [--output-type joint_trajectory] [--joint-rate 200]
+       [--with 'scheduling.streamer_priority:=50' ...] [--output-type joint_trajectory] [--joint-rate 200]
 
 The streamer is the real process with seven joints; another process sends it chunks and joint states. Lateness
 is that of the moment at which a command is written, as its writer stamps it. Variants take turns, because

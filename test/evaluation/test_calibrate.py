@@ -92,7 +92,7 @@ def test_a_machine_without_a_gpu_says_so_at_once(robot_bag, robot, capsys):
 def test_scales_from_a_bag_and_the_accuracy_of_fp8(tmp_path, tiny, capsys):
     from evaluation.robots import write_config
 
-    robot = write_config(tmp_path / 'robot.yaml', tiny)
+    robot = write_config(tmp_path / 'robot.yaml', tiny, policy={'steps': 2})
     bag = BagMaker(seconds=6.0).write(tmp_path / 'bag')
     words = ['calibrate', str(bag), '--config', str(robot), '--count', '8', '--held-out', '4', '--json']
     assert main(words) == 0

@@ -85,13 +85,22 @@ class PlannerCounts:
 
 
 class Planner:
-    """Runs the policy and numbers its chunks. Row 0 is due when the observation was made; vlash: later."""
+    """Runs the policy and numbers its chunks. Row 0 is due when the observation was made; vlash: later.
+
+    latency_ns: how long every inference counts as, where time is not this machine's; None: as it took.
+    """
 
     def __init__(
-        self, policy: Policy, joints: JointMap, action_rate_hz: float, settings: PlannerSettings | None = None
+        self,
+        policy: Policy,
+        joints: JointMap,
+        action_rate_hz: float,
+        settings: PlannerSettings | None = None,
+        latency_ns: int | None = None,
     ) -> None:
         self._policy, self._joints = policy, joints
         self.step_ns = round(1e9 / action_rate_hz)
+        self._latency_ns = latency_ns
         self._settings = settings or PlannerSettings()
         self._kinds = self._settings.kinds or ActionKinds.positions(len(joints.names))
         self._executing: Chunk | None = None
@@ -174,7 +183,8 @@ class Planner:
         """The next chunk of this epoch."""
         chunk = self._chunk(prediction.actions, anchor, stamp_ns, start_ns, guidance)
         self.sequence += 1
-        self.delay.guess(round(inference_s * 1e9), self.step_ns)
+        measured_ns = round(inference_s * 1e9)
+        self.delay.guess(measured_ns if self._latency_ns is None else self._latency_ns, self.step_ns)
         overlap = 0 if guidance is None else len(guidance.actions)
         return Plan(chunk, prediction.timings, inference_s, delay, overlap)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.robots import write_config
 from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import BackendError, ObservationError
 from flashrt_ros.evaluation.bag import open_bag
@@ -116,3 +117,28 @@ def test_the_next_inference_begins_before_the_one_before_is_over(robot, robot_ba
     np.testing.assert_array_equal(plain.actions[:2], pipelined.actions[:2])
     assert pipelined.counts['inferences_failed'] == 2
     assert {'policy: BackendError', 'policy: ObservationError'} <= set(pipelined.reasons)
+
+
+class Delays:
+    """A listener that keeps what every chunk was foretold."""
+
+    def __init__(self):
+        self.rows = []
+
+    def looked(self, looked, plan, ready_ns):
+        if plan is not None:
+            self.rows.append(plan.delay)
+
+    def commanded(self, time_ns, positions):
+        pass
+
+
+@pytest.mark.parametrize(('latency_s', 'rows'), [(0.3, 6), (0.15, 3)])
+def test_how_fast_this_machine_is_shows_in_no_chunk(tmp_path, tiny, robot_bag, latency_s, rows):
+    """The first guided chunk is foretold the latency that was given, not what the inference before took."""
+    path = write_config(tmp_path / 'guided.yaml', tiny, executor={'strategy': 'rtc_identity'})
+    config, delays = load_config(path), Delays()
+    policy = load_policy(config.policy.checkpoint, options_of(config))
+    with open_bag(robot_bag) as bag:
+        Player(Feed(bag, find_sources(bag, config)), config, policy, latency_s, (delays,)).play('replay')
+    assert delays.rows[1] == rows

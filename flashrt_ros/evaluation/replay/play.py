@@ -96,7 +96,9 @@ class Player:
         self._guided = bool(settings.strategy.guidance) or settings.strategy.future
         self._pool = None if self._inline else ThreadPoolExecutor(len(config.cameras), 'decoding')
         self._watch = Watch(self._feed, config, self._latency, self._due, self._pool)
-        self._planner = Planner(policy, JointMap.of(config), config.rates.action_rate_hz, settings)
+        self._planner = Planner(
+            policy, JointMap.of(config), config.rates.action_rate_hz, settings, self._latency.given_ns
+        )
         self._policy, self._waits = policy, settings.strategy.waits
         self._most_begun = int(isinstance(policy, Pipelined))
         self._robot = ReplayedRobot(config, self._bag.start_ns)

@@ -6,7 +6,8 @@ usage: python -m benchmarks.streamer [--busy 0 2 4] [--seconds 10] [--rounds 3] 
 The streamer is the real process with seven joints; another process sends it chunks and joint states. Lateness
 is that of the moment at which a command is written, as its writer stamps it. Variants take turns, because
 the machine may have other work: this tree; with `--against` that of another checkout; and, for each `--with`,
-this tree with other parameters.
+this tree with other parameters. 'a timer alone' is a process that only waits for the same deadlines: what is
+late there is this machine's doing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from benchmarks.e2e.machine import ROOT, describe
 from benchmarks.streamer.setting import write_robot
+from benchmarks.streamer.timer import bare_timer
 from benchmarks.streamer.trial import Found, Variant, run
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -54,6 +56,8 @@ def main() -> None:
                             arguments.logs or Path(name),
                         )
                     )
+            floor = [bare_timer(busy, arguments.seconds) for _ in range(arguments.rounds)]
+            print(row(busy, 'a timer alone', floor), flush=True)
             for variant in variants:
                 print(row(busy, variant.name, found[variant.name]), flush=True)
     print(f'load at the end: {os.getloadavg()[0]:.1f}')

@@ -103,7 +103,7 @@ def run(
         lifecycle.change(ACTIVATE, STARTS_S)
         family.start('feed', 'benchmarks.streamer.feed', ['--joint-rate', str(joint_rate_hz)])
         _spin(executor, lambda: len(written) > 100, STARTS_S)
-        with _busy(busy):
+        with busy_processes(busy):
             _spin(executor, lambda: False, WARM_UP_S)
             begin_ns, before = time.time_ns(), cpu_ns(streamer.process.pid)
             _spin(executor, lambda: False, seconds)
@@ -151,7 +151,8 @@ def _spin(executor: SingleThreadedExecutor, done: Any, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _busy(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[None]:
+    """So many that never wait, as long as the context lasts."""
     processes = [subprocess.Popen([sys.executable, '-S', '-c', _BUSY]) for _ in range(count)]
     try:
         yield

@@ -40,6 +40,12 @@ __device__ __forceinline__ void multiply(float (&d)[20][4], uint64_t a, uint64_t
                : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
+__device__ __forceinline__ void multiply(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(PRODUCT("128", PLACES_0_31 ", " PLACES_32_63, "%64, %65", "0, 0", "%66")
+               : TILES_8(d, 0), TILES_8(d, 8)
+               : "l"(a), "l"(b), "r"((int)accumulate));
+}
+
 // logits d [64, 256] = a [64, 16] (registers) * b [256, 16]^T (+ d)
 __device__ __forceinline__ void multiply(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   asm volatile(PRODUCT("256", PLACES_0_31 ", " PLACES_32_63 ", " PLACES_64_95 ", " PLACES_96_127,

@@ -12,7 +12,7 @@
 // warpgroups, and a share of the keys: grid (queries / 128, blocks along the keys), the latter at most 8 and one cluster,
 // 256 threads. Everything comes through the copy engine, queries once for the whole cluster.
 //
-// A block takes KEYS keys at once (192, or 160 to make room for MORE passes), a quarter of their columns after the other.
+// A block takes KEYS keys at once (192, or 160 or 128 to make room for MORE passes), a quarter of their columns after the other.
 // All logits are known before the first exponential; the first half of the result's columns is computed under the
 // exponentials, then each part is sent to the block that finishes it under the products of the next. A block finishes
 // whole groups of 16 rows, those of one warp in all blocks.
@@ -192,6 +192,11 @@ __device__ __forceinline__ void prepare(Barriers& barriers, const Maps& maps, co
     barrier_expect(barriers.partials + part, received * (part ? PARTIAL_BYTES / 4 : PARTIAL_BYTES / 2 + 16 * (int)sizeof(float2)));
 }
 
+// Of MORE passes the second warpgroup starts the first when the first warpgroup has its logits, so that one computes
+// exponentials while the other multiplies.
+__device__ __forceinline__ void go_ahead() { asm volatile("bar.arrive 1, 256;" ::: "memory"); }
+__device__ __forceinline__ void lag_behind() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
 extern "C" __global__ void __launch_bounds__(256, 1)
     gemma_attention(const __grid_constant__ TensorMap query_map, const __grid_constant__ TensorMap key_map,
                     const __grid_constant__ TensorMap value_map, const int* length, int appended, int first_sees, int rows,
@@ -227,10 +232,17 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const int parity = MORE ? pass & 1 : 0, row = place.begin + pass * KEYS;
     const bool last = !MORE || pass + 1 == passes;
     float logits[KEY_TILES][4], correction[2];
+    if (MORE && pass == 0 && warp >= WARPS / 2) {
+      barrier_wait(barriers.keys + QUARTERS - 2, parity);
+      if (fetches) fetch_values(memory, barriers, maps, row, fetched);
+      __syncwarp();
+      lag_behind();
+    }
     multiply_keys(logits, memory, barriers, warp / 4, parity, [&] {
-      if (pass == 0 && fetches && (!REUSE || fetched < 2)) fetch_values(memory, barriers, maps, row, fetched);
+      if (!MORE && pass == 0 && fetches && (!REUSE || fetched < 2)) fetch_values(memory, barriers, maps, row, fetched);
       __syncwarp();
     });
+    if (MORE && pass == 0 && warp < WARPS / 2) go_ahead();
     if (last) cluster_arrive();  // queries and keys are not needed any more
     warp_done(&barriers.keys_used, lane);
     int seen[2] = {limit[0] - pass * KEYS, limit[1] - pass * KEYS};

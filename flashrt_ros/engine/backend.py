@@ -6,6 +6,7 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,7 @@ class CudaPolicy:
         """Give back the GPU memory; the object is of no use afterwards."""
         self._engine, self._flights = None, ()
         if not self._lost:
+            gc.collect()  # stages and the engine know each other
             torch.cuda.empty_cache()
 
     def _abandon(self) -> None:

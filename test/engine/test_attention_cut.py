@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashrt_ros.engine.operators.attention_sm90 import split_keys
+from flashrt_ros.engine.operators.attention_sm90 import AT_ONCE, REPEATED, keys_at_once, split_keys
 
 H100 = {2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 """Clusters of so many blocks, one on each multiprocessor, that are resident at once on an H100."""
@@ -23,3 +23,13 @@ H100 = {2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 )
 def test_all_blocks_run_at_once_and_no_more_than_needed(tiles, capacity, split):
     assert split_keys(tiles, capacity, H100.__getitem__) == split
+
+
+@pytest.mark.parametrize(
+    ('share', 'keys'), [(150, 192), (192, 192), (416, 160), (448, 160), (496, 128), (512, 128)]
+)
+def test_a_block_passes_over_its_keys_as_seldom_as_it_can(share, keys):
+    assert keys_at_once(share) == keys
+    assert -(-share // keys) == min(
+        -(-share // some) for some in (*REPEATED, AT_ONCE if share <= AT_ONCE else 1)
+    )

@@ -19,8 +19,9 @@ GEMMA_DIM, VISION_TOKENS, VISION_DIMS = 256, 256, range(64, 81, 8)
 QUERIES = 128
 """Of a block of the Gemma attention."""
 
-AT_ONCE, REPEATED = 192, 160
-"""Keys that a block of the Gemma attention takes at once: when that suffices, and when it repeats it."""
+AT_ONCE, REPEATED = 192, (160, 128)
+"""Keys that a block of the Gemma attention takes at once: when that suffices, and when it repeats it. Four
+passes of 128 keys are faster than of 160 that are partly empty (benchmarks/notes.md)."""
 
 MOST_BLOCKS = 8
 """In a cluster."""
@@ -42,11 +43,11 @@ def covers_vision(gpu: Gpu, tokens: int, dim: int) -> bool:
 
 def gemma_builds(heads: int, dtype: torch.dtype) -> list[Build]:
     """dtype: of what they leave, as in `vision_build`."""
-    return [_gemma_build(heads, keys, dtype) for keys in (AT_ONCE, REPEATED)]
+    return [_gemma_build(heads, keys, dtype) for keys in (AT_ONCE, *REPEATED)]
 
 
 def _gemma_build(heads: int, keys: int, dtype: torch.dtype) -> Build:
-    more = int(keys == REPEATED)
+    more = int(keys != AT_ONCE)
     return 'gemma_attention_sm90', {'HEADS': heads, 'KEYS': keys, 'MORE': more, **constants(dtype)}
 
 
@@ -62,6 +63,14 @@ def split_keys(tiles: int, capacity: int, most_clusters: Callable[[int], int]) -
     """
     possible = [n for n in range(1, MOST_BLOCKS + 1) if n == 1 or tiles <= most_clusters(n)]
     return next((n for n in possible if n * AT_ONCE >= capacity), possible[-1])
+
+
+def keys_at_once(share: int) -> int:
+    """Of a block that has so many: the fewest that it takes no more passes with."""
+    if share <= AT_ONCE:
+        return AT_ONCE
+    share = -(-share // 16) * 16
+    return min(REPEATED, key=lambda keys: (-(-share // keys), keys))
 
 
 def gemma(
@@ -84,7 +93,7 @@ def gemma(
     split = split_keys(
         tiles, len(keys), lambda n: kernel(AT_ONCE).most_clusters((1, n), GEMMA_THREADS, GEMMA_SHARED)
     )
-    box = AT_ONCE if -(-len(keys) // split) <= AT_ONCE else REPEATED
+    box = keys_at_once(-(-len(keys) // split))
     kernel(box)(
         (tiles, split),
         GEMMA_THREADS,

@@ -1,21 +1,36 @@
-"""Waiting for new frames of all cameras."""
+"""Waiting for new frames of all cameras that belong together."""
 
 from __future__ import annotations
 
 import functools
 import threading
+from collections import deque
 from collections.abc import Mapping
+from itertools import pairwise
 
 from flashrt_ros.ingest.stream import Stream
 
+_WINDOW = 8
+"""Frames whose distances say how far apart those of a camera come."""
+
+_MARGIN = 1.1
+"""By which the share of a period is longer that frames may be apart: they come unevenly."""
+
 
 class Fresh:
-    """Whether a frame has come from each of these streams since the last ones were used, or expected anew."""
+    """Whether a frame has come from each of these streams since the last ones were used, or expected anew.
+
+    Frames belong together when none came long before the newest: cameras that see the same moment must not be
+    paired a frame apart, which a wait that begins between the two would do from then on. Of n cameras at any
+    phases the last frames are at some moment of every period within (1 - 1/n) of the longest period, so no
+    phase waits in vain. Times are those of reception: stamps of different drivers may differ by anything.
+    """
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         self._streams = dict(streams)
         self._lock = threading.Lock()
         self._missing = set(streams)
+        self._received_ns = {name: deque[int](maxlen=_WINDOW) for name in streams}
         self._all_there = threading.Event()
         for name, stream in streams.items():
             stream.kept = functools.partial(self._note, name)
@@ -39,12 +54,28 @@ class Fresh:
             self._update()
 
     def _note(self, name: str) -> None:
+        sample = self._streams[name].latest()
         with self._lock:
+            if sample is not None:
+                self._received_ns[name].append(sample.received_ns)
             self._missing.discard(name)
             self._update()
 
     def _update(self) -> None:
+        self._missing |= self._outdated()
         if self._missing:
             self._all_there.clear()
         else:
             self._all_there.set()
+
+    def _outdated(self) -> set[str]:
+        """Streams whose last frame came too long before the newest to belong to it."""
+        came = {name: times[-1] for name, times in self._received_ns.items() if times}
+        periods = [
+            max(b - a for a, b in pairwise(times)) for times in self._received_ns.values() if len(times) > 1
+        ]
+        if len(periods) < len(self._streams) or not max(periods):
+            return set()
+        apart_ns = (1 - 1 / len(self._streams)) * max(periods) * _MARGIN
+        newest = max(came.values())
+        return {name for name, received in came.items() if newest - received > apart_ns}

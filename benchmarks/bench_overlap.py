@@ -63,11 +63,7 @@ class SeenEarly:
             engine.vision.output(2).copy_(self.features)
 
         self.graphs = [StagedGraph([('see', see(i))], self.stream, pool, timed=False) for i in range(2)]
-        rest = [
-            stage
-            for stage in engine.stages(2, engine.prompt_rows(TOKENS))
-            if stage[0] in ('prefill', 'denoise')
-        ]
+        rest = engine.acting(2, engine.prompt_rows(TOKENS))
         self.rest = StagedGraph([('gather', gather), *rest], engine.stream, pool, timed=False)
 
     def see(self, slot: int, image: CameraImage) -> None:

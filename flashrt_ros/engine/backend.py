@@ -147,15 +147,18 @@ class CudaPolicy:
         began = perf_counter()
         engine = self._require_engine()
         start, guide = self._start(noise), None
-        if guidance is not None:
-            guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
-        tokens, state = self.processing.text_and_state(observation)
+        self.processing.check(observation)
         frames = self.processing.frames(observation)
         before, number = self._flights[self._last], 1 - self._last
         flight = self._flights[number]
         with gpu_failures(self.info.name, self._abandon):
-            inputs = {'tokens': tokens[0].int(), 'state': state[0], 'noise': start}
-            flight.start(frames, inputs, guide, before)
+            flight.see(frames, before)
+        # While the GPU sees:
+        if guidance is not None:
+            guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
+        tokens, state = self.processing.text_and_state(observation)
+        with gpu_failures(self.info.name, self._abandon):
+            flight.start({'tokens': tokens[0].int(), 'state': state[0], 'noise': start}, guide)
         self._last = number
         host = perf_counter() - began
 

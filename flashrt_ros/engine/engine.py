@@ -1,10 +1,15 @@
-"""One policy on one GPU: static buffers, four stages, a graph for every number of views and prompt size.
+"""One policy on one GPU: static buffers, four stages in two graphs.
 
     engine = Engine(library, spec, packed, views=2, resize='pil')
     engine.write(frames, tokens, state, noise, guide=guide); engine.replay(); actions = engine.read()
 
-Captured once for 1 .. views present images and the prompt sizes of `prompt_sizes`. The length inside a size
-is read on the device, so nothing is ever captured again.
+Seeing (preprocess, vision) is captured for 1 .. views present images, acting (prefill, denoise) for
+each of them with the prompt sizes of `prompt_sizes`. The length inside a size is read on the device, so
+nothing is ever captured again. They are two, so that the host can turn state and prompt into tokens while the
+GPU sees:
+
+    engine.write_frames(frames); engine.see()
+    engine.write_inputs(tokens, state, noise); engine.act()
 """
 
 from __future__ import annotations
@@ -81,32 +86,41 @@ class Engine:
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
             self.exact = _make_exact(operators, spec, packed, scales, self.cache, views) if exact else None
         self._result = torch.zeros(spec.horizon, spec.action_dim).pin_memory()
-        self._graphs: dict[tuple[int, int, bool], StagedGraph] = {}
-        self._chosen = (views, prompt_sizes(spec.max_tokens)[-1], False)
+        self._seeing: dict[int, StagedGraph] = {}
+        self._acting: dict[tuple[int, int, bool], StagedGraph] = {}
+        self._views, self._chosen = views, (views, prompt_sizes(spec.max_tokens)[-1], False)
 
     def capture(self, timed: bool = True) -> None:
         """Record every graph; afterwards no call allocates, compiles or records. timed: see `StagedGraph`."""
         pool = torch.cuda.graph_pool_handle()
         self.denoise.actions.zero_()
         for views in range(self.views, 0, -1):
+            self._seeing[views] = StagedGraph(self.seeing(views), self.stream, pool, timed)
             for rows in reversed(prompt_sizes(self.spec.max_tokens)):
                 self.cache.length.fill_(longest_prefix(self.spec, views, rows))
                 torch.cuda.synchronize()
                 for exact in (False, True) if self.exact is not None else (False,):
-                    stages = self.stages(views, rows, exact)
-                    self._graphs[views, rows, exact] = StagedGraph(stages, self.stream, pool, timed)
+                    stages = self.acting(views, rows, exact)
+                    self._acting[views, rows, exact] = StagedGraph(stages, self.stream, pool, timed)
 
     def stages(self, views: int, rows: int, exact: bool = False) -> list[Stage]:
-        """The stages for this many present views and prompt rows, as functions that launch them."""
+        """All stages for this many present views and prompt rows, as functions that launch them."""
+        return [*self.seeing(views), *self.acting(views, rows, exact)]
+
+    def seeing(self, views: int) -> list[Stage]:
+        """Those that need the frames alone."""
+        frames = self.frames
+        if frames is None:
+            return [('vision', lambda: self.vision.run(self.inputs.images[:views]))]
+        return [
+            ('preprocess', lambda: frames.launch(0, views, self.vision.patch_rows(views))),
+            ('vision', lambda: self.vision.see(views)),
+        ]
+
+    def acting(self, views: int, rows: int, exact: bool = False) -> list[Stage]:
+        """The others."""
         loop = self._loop(exact)
         tokens, projected = self.inputs.tokens[:rows], self.vision.output(views)
-        frames, stages = self.frames, list[Stage]()
-
-        def see() -> None:
-            if frames is None:
-                self.vision.run(self.inputs.images[:views])
-            else:
-                self.vision.see(views)
 
         def read_prefix() -> None:
             self.prefill.run(projected, self.vision.projector, tokens)
@@ -115,9 +129,7 @@ class Engine:
             loop.run()
             self._result.copy_(loop.actions, non_blocking=True)
 
-        if frames is not None:
-            stages.append(('preprocess', lambda: frames.launch(0, views, self.vision.patch_rows(views))))
-        return [*stages, ('vision', see), ('prefill', read_prefix), ('denoise', denoise)]
+        return [('prefill', read_prefix), ('denoise', denoise)]
 
     def write(
         self,
@@ -135,20 +147,33 @@ class Engine:
         [H, A]; guide: what to go on from. Raises ObservationError for a prompt or a number of views beyond
         what the buffers hold, and for frames that cannot be read.
         """
-        views, count = len(images), tokens.shape[0]
-        if not 1 <= count <= self.spec.max_tokens:
-            raise ObservationError(
-                f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
-            )
+        self.write_frames(images)
+        self.write_inputs(tokens, state, noise, guide=guide)
+
+    def write_frames(self, images: Tensor | Mapping[str, CameraImage]) -> None:
+        """The part of `write` that `see` reads."""
+        views = len(images)
         if not 1 <= views <= self.views:
             raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
-        exact = guide is not None and guide.method == 'exact'
-        loop = self._loop(exact)
         with torch.cuda.stream(self.stream):
             if isinstance(images, Tensor):
                 self.inputs.images[:views].copy_(images, non_blocking=True)
             elif self.frames is not None:
                 self.frames.write(images)
+        self._views = views
+
+    def write_inputs(
+        self, tokens: Tensor, state: Tensor, noise: Tensor, *, guide: Guide | None = None
+    ) -> None:
+        """The part of `write` that `act` reads, for the frames written last."""
+        views, count = self._views, tokens.shape[0]
+        if not 1 <= count <= self.spec.max_tokens:
+            raise ObservationError(
+                f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
+            )
+        exact = guide is not None and guide.method == 'exact'
+        loop = self._loop(exact)
+        with torch.cuda.stream(self.stream):
             self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
             loop.state.copy_(state, non_blocking=True)
             loop.actions.copy_(noise, non_blocking=True)
@@ -173,12 +198,22 @@ class Engine:
         return self._loop(self._chosen[2]).actions
 
     def replay(self) -> None:
-        """Launch the graph for what was written last; returns at once."""
-        self._graphs[self._chosen].replay()
+        """Launch both graphs for what was written last; returns at once."""
+        self.see()
+        self.act()
+
+    def see(self) -> None:
+        """Launch what needs the frames alone; returns at once."""
+        self._seeing[self._views].replay()
+
+    def act(self) -> None:
+        """Launch the rest; returns at once."""
+        self._acting[self._chosen].replay()
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage in the last replay; call after `read`."""
-        return self._graphs[self._chosen].stage_seconds()
+        seen, acted = self._seeing[self._chosen[0]], self._acting[self._chosen]
+        return seen.stage_seconds() | acted.stage_seconds()
 
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""

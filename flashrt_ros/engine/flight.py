@@ -25,31 +25,34 @@ class Flight:
         self._frames: Mapping[str, CameraImage] = {}
         spec = engine.spec
         self._result = torch.empty(spec.horizon, spec.action_dim, pin_memory=True)
-        self._staged = torch.cuda.Event()
+        self._staged, self._seen = torch.cuda.Event(), torch.cuda.Event()
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
-    def start(
-        self,
-        frames: Mapping[str, CameraImage],
-        inputs: Mapping[str, Tensor],
-        guide: Guide | None,
-        before: Flight | None,
-    ) -> None:
-        """Stage and launch; returns at once. inputs: tokens, state and noise as `Engine.write` takes them.
+    def see(self, frames: Mapping[str, CameraImage], before: Flight | None) -> None:
+        """Stage the frames and launch what needs them alone; returns at once, and `start` has to follow.
 
         before: the flight started last. Its inputs must have left the host memory that all flights share.
         """
         engine = self._engine
         self._end.synchronize()  # a result that nobody waited for
+        self._seen.synchronize()  # a start that never came
         self._frames = {view: pinned(image) for view, image in frames.items()}
-        staged = {name: self._pin(name, tensor) for name, tensor in inputs.items()}
         if before is not None:
             before._staged.synchronize()
-        engine.write(self._frames, **staged, guide=guide)
+        engine.write_frames(self._frames)
+        with torch.cuda.stream(engine.stream):
+            self._begin.record()
+            engine.see()
+            self._seen.record()
+
+    def start(self, inputs: Mapping[str, Tensor], guide: Guide | None) -> None:
+        """Stage the rest and launch it; returns at once. inputs: tokens, state, noise as `Engine.write`."""
+        engine = self._engine
+        staged = {name: self._pin(name, tensor) for name, tensor in inputs.items()}
+        engine.write_inputs(**staged, guide=guide)
         with torch.cuda.stream(engine.stream):
             self._staged.record()
-            self._begin.record()
-            engine.replay()
+            engine.act()
             self._result.copy_(engine.actions, non_blocking=True)
             self._end.record()
 
@@ -60,7 +63,7 @@ class Flight:
         return self._result
 
     def seconds(self) -> float:
-        """On the GPU, from the staged inputs to the actions; call after `land`."""
+        """On the GPU, from the staged frames to the actions; call after `land`."""
         return self._begin.elapsed_time(self._end) / 1e3
 
     def _pin(self, name: str, tensor: Tensor) -> Tensor:

@@ -17,14 +17,16 @@ SPECS = [PI0, PI05, replace(PI05, max_tokens=64), replace(PI05, max_tokens=129)]
 @pytest.mark.parametrize('views', [1, 2, 3])
 def test_no_recorded_prefix_is_longer_than_the_longest_one(monkeypatch, spec, views):
     engine, lengths = Engine.__new__(Engine), {}
-    engine.spec, engine.views, engine.stream, engine._graphs = spec, views, None, {}
+    engine.spec, engine.views, engine.stream = spec, views, None
+    engine._seeing, engine._acting = {}, {}
     engine.cache = SimpleNamespace(length=torch.zeros(1, dtype=torch.int32))
     engine.denoise = SimpleNamespace(actions=torch.ones(spec.horizon, spec.action_dim))
     engine.exact = None
-    engine.stages = lambda views, rows, exact: (views, rows)
+    engine.seeing, engine.acting = lambda views: None, lambda views, rows, exact: (views, rows)
 
     def record(size, *_):
-        lengths[size] = int(engine.cache.length)
+        if size is not None:
+            lengths[size] = int(engine.cache.length)
 
     monkeypatch.setattr(module, 'StagedGraph', record)
     monkeypatch.setattr('torch.cuda.graph_pool_handle', lambda: None)

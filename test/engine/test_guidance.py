@@ -116,14 +116,14 @@ def test_the_inputs_hold_what_was_written_last():
 def test_one_graph_takes_any_guidance(library, spec, method):
     case = Case(library, spec, 'bf16')
     observation = case.observation()
-    free, noise, graphs = case.found(observation), observation[3], dict(case.engine._graphs)
+    free, noise, graphs = case.found(observation), observation[3], dict(case.engine._acting)
     for rows in (1, 12, 50):
         guide = random_guide(spec, method, rows)
         found, expected = case.found(observation, guide), case.expected(observation, guide)
         assert relative_error(found - noise, expected - noise) < 0.02
         assert method == 'identity' or torch.equal(found[:rows], guide.target[0, :rows])
         assert torch.equal(case.found(observation), free)
-    assert case.engine._graphs == graphs
+    assert case.engine._acting == graphs
 
 
 @gpu

@@ -173,6 +173,18 @@ def test_a_bad_observation_leaves_the_policy_usable(library, checkpoint):
     assert np.isfinite(policy.infer(good).actions).all()
 
 
+@gpu
+def test_an_observation_refused_while_the_gpu_sees_changes_no_other(library, checkpoint):
+    """Its pictures are seen before its prompt turns out to be too long."""
+    policy, good, other = load(checkpoint, CUDA), observe(checkpoint), observe(checkpoint, 1)
+    noise = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
+    expected = policy.infer(good, noise).actions
+    for _ in range(3):
+        with pytest.raises(ObservationError, match='tokens'):
+            policy.infer(replace(other, prompt='fold the towel ' * 200))
+        np.testing.assert_array_equal(policy.infer(good, noise).actions, expected)
+
+
 LOSES_THE_GPU = """
 import sys
 import torch

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
@@ -34,12 +35,14 @@ def prefix() -> Path:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize('name', ['policy_node', 'action_streamer', 'flashrt', 'doctor'])
+@pytest.mark.parametrize('name', ['policy_node', 'action_streamer', 'sim_node', 'flashrt', 'doctor'])
 def test_ros2_run_finds_the_nodes(prefix, name):
     executable = prefix / 'lib/flashrt_ros' / name
     assert os.access(executable, os.X_OK)
     interpreter = Path(executable.read_text().splitlines()[0].removeprefix('#!'))
     assert interpreter.samefile(sys.executable)
+    # A process that it starts imports it under another name, and must not run it again.
+    runpy.run_path(str(executable), run_name='__mp_main__')
 
 
 @pytest.mark.ros

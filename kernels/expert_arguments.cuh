@@ -26,6 +26,18 @@ struct Kept {
   uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
 };
 
+// With ALL_STEPS: what the ends of a flow step need (expert_ends.cuh).
+struct Ends {
+  const float *out_weight, *velocity_shift;  // [32][1024]; [flow steps, or 1][32]
+  const float *in_weight, *in_bias;          // [32][1024]; [flow steps, or 1][1024]
+  const float *target, *pull, *gammas;       // [H][32], [H][32], [flow steps]
+  float* actions;                            // [H][32], in and out
+  uint4* velocities;                         // exchange [4 row tiles][32 column groups][128]
+  uint2* squares;                            // exchange [4][32][16]
+  uint32_t* embedded;                        // pi0: exchange, as Arguments::embedded
+  int steps, bias_stride;
+};
+
 struct Arguments {
   Product qkv, output, gate_up, down, mixer;
   const float *qkv_bias, *gate_up_bias;  // [L][2560], [L][8192], of this flow step
@@ -56,6 +68,7 @@ struct Arguments {
   int normed_layers; // how many layers' first norm to prepare: `layers`, as the flow prepares the next
   int shared_bytes;
   int clean;         // steps from this one to flow time 0 in the tables of qkv_bias, gate_up_bias, gate and norm_scale
+  Ends ends;
 };
 
 // How far the modulation of a row lies behind that of the flow step, in a table of `width` values a step.
@@ -64,6 +77,18 @@ struct Frozen {
   int rows, clean;
   __device__ int offset(int row, int width) const { return row < rows ? clean * width : 0; }
 };
+
+#if ALL_STEPS
+// As Frozen, from the first flow step on: `clean` is the row of flow time 0 in the tables, which have one row or one a step.
+struct Modulated {
+  const Frozen& frozen;
+  int step;
+  __device__ int table_row() const { return min(step, frozen.clean); }
+  __device__ int offset(int row, int width) const { return (row < frozen.rows ? frozen.clean : table_row()) * width; }
+};
+#else
+using Modulated = Frozen;
+#endif
 
 #ifdef TIMELINE
 #define STAMP(ARGUMENTS, LAYER, POINT) \

@@ -13,6 +13,32 @@
 #pragma once
 #include "mma.cuh"
 
+// Switches of trials (benchmarks/expert_notes.md, "Version 10"); 0 is version 9.
+#ifndef RELOOK      // 1: when a slot of fragments is not there, all that is missing is looked at again, not only that slot
+#define RELOOK 0
+#endif
+#ifndef STATS_AGAIN  // 1: statistics that are missing are looked at again behind the last product's start, not behind its end
+#define STATS_AGAIN 0
+#endif
+#ifndef SIGN_ONE    // 1: one lane of a warp looks for a sign, not all
+#define SIGN_ONE 0
+#endif
+#ifndef ROTATE      // blocks read the steps of a slot in so many different orders
+#define ROTATE 1
+#endif
+#ifndef PARTS_EIGHT  // 1: both warpgroups send their partial sums
+#define PARTS_EIGHT 0
+#endif
+#ifndef TABLES_AHEAD  // 1: biases, scales and gates are brought into L2 ahead
+#define TABLES_AHEAD 0
+#endif
+#ifndef HINT_AHEAD  // 1: what is brought into L2 ahead is marked evict-first, as its fetch is
+#define HINT_AHEAD 0
+#endif
+#ifndef ALL_STEPS   // 1: one kernel for all flow steps
+#define ALL_STEPS 0
+#endif
+
 constexpr int WIDTH = 1024;
 constexpr int HEADS = 8;
 constexpr int DIM = 256;
@@ -52,34 +78,34 @@ __device__ __forceinline__ uint64_t weight_descriptor(uint32_t address) {
 #define ACC4(C, d, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3])
 #define ACC16(C, d, i) ACC4(C, d, i), ACC4(C, d, i + 4), ACC4(C, d, i + 8), ACC4(C, d, i + 12)
 #define WGMMA_32(SHAPE, TYPES, C, TAIL) \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
                " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, p" TAIL \
                ";\n}" \
                : ACC16(C, d, 0) \
-               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(more))
 #define WGMMA_64(SHAPE, TYPES, C, TAIL) \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
                " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
                "%23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p" TAIL ";\n}" \
                : ACC16(C, d, 0), ACC16(C, d, 16) \
-               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(more))
 
-__device__ __forceinline__ void multiply_step(Fp8, float (&d)[16], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Fp8, float (&d)[16], const uint4& a, uint64_t b, int more) {
   WGMMA_32("m64n32k32", "f32.e4m3.e4m3", "+f", ", 1, 1");
 }
-__device__ __forceinline__ void multiply_step(Bf16, float (&d)[16], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Bf16, float (&d)[16], const uint4& a, uint64_t b, int more) {
   WGMMA_32("m64n32k16", "f32.bf16.bf16", "+f", ", 1, 1, 0");
 }
-__device__ __forceinline__ void multiply_step(Fp8, float (&d)[32], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Fp8, float (&d)[32], const uint4& a, uint64_t b, int more) {
   WGMMA_64("m64n64k32", "f32.e4m3.e4m3", "+f", ", 1, 1");
 }
-__device__ __forceinline__ void multiply_step(Bf16, float (&d)[32], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Bf16, float (&d)[32], const uint4& a, uint64_t b, int more) {
   WGMMA_64("m64n64k16", "f32.bf16.bf16", "+f", ", 1, 1, 0");
 }
-__device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[16], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[16], const uint4& a, uint64_t b, int more) {
   WGMMA_32("m64n32k32", "s32.s8.s8", "+r", "");
 }
-__device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[32], const uint4& a, uint64_t b) {
+__device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[32], const uint4& a, uint64_t b, int more) {
   WGMMA_64("m64n64k32", "s32.s8.s8", "+r", "");
 }
 

@@ -25,6 +25,9 @@ __device__ __forceinline__ void load_ends(const Arguments& a, Exchange& exchange
   }
 }
 
+// Where the four actions of a thread are among those of all rows.
+__device__ __forceinline__ int action_place(int index) { return index * (ACTIONS / 4) + threadIdx.x % 8; }
+
 // Two lanes `distance` apart add up their first 2 N values; the upper one keeps the upper half.
 template <int N>
 __device__ __forceinline__ void add_and_halve(float (&p)[ACTIONS], bool upper, int distance) {

@@ -180,13 +180,13 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
   const bool embeds = blockIdx.x % GROUP * 16 < a.rows;
   const int index = place.row - a.state_token;  // of this thread's row among the actions
   const bool acts = place.live && index >= 0;
-  float4* home = reinterpret_cast<float4*>(a.ends.actions) + index * (ACTIONS / 4) + threadIdx.x % 8;
   float4 x = make_float4(0, 0, 0, 0);
-  if (acts) x = index < shared.frozen.rows ? *(reinterpret_cast<const float4*>(a.ends.target) + (home - reinterpret_cast<float4*>(a.ends.actions))) : __ldcg(home);
+  if (acts) x = __ldcg(reinterpret_cast<const float4*>(index < shared.frozen.rows ? a.ends.target : a.ends.actions) + action_place(index));
   if (threadIdx.x < 128) shared.actions[threadIdx.x] = x;
   else load_ends(a, shared.exchange);
   block_barrier();
-  for (int step = 0, layer = 0, first = 0;;) {
+  for (int step = 0, layer = 0;;) {
+    const int first = step * a.layers;
     const Modulated modulated{shared.frozen, step};
     const int own = modulated.offset(place.row, (2 * a.layers + 1) * WIDTH);
     if (layer == 0) {
@@ -243,9 +243,9 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     }
     if (++step == a.ends.steps) break;
     layer = 0;
-    first += a.layers;
   }
-  if (acts && blockIdx.x < GROUP) *home = shared.actions[threadIdx.x];
+  if (acts && blockIdx.x < GROUP)
+    reinterpret_cast<float4*>(a.ends.actions)[action_place(index)] = shared.actions[threadIdx.x];
 }
 
 #else
@@ -321,7 +321,12 @@ __device__ __forceinline__ void run(const Arguments& a) {
   release_successor();
   if (warp < THREADS / 32) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+#if ALL_STEPS
+    const Keys own_keys(*a.length, a.rows);  // afresh: nothing but `memory` is kept across the change of registers
+    compute<P>(a, shared, own_keys, memory, Plan(own_keys, a.shared_bytes));
+#else
     compute<P>(a, shared, keys, memory, plan);
+#endif
     return;
   }
   asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");

@@ -17,6 +17,14 @@ _POINTERS = (
     *('x', 'base', 'embedded', 'stamps'),
     *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'frozen'),
 )
+SWITCHES: dict[str, int] = {}
+"""Of a trial: constants that kernels/expert_layers.cu is compiled with in addition (kernels/expert_common.cuh)."""
+
+_ENDS = (
+    *('out_weight', 'velocity_shift', 'in_weight', 'in_bias', 'target', 'pull', 'gammas', 'actions'),
+    *('velocities', 'squares', 'embedded_exchange'),
+)
+_END_NUMBERS = ('steps', 'bias_stride')
 _NUMBERS = (
     *(
         'capacity',
@@ -48,7 +56,12 @@ LAYER = Phase.QKV | Phase.ATTENTION | Phase.OUTPUT | Phase.GATE_UP | Phase.DOWN
 
 
 class LayerArguments(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_int) for name in _NUMBERS]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int) for name in _NUMBERS),
+        *((name, ctypes.c_void_p) for name in _ENDS),
+        *((name, ctypes.c_int) for name in _END_NUMBERS),
+    ]
 
 
 def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
@@ -56,7 +69,7 @@ def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
     arguments = LayerArguments()
     for name, value in values.items():
         known: Any = value.data_ptr() if isinstance(value, Tensor) else value
-        if name not in _POINTERS + _NUMBERS:
+        if name not in _POINTERS + _NUMBERS + _ENDS + _END_NUMBERS:
             raise TypeError(f'expert_layers.cu has no argument {name!r}')
         setattr(arguments, name, known)
     return arguments

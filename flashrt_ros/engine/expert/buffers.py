@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.expert.arguments import SWITCHES
 from flashrt_ros.engine.expert.weights import PRODUCTS, ExpertWeights
 from flashrt_ros.engine.weights.formats import product_dtype, scale_ratio
 from flashrt_ros.errors import BackendError
@@ -86,7 +87,7 @@ def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[T
     """(arena, its parts by their names in kernels/expert_arguments.cuh, [2, bytes] each), as the loop expects
     them: PENDING, and zero in rows beyond the last."""
     size = 2 if precision == 'bf16' else 1
-    parts = BLOCKS * 4 * 128 * 16
+    parts = BLOCKS * (8 if SWITCHES.get('PARTS_EIGHT') else 4) * 128 * 16
     sizes = {
         'normed_qkv': ROWS * WIDTH * size,
         'statistics_qkv': STATISTICS * ROWS * 4,
@@ -103,12 +104,22 @@ def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[T
         'down_parts': parts,
         'mixer_parts': parts,
     }
+    if SWITCHES.get('ALL_STEPS'):
+        sizes |= {
+            'velocities': BLOCKS * 128 * 16,
+            'squares': BLOCKS * 16 * 8,
+            'embedded_exchange': ROWS * WIDTH * 2,
+        }
     arena = torch.full((2 * sum(sizes.values()),), PENDING, dtype=torch.uint8, device=device)
     pieces = arena.split([2 * length for length in sizes.values()])
     exchange = {name: piece.view(2, -1) for name, piece in zip(sizes, pieces, strict=True)}
     for name in ('normed_qkv', 'normed_gate_up', 'attended', 'hidden'):
         end = -(-rows // 16) * 16 if name == 'hidden' else rows  # of which whole row tiles are written
         _zero_rows(exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2), end)
+    if 'embedded_exchange' in exchange:
+        words = exchange['embedded_exchange'].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2)
+        _zero_rows(words, rows)
+        words[:, :, 0, 0, :, :, 0] = 0  # pi0's state token
     queries = exchange['queries'].view(torch.int32).view(2, -1, HEAD_DIM // 16, 8, 4, 2, 2)
     _zero_rows(queries.transpose(1, 2), rows * HEADS)
     for name in ('statistics_qkv', 'statistics_gate_up'):

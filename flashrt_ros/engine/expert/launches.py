@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.cuda.launcher import Kernel
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.arguments import LAYER, LayerArguments, Phase, layer_arguments
+from flashrt_ros.engine.expert.arguments import LAYER, SWITCHES, LayerArguments, Phase, layer_arguments
 from flashrt_ros.engine.expert.buffers import ACTION_DIM, WIDTH, ExpertBuffers, Prefix
 from flashrt_ros.engine.expert.weights import PRODUCTS, ExpertWeights
 from flashrt_ros.engine.guidance import GuideInputs
@@ -67,10 +67,36 @@ class ExpertLaunches:
 
     def all(self) -> Iterator[Launch]:
         """Embedding, then for each step its layers, and the update of the actions with the next embedding."""
+        if SWITCHES.get('ALL_STEPS'):
+            yield self._all_steps()
+            return
         yield self._flow(0, update=False)
         for step in range(self._weights.steps):
             yield self._all_layers(step)
             yield self._flow(step + 1 if step + 1 < self._weights.steps else None, update=True)
+
+    def _all_steps(self) -> Launch:
+        heads, guide, modulation = self._heads, self._guide, self._modulation
+        arguments = self._arguments(0)
+        shift = modulation.final_shift.double() @ heads.out_weight.double().T + heads.out_bias.double()
+        self.velocity_shift = shift.float().contiguous()
+        ends = {
+            'out_weight': heads.out_weight,
+            'velocity_shift': self.velocity_shift,
+            'in_weight': heads.in_weight,
+            'in_bias': heads.in_bias,
+            'target': guide.target,
+            'pull': guide.weights,
+            'gammas': guide.gammas,
+            'actions': self._buffers.actions,
+        }
+        for name, tensor in ends.items():
+            assert tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 or name == 'gammas', name
+            setattr(arguments, name, tensor.data_ptr())
+        arguments.steps = self._weights.steps
+        arguments.bias_stride = WIDTH if len(heads.in_bias) > 1 else 0
+        constants = {} if self._stamps is None else {'TIMELINE': self._layers // 2}
+        return launch_layers(self._library, self._weights.precision, arguments, **constants)
 
     def step(self, step: int) -> tuple[Launch, Launch]:
         """Embedding and layers of one flow step, for a loop that updates the actions itself."""
@@ -151,9 +177,11 @@ def launch_layers(
     library: KernelLibrary, precision: str, arguments: LayerArguments, **constants: int
 ) -> Launch:
     """The launch of expert_layers.cu, compiled with given constants, on given arguments."""
-    arguments.shared_bytes = LAYERS_SHARED
+    constants = constants | SWITCHES
+    shared = 206 << 10 if constants.get('ALL_STEPS') else LAYERS_SHARED
+    arguments.shared_bytes = shared
     kernel = library.kernel('expert_layers', 'expert_layers', **format_constants(precision), **constants)
-    return Launch(kernel, LAYERS_BLOCKS, LAYERS_THREADS, (arguments,), LAYERS_SHARED, cooperative=True)
+    return Launch(kernel, LAYERS_BLOCKS, LAYERS_THREADS, (arguments,), shared, cooperative=True)
 
 
 def format_constants(precision: str) -> dict[str, int]:

@@ -56,8 +56,10 @@ class ExpertLoop:
         self.state_token = buffers.base[0] if has_state else None
         self.exchange, self._initial = buffers.arena, buffers.initial
         self.guide = guide
-        self._kept = weights, buffers, prefix  # launches know their tensors by address only
-        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, guide, stamps).all())
+        self._kept: tuple[object, ...] = (weights, buffers, prefix)  # launches know their tensors by address only
+        built = ExpertLaunches(library, weights, buffers, prefix, guide, stamps)
+        self.launches = tuple(built.all())
+        self._kept += (built,)
 
     def launch(self) -> None:
         """Record all flow steps on the current stream."""

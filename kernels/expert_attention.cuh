@@ -253,7 +253,7 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   } else {
     collect_suffix(a, number, keys, memory);
   }
-  barrier_wait(full, (ALL_STEPS ? number : layer) & 1);
+  barrier_wait(full, (KEEPING ? layer : number) & 1);
   block_barrier();
   STAMP(a, layer, 3);
   float logits[T][4] = {};

@@ -13,32 +13,6 @@
 #pragma once
 #include "mma.cuh"
 
-// Switches of trials (benchmarks/expert_notes.md, "Version 10"); 0 is version 9.
-#ifndef RELOOK      // 1: when a slot of fragments is not there, all that is missing is looked at again, not only that slot
-#define RELOOK 0
-#endif
-#ifndef STATS_AGAIN  // 1: statistics that are missing are looked at again behind the last product's start, not behind its end
-#define STATS_AGAIN 0
-#endif
-#ifndef SIGN_ONE    // 1: one lane of a warp looks for a sign, not all
-#define SIGN_ONE 0
-#endif
-#ifndef ROTATE      // blocks read the steps of a slot in so many different orders
-#define ROTATE 1
-#endif
-#ifndef PARTS_EIGHT  // 1: both warpgroups send their partial sums
-#define PARTS_EIGHT 0
-#endif
-#ifndef TABLES_AHEAD  // 1: biases, scales and gates are brought into L2 ahead
-#define TABLES_AHEAD 0
-#endif
-#ifndef HINT_AHEAD  // 1: what is brought into L2 ahead is marked evict-first, as its fetch is
-#define HINT_AHEAD 0
-#endif
-#ifndef ALL_STEPS   // 1: one kernel for all flow steps
-#define ALL_STEPS 0
-#endif
-
 constexpr int WIDTH = 1024;
 constexpr int HEADS = 8;
 constexpr int DIM = 256;

@@ -1,11 +1,17 @@
-// Both ends of a flow step inside the kernel of all layers (ALL_STEPS): the velocity and Euler update of the actions, and their
-// embedding for the next step. What expert_flow.cu computes, in one exchange.
+// Both ends of a flow step of the action expert: the velocity and Euler update of the actions, and their embedding for the next.
+//
+// Embedding: h = actions in_weight + in_bias. pi0.5: h is x, and its first norm is prepared as in expert_residual.cuh.
+//   pi0: silu(h) as bf16 fragments in linear order, the input of the second embedding layer.
+// Update: v = (x / rms * final_scale + final_shift) out_weight^T + out_bias; actions += dt * v. All fp32. Action i is row
+//   state_token + i of x.
+// Guidance (models/guidance.py): v -= gamma * pull * (target - (actions - time * v)); and the first *frozen actions are the
+//   target, whatever they were. pull 0 and *frozen 0 leave everything as it is, to the last bit.
 //
 // A block has 16 rows x 32 columns of x (expert_residual.cuh). With y = x * final_scale, the velocity is
 //   v[row][o] = 1 / rms[row] * sum over columns of y * out_weight[o][column]  +  final_shift out_weight^T + out_bias
 // where the last two are a table of the flow step (velocity_shift). Each block sends its part of the sums and of the squares to
-// all 32 blocks with the same rows; each of those adds them up in the same order and keeps the actions of its rows in shared
-// memory, so that it can embed them for its own columns. Bytes: 64 KB a block, from L2.
+// all 32 blocks with the same rows, the one exchange of a flow step; each of those adds them up in the same order and keeps the
+// actions of its rows in shared memory, so that it can embed them for its own columns. Bytes: 64 KB a block, from L2.
 #pragma once
 #include "expert_residual.cuh"
 
@@ -136,7 +142,7 @@ __device__ __forceinline__ float4 embed_actions(const Arguments& a, const Exchan
 template <class P>
 __device__ __forceinline__ float4 publish_embedding(const Arguments& a, const Place& place, float4 h, bool acts, int step, int own) {
   if (a.phases & EMBED) {
-    uint32_t* words = a.ends.embedded;
+    uint32_t* words = a.embedded;
     if (acts)
       store_linear(Bf16(), place.row, place.column, make_float4(silu(h.x), silu(h.y), silu(h.z), silu(h.w)),
                    [=](int i, uint32_t word) { publish(words, (size_t)ROWS * WIDTH / 2, step, i, word); });

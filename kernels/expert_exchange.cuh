@@ -50,27 +50,10 @@ __device__ __forceinline__ void await(T (&v)[N], const T* source, int stride) {
   }
 }
 
-template <int N>
-__device__ __forceinline__ bool any_missing(const uint4 (&v)[N]) {
-  uint32_t top = 0;
-#pragma unroll
-  for (int i = 0; i < N; i++) top = largest(top, v[i]);
-  return __any_sync(0xffffffffu, top == PENDING);
-}
-
 // Wait until one of what a warp is going to read is there.
 __device__ __forceinline__ void await_sign(const uint4* source) {
-#if SIGN_ONE
-  for (int patience = PATIENCE;; patience--) {
-    uint32_t top = 0;
-    if (threadIdx.x % 32 == 0) top = largest(0, look(source));
-    if (!__any_sync(0xffffffffu, top == PENDING)) return;
-    if (patience == 0) __trap();
-  }
-#else
   for (int patience = PATIENCE; __any_sync(0xffffffffu, largest(0, look(source)) == PENDING); patience--)
     if (patience == 0) __trap();
-#endif
 }
 
 __device__ __forceinline__ void put(uint4* target, uint4 v) {

@@ -18,18 +18,7 @@ __device__ __forceinline__ void multiply_normed(float (&accumulator)[COLUMNS / 2
   multiply<P, COLUMNS, SLOTS>(accumulator, fragments, stream, [&] {
 #pragma unroll
     for (int i = 0; i < SQUARES; i++) parts[i] = look(statistics + i * ROWS);
-  }
-#if RELOOK || STATS_AGAIN || ROTATE > 1
-  , [&] {
-    uint32_t top = 0;
-#pragma unroll
-    for (int i = 0; i < SQUARES; i++) top = largest(top, parts[i]);
-    if (__any_sync(0xffffffffu, top == PENDING))
-#pragma unroll
-      for (int i = 0; i < SQUARES; i++) parts[i] = look(statistics + i * ROWS);
-  }
-#endif
-  );
+  });
   await(parts, statistics, ROWS);
   float sum = 0;
 #pragma unroll

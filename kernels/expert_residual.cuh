@@ -13,11 +13,6 @@
 #include "expert_norm.cuh"
 
 constexpr int RESIDUAL_COLUMNS = 32, GROUP = 4, TILES = RESIDUAL_COLUMNS / 8;
-#if PARTS_EIGHT
-constexpr int SENDERS = 2 * GROUP, SENT_TILES = TILES;  // warpgroups that send parts of a value, and tiles each sends
-#else
-constexpr int SENDERS = GROUP, SENT_TILES = TILES / 2;
-#endif
 
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 __device__ __forceinline__ float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
@@ -45,18 +40,12 @@ struct Residual {
 };
 
 // Send this warp's 16 rows of two tiles of partial sums, four neighbouring columns a lane.
-__device__ __forceinline__ void send_parts(const float (&sums)[SENT_TILES * 4], uint4* parts, int number) {
+__device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS / 4], uint4* parts, int number) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32, odd = lane % 2;
-#if PARTS_EIGHT
-  const int sender = blockIdx.x % GROUP * 2 + threadIdx.x / 128;
-  uint4* target = parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x / GROUP * GROUP + warp) * SENDERS + sender) * 128 +
-                  (lane / 4 + odd * 8) * 8 + lane % 4 / 2;
-#else
   uint4* target = parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x / GROUP * GROUP + warp) * GROUP + blockIdx.x % GROUP) * 128 +
                   (lane / 4 + odd * 8) * 8 + threadIdx.x / 128 * (TILES / 2) * 2 + lane % 4 / 2;
-#endif
 #pragma unroll
-  for (int i = 0; i < SENT_TILES; i++) {
+  for (int i = 0; i < TILES / 2; i++) {
     float k0 = odd ? sums[i * 4 + 2] : sums[i * 4], k1 = odd ? sums[i * 4 + 3] : sums[i * 4 + 1];
     float g0 = odd ? sums[i * 4] : sums[i * 4 + 2], g1 = odd ? sums[i * 4 + 1] : sums[i * 4 + 3];
     float r0 = __shfl_xor_sync(0xffffffffu, g0, 1), r1 = __shfl_xor_sync(0xffffffffu, g1, 1);
@@ -67,12 +56,12 @@ __device__ __forceinline__ void send_parts(const float (&sums)[SENT_TILES * 4], 
 }
 
 __device__ __forceinline__ float4 gather_parts(const uint4* parts, int number) {
-  const uint4* own = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * SENDERS * 128 + threadIdx.x;
-  uint4 v[SENDERS];
+  const uint4* own = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + threadIdx.x;
+  uint4 v[GROUP];
   await_tagged(v, own, 128, tag_of(number));
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 0; i < SENDERS; i++)
+  for (int i = 0; i < GROUP; i++)
     sum = sum + make_float4(__uint_as_float(v[i].x), __uint_as_float(v[i].y), __uint_as_float(v[i].z), __uint_as_float(v[i].w));
   return sum;
 }
@@ -91,19 +80,11 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   }
   float accumulator[RESIDUAL_COLUMNS / 2];
   const uint4* fragments = reinterpret_cast<const uint4*>(r.in) + blockIdx.x % GROUP * STEPS * STEP_FRAGMENTS + fragment;
-  multiply<In, RESIDUAL_COLUMNS, SLOTS>(accumulator, fragments, stream, [] {}
-#if RELOOK || ROTATE > 1
-  , [] {}
-#endif
-  );
+  multiply<In, RESIDUAL_COLUMNS, SLOTS>(accumulator, fragments, stream, [] {});
   STAMP(a, layer, point);
-#if PARTS_EIGHT
-  if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(accumulator, r.parts, r.parts_number);
-#else
   float sums[RESIDUAL_COLUMNS / 4];
   add_groups(sums, accumulator, exchange);
   if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(sums, r.parts, r.parts_number);
-#endif
   if (!place.used) return;
 
   x = x + gather_parts(r.parts, r.parts_number) * factor;

@@ -10,21 +10,22 @@
 constexpr int SLOT = 8192, MAX_SLOTS = 26;
 
 // How eagerly weights are fetched, found by trial: more slots on their way at a time (FLYING) queue in front of what blocks tell
-// each other. In fp8 the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough; in bf16,
-// where memory is busy two thirds of the time, that is in the way too.
+// each other. In 8 bits the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough, and so
+// are biases, scales and gates of the next layer (TABLES); in bf16, where memory is busy two thirds of the time, that is in the way
+// too.
 template <class P>
 struct Pace;
 template <>
 struct Pace<Fp8> {
   static constexpr int FLYING = 1;
-  static constexpr bool AHEAD = true;
+  static constexpr bool AHEAD = true, TABLES = true;
 };
 template <>
 struct Pace<Int8> : Pace<Fp8> {};
 template <>
 struct Pace<Bf16> {
   static constexpr int FLYING = 2;
-  static constexpr bool AHEAD = false;
+  static constexpr bool AHEAD = false, TABLES = false;
 };
 
 struct StreamBarriers {
@@ -73,13 +74,6 @@ struct Feeder {
           : "memory");
       head.advance(1, slots);
       flying++;
-#if HINT_AHEAD
-      if (later_bytes)
-        asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(later + (size_t)i * later_bytes),
-                     "r"(later_bytes), "l"(policy)
-                     : "memory");
-      continue;
-#endif
       if (later_bytes)
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later + (size_t)i * later_bytes), "r"(later_bytes)
                      : "memory");
@@ -134,67 +128,6 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
 #pragma unroll
     for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    if (s > 0) {
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-      stream.give_back(before);
-    }
-    before = stream.cursor;
-    stream.cursor.advance(2, stream.slots);
-  }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  stream.give_back(before);
-#pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i++) accumulator[i] = sums[i];
-}
-
-// As `multiply` (below); again: whenever what `then` has looked at may be looked at once more.
-template <class P, int COLUMNS, int SLOTS, class Then, class Again>
-__device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then,
-                                         Again again) {
-  constexpr int STEPS = SLOT / (COLUMNS * 32);
-  uint4 a[SLOTS][STEPS];
-  typename P::Sum sums[COLUMNS / 2];
-#pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
-  constexpr int TURNS = ROTATE < STEPS ? ROTATE : STEPS, RUN = STEPS / TURNS;
-  fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  const uint4* starts[TURNS];
-  int places[TURNS];
-#pragma unroll
-  for (int i = 0; i < TURNS; i++) {
-    places[i] = TURNS == 1 ? 0 : (i + blockIdx.x / 4) % TURNS * RUN;
-    starts[i] = fragments + places[i] * STEP_FRAGMENTS;
-  }
-  const auto look_at = [&](int s) {
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) a[s][i] = look(starts[i / RUN] + (2 * s * STEPS + i % RUN) * STEP_FRAGMENTS);
-  };
-  await_sign(starts[TURNS - 1] + ((2 * SLOTS - 2) * STEPS + RUN - 1) * STEP_FRAGMENTS);
-#pragma unroll
-  for (int s = 0; s < SLOTS; s++) look_at(s);
-  then();
-  Cursor before = stream.cursor;
-#pragma unroll
-  for (int s = 0; s < SLOTS; s++) {
-    for (int patience = PATIENCE;; patience--) {
-      if (!any_missing(a[s])) break;
-      if (patience == 0) __trap();
-      look_at(s);
-#if RELOOK
-#pragma unroll
-      for (int t = s + 1; t < SLOTS; t++)
-        if (any_missing(a[t])) look_at(t);
-      again();
-#endif
-    }
-    const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + (places[i / RUN] + i % RUN) * (COLUMNS * 32 >> 4), s + i);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#if STATS_AGAIN
-    if (s == SLOTS - 1) again();
-#endif
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
       stream.give_back(before);

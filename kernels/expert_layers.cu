@@ -39,7 +39,7 @@ struct Shared {
   uint64_t prefix_full, prefix_empty;
   Frozen frozen;
   float4 actions[128];  // of the block's rows
-  uint64_t layer_begun;
+  volatile int begun;  // layers, over all flow steps
 };
 
 // How dynamic shared memory is used: keys and values, probabilities, then the ring of weights.
@@ -128,7 +128,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     }
     const int half = (first + layer) & 1;
     if constexpr (TABLES_AHEAD<P>)
-      if (threadIdx.x == 0) barrier_arrive(&shared.layer_begun);
+      if (threadIdx.x == 0) shared.begun = first + layer + 1;
     STAMP(a, layer, 0);
     if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first);
     if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first);
@@ -179,8 +179,8 @@ __device__ __forceinline__ void run(const Arguments& a) {
     for (int i = 0; i < MAX_SLOTS; i++) barrier_init(&shared.stream.full[i], 1), barrier_init(&shared.stream.empty[i], 4);
     barrier_init(&shared.prefix_full, 32);
     barrier_init(&shared.prefix_empty, THREADS / 32);
-    if constexpr (TABLES_AHEAD<P>) barrier_init(&shared.layer_begun, 1);
     barrier_init_done();
+    shared.begun = 0;
     shared.frozen = {a.frozen ? *a.frozen : 0, a.clean};
   }
   __syncthreads();
@@ -199,7 +199,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
   }
   if constexpr (TABLES_AHEAD<P>)
     if (warp == THREADS / 32 + 2 && threadIdx.x % 32 == 0 && blockIdx.x < BLOCKS)
-      prefetch_all_tables(a, &shared.layer_begun, shared.frozen.clean);
+      prefetch_all_tables(a, shared.begun, shared.frozen.clean);
 }
 
 // FP8: 0 for bf16; 1 for e4m3, and with INT8 for integers of 8 bits in all products but down.

@@ -45,8 +45,8 @@ __device__ __forceinline__ void add_and_halve(float (&p)[ACTIONS], bool upper, i
 }
 
 // This block's part of the velocities of its rows: thread t of the first 128 sends four outputs 4 (t % 8) .. of row t / 8.
-__device__ __forceinline__ void send_velocities(const Arguments& a, const Exchange& exchange, const Place& place, float4 x, int step,
-                                                int table_row) {
+__device__ __forceinline__ void send_velocities(const Arguments& a, const Exchange& exchange, const Place& place, float4 x,
+                                                int step, int table_row) {
   const int lane = threadIdx.x % 32, half = step & 1, thread = threadIdx.x;
   const size_t norm = (size_t)table_row * (2 * a.layers + 1) + 2 * a.layers;
   const float4* weight = exchange[0][0];
@@ -107,7 +107,8 @@ __device__ __forceinline__ float4 update_actions(const Arguments& a, float4 acti
                                                  int table_row) {
   const int place = index * ACTIONS + threadIdx.x % 8 * 4;
   if (index < *a.frozen) return action;
-  const float factor = rsqrtf(square * (1.0f / WIDTH) + EPSILON), time = 1.0f - (float)step / a.ends.steps, dt = -1.0f / a.ends.steps;
+  const float factor = rsqrtf(square * (1.0f / WIDTH) + EPSILON);
+  const float time = 1.0f - (float)step / a.ends.steps, dt = -1.0f / a.ends.steps;
   const float gamma = a.ends.gammas[step];
   const float4 shift = *reinterpret_cast<const float4*>(a.ends.velocity_shift + table_row * ACTIONS + threadIdx.x % 8 * 4);
   const float4 target = *reinterpret_cast<const float4*>(a.ends.target + place);
@@ -140,7 +141,8 @@ __device__ __forceinline__ float4 embed_actions(const Arguments& a, const Exchan
 // The embedded row for the flow step's first product: pi0.5's first norm, or pi0's second embedding layer. Returns x.
 // own: place of the row's modulation in norm_scale.
 template <class P>
-__device__ __forceinline__ float4 publish_embedding(const Arguments& a, const Place& place, float4 h, bool acts, int step, int own) {
+__device__ __forceinline__ float4 publish_embedding(const Arguments& a, const Place& place, float4 h, bool acts, int step,
+                                                    int own) {
   if (a.phases & EMBED) {
     uint32_t* words = a.embedded;
     if (acts)

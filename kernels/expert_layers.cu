@@ -158,7 +158,8 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       float square;
       const float4 sum = gather_velocities(a, shared.exchange, shared.squares, step, square);
       if (acts)
-        shared.actions[threadIdx.x] = update_actions(a, shared.actions[threadIdx.x], sum, square, index, step, modulated.table_row());
+        shared.actions[threadIdx.x] =
+            update_actions(a, shared.actions[threadIdx.x], sum, square, index, step, modulated.table_row());
       __syncwarp();
     }
     if (++step == a.ends.steps) break;

@@ -72,9 +72,9 @@ __device__ __forceinline__ void prefetch_tables(const Arguments& a, int layer, i
 
 // By one thread: while a layer computes, the next one's. begun: how many layers have begun over all flow steps. clean: as Frozen.
 // A count and not a barrier, so that one who comes late misses nothing.
-__device__ __forceinline__ void prefetch_all_tables(const Arguments& a, const volatile int& begun, int clean) {
+__device__ __forceinline__ void prefetch_all_tables(const Arguments& a, int& begun, int clean) {
   for (int number = 0; number < a.ends.steps * a.layers; number++) {
     prefetch_tables(a, number % a.layers, min(number / a.layers, clean));
-    while (begun < number) __nanosleep(500);
+    while (atomicAdd(&begun, 0) < number) __nanosleep(500);
   }
 }

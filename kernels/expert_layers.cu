@@ -39,7 +39,7 @@ struct Shared {
   uint64_t prefix_full, prefix_empty;
   Frozen frozen;
   float4 actions[128];  // of the block's rows
-  volatile int begun;  // layers, over all flow steps
+  int begun;            // layers, over all flow steps
 };
 
 // How dynamic shared memory is used: keys and values, probabilities, then the ring of weights.
@@ -128,7 +128,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     }
     const int half = (first + layer) & 1;
     if constexpr (TABLES_AHEAD<P>)
-      if (threadIdx.x == 0) shared.begun = first + layer + 1;
+      if (threadIdx.x == 0) atomicExch(&shared.begun, first + layer + 1);
     STAMP(a, layer, 0);
     if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first);
     if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first);

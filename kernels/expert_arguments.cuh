@@ -4,7 +4,15 @@
 
 constexpr int QKV_BLOCKS = (HEADS + 2) * DIM / 32, BLOCKS = 128, MLP = 4096;
 constexpr int ATTENTION_CLUSTER = 8, QUERIES = 32;
-enum Phase { EMBED = 1, QKV = 2, ATTENTION = 4, OUTPUT = 8, GATE_UP = 16, DOWN = 32 };
+enum Phase { EMBED = 1, QKV = 2, ATTENTION = 4, OUTPUT = 8, GATE_UP = 16, DOWN = 32, ACTIONS_IN = 64 };
+
+// Whether the kernel is compiled for exact guidance and for tests of single phases: one flow step a launch, `Kept` written, and the
+// actions left as they are.
+#ifdef KEEPS
+constexpr bool KEEPING = true;
+#else
+constexpr bool KEEPING = false;
+#endif
 
 // One product in all layers: weights packed by block, scale of each column.
 struct Product {
@@ -26,10 +34,21 @@ struct Kept {
   uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
 };
 
+// What the ends of a flow step need (expert_ends.cuh).
+struct Ends {
+  const float *out_weight, *velocity_shift;  // [32][1024]; [flow steps, or 1][32]
+  const float *in_weight, *in_bias;          // [32][1024]; [flow steps, or 1][1024]
+  const float *target, *pull, *gammas;       // guidance: [H][32], [H][32], [flow steps]
+  float* actions;                            // [H][32], in and out
+  uint4* velocities;                         // exchange [4 row tiles][32 column groups][128]
+  uint2* squares;                            // exchange [4][32][16]
+  int steps, bias_stride;                    // flow steps; values from one row of in_bias to the next, or 0
+};
+
 struct Arguments {
   Product qkv, output, gate_up, down, mixer;
-  const float *qkv_bias, *gate_up_bias;  // [L][2560], [L][8192], of this flow step
-  const float *gate, *norm_scale;        // [2 L + 1][1024], of this flow step
+  const float *qkv_bias, *gate_up_bias;  // [flow steps, or 1][L][2560], [L][8192]
+  const float *gate, *norm_scale;        // [flow steps, or 1][2 L + 1][1024]
   const float* scales;                   // [2][L][4]: of activations, and inverses
   const float2* rotary;                  // [position][128] (cos, sin)
   const int* length;                     // valid rows of the prefix
@@ -43,26 +62,32 @@ struct Arguments {
   uint32_t* hidden;      // fragments, K = 4096
   uint4* down_parts;     // as output_parts
   uint4* mixer_parts;    // as output_parts; its halves alternate with the flow steps
-  float* x;              // fp32 [64][1024], in and out
+  uint32_t* embedded;    // pi0: bf16 fragments, K = 1024; its halves alternate with the flow steps; the last exchange buffer here
   const float* base;     // pi0: what the mixer adds to, fp32 [64][1024]
-  const uint4* embedded; // pi0: bf16 fragments, K = 1024
   unsigned long long* stamps;
   Kept kept;             // of every layer, if compiled with KEEPS
   const int* frozen;     // how many action rows are clean already: theirs is the modulation of flow time 0; null for none
   int capacity, layers, rows, state_token;
-  int first;         // number of the first layer over all flow steps, for the halves
-  int step;          // of the flow
+  int step;          // KEEPS: the flow step to run
   int phases;        // which parts run: all; tests run one at a time
   int normed_layers; // how many layers' first norm to prepare: `layers`, as the flow prepares the next
   int shared_bytes;
-  int clean;         // steps from this one to flow time 0 in the tables of qkv_bias, gate_up_bias, gate and norm_scale
+  int clean;         // row of flow time 0 in the tables of qkv_bias, gate_up_bias, gate, norm_scale and velocity_shift
+  Ends ends;
 };
 
-// How far the modulation of a row lies behind that of the flow step, in a table of `width` values a step.
+// The action rows that are clean already, and the row of flow time 0 in the tables, whose modulation is theirs.
 // In shared memory, to be looked at, not kept in registers.
 struct Frozen {
   int rows, clean;
-  __device__ int offset(int row, int width) const { return row < rows ? clean * width : 0; }
+};
+
+// Where the modulation of a flow step and of one of its rows is, in tables of one row, or of one a step and one for flow time 0.
+struct Modulated {
+  const Frozen& frozen;
+  int step;
+  __device__ int table_row() const { return min(step, frozen.clean); }
+  __device__ int offset(int row, int width) const { return (row < frozen.rows ? frozen.clean : table_row()) * width; }
 };
 
 #ifdef TIMELINE

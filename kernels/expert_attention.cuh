@@ -236,8 +236,8 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
 // memory: the keys, then the values. full, empty: of the prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
-                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty) {
-  const int lane = threadIdx.x % 32, number = a.first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
+                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first) {
+  const int lane = threadIdx.x % 32, number = first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
   // other warps hold has no consequence.
@@ -253,7 +253,7 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   } else {
     collect_suffix(a, number, keys, memory);
   }
-  barrier_wait(full, layer & 1);
+  barrier_wait(full, (KEEPING ? layer : number) & 1);
   block_barrier();
   STAMP(a, layer, 3);
   float logits[T][4] = {};

@@ -36,8 +36,8 @@ __device__ __forceinline__ void publish_hidden(Bf16, uint32_t* fragments, int nu
 
 template <class P>
 __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& stream, Exchange& exchange, Squares& squares,
-                                        int place, const Frozen& frozen) {
-  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = a.first + layer;
+                                        int place, const Modulated& frozen, int first) {
+  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = first + layer;
   const int column = (layer * BLOCKS + blockIdx.x) * GATE_UP_COLUMNS + group * 32 + thread % 4 * 2;
   float2 scale[4], shift[2][4];  // shift: [row][columns]
 #pragma unroll

@@ -40,8 +40,8 @@ struct QkvPlace {
 
 template <class P>
 __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Stream& stream, Exchange& exchange,
-                                            Squares& squares, int place, const QkvPlace& own, const Frozen& frozen) {
-  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = a.first + layer;
+                                            Squares& squares, int place, const QkvPlace& own, const Modulated& frozen, int first) {
+  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = first + layer;
   const int head = blockIdx.x / QKV_SLICES;
   const int column = layer * QKV_BLOCKS * QKV_COLUMNS + blockIdx.x * QKV_COLUMNS + group * 16 + thread % 4 * 2;
   float2 scale[2], shift[2][2];  // shift: [row][columns]

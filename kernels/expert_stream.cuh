@@ -10,21 +10,22 @@
 constexpr int SLOT = 8192, MAX_SLOTS = 26;
 
 // How eagerly weights are fetched, found by trial: more slots on their way at a time (FLYING) queue in front of what blocks tell
-// each other. In fp8 the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough; in bf16,
-// where memory is busy two thirds of the time, that is in the way too.
+// each other. In 8 bits the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough, and so
+// are biases, scales and gates of the next layer (TABLES); in bf16, where memory is busy two thirds of the time, that is in the way
+// too.
 template <class P>
 struct Pace;
 template <>
 struct Pace<Fp8> {
   static constexpr int FLYING = 1;
-  static constexpr bool AHEAD = true;
+  static constexpr bool AHEAD = true, TABLES = true;
 };
 template <>
 struct Pace<Int8> : Pace<Fp8> {};
 template <>
 struct Pace<Bf16> {
   static constexpr int FLYING = 2;
-  static constexpr bool AHEAD = false;
+  static constexpr bool AHEAD = false, TABLES = false;
 };
 
 struct StreamBarriers {
@@ -97,6 +98,10 @@ struct Stream {
   }
 };
 
+// No value and no instruction: the first product of a sum does not add.
+__device__ __forceinline__ void leave(float& v) { asm volatile("" : "=f"(v)); }
+__device__ __forceinline__ void leave(int32_t& v) { asm volatile("" : "=r"(v)); }
+
 // accumulator = A * weights over this warpgroup's SLOTS slots. fragments: this thread's, of the block's first step. Until one of
 // them is there, only that one is looked at: what all blocks look at again and again is in the way of what they wait for. Then
 // the rest can be expected too, and `then` is called.
@@ -106,7 +111,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
   uint4 a[SLOTS][STEPS];
   typename P::Sum sums[COLUMNS / 2];
 #pragma unroll
-  for (int i = 0; i < COLUMNS / 2; i++) sums[i] = 0;
+  for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
   await_sign(fragments + ((2 * SLOTS - 2) * STEPS + STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
@@ -121,7 +126,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4));
+    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

@@ -44,7 +44,7 @@ def policy_builds(
     if language == 'int8':
         builds += _integer_products(gpu, spec, views)
     if fused:
-        return [*builds, ('expert_layers', format_constants(expert)), ('expert_flow', {})]
+        return [*builds, ('expert_layers', format_constants(expert))]
     final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
     return [*builds, *_gemma(gpu, spec.expert, 'expert', expert), final_norm, ('flow_step', {})]
 

@@ -1,5 +1,5 @@
-"""Each phase of the action expert's layers, and the flow, against plain torch: fresh random inputs, pending
-outputs, odd sizes."""
+"""Each phase of the action expert's layers, and both ends of its flow steps, against plain torch: fresh
+random inputs, pending outputs, odd sizes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragment
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.expert.arguments import Phase, layer_arguments
 from flashrt_ros.engine.expert.buffers import exchange_buffers
-from flashrt_ros.engine.expert.launches import FLOW_SHARED, launch_layers
+from flashrt_ros.engine.expert.launches import launch_layers
 from flashrt_ros.engine.expert.layout import interleave_tiles, pack_slices, rotary_columns
 from flashrt_ros.engine.weights.formats import LARGEST, quantise_rows
 from flashrt_ros.models.gemma import rotary_table, rotate
@@ -29,10 +29,6 @@ all_precisions = pytest.mark.parametrize('precision', ['bf16', 'fp8', 'int8'])
 
 INVERSE = {'bf16': 1.0, 'fp8': 30.0, 'int8': 15.0}
 """Inverse scales of what the norms leave."""
-
-
-def poisoned_fragments(depth, precision):
-    return torch.full((64 * depth * DTYPES[precision].itemsize,), 255, dtype=torch.uint8, device='cuda')
 
 
 class Input:
@@ -65,7 +61,10 @@ class Weight:
 
 
 class Phases:
-    """Exchange buffers of one layer, of which `run` executes some phases in the first half."""
+    """Exchange buffers of one layer, of which `run` executes some phases in the first half.
+
+    kept: what the kernel keeps for exact guidance; x[0] is the residual stream before the layer.
+    """
 
     def __init__(self, library, precision, rows):
         self.library, self.precision, self.rows = library, precision, rows
@@ -74,7 +73,13 @@ class Phases:
         self.scales = torch.ones(2, 1, 4, device='cuda')
         self.rotary = torch.stack(rotary_table(torch.arange(1100, device='cuda'), 256), -1).contiguous()
         self.length = torch.tensor([777], dtype=torch.int32, device='cuda')
-        self.x = normal(64, 1024)
+        self.kept = {
+            'x': normal(3, 64, 1024),
+            'queries': poisoned(64, 2048),
+            'keys': poisoned(1100, 256),
+            'values': poisoned(1100, 256),
+            'gate_up': poisoned(64, 8192),
+        }
 
     def give(self, name, values):
         raw = values.contiguous().view(torch.uint8).flatten()
@@ -85,15 +90,33 @@ class Phases:
         self.give(f'statistics_{name}', x.statistics)
 
     def run(self, phases, **arguments):
+        self._launch(phases, **{f'kept_{name}': values for name, values in self.kept.items()}, **arguments)
+
+    def run_ends(self, phases, **arguments):
+        """All flow steps with none of a layer's phases."""
+        tables = torch.zeros(1 << 16, device='cuda')  # asked for ahead, but not used
+        names = (
+            'qkv_scale',
+            'output_scale',
+            'gate_up_scale',
+            'down_scale',
+            'qkv_bias',
+            'gate_up_bias',
+            'gate',
+        )
+        self._launch(phases, keeps=False, **dict.fromkeys(names, tables), **arguments)
+
+    def _launch(self, phases, keeps=True, **arguments):
         launch = launch_layers(
             self.library,
             self.precision,
             layer_arguments(
-                **self.exchange, scales=self.scales, rotary=self.rotary, length=self.length, x=self.x,
+                **self.exchange, scales=self.scales, rotary=self.rotary, length=self.length,
                 rows=self.rows, layers=1, phases=phases, **arguments,
             ),
+            **({'KEEPS': 1} if keeps else {}),
         )  # fmt: skip
-        launch(dependent=False)
+        launch()
         torch.cuda.synchronize()
 
     def taken(self, name, dtype=torch.uint8, half=0):
@@ -120,6 +143,10 @@ def test_queries_keys_and_values(library, rows, precision):
     assert relative_error(v[:rows], plain[9]) < 5e-3
     assert k[rows:].isnan().all()
     assert v[rows:].isnan().all()
+    kept = phases.kept['queries'][:rows].view(rows, 8, 256).transpose(0, 1)
+    assert torch.equal(kept, found * 16)
+    assert torch.equal(phases.kept['keys'][777 : 777 + rows], k[:rows])
+    assert torch.equal(phases.kept['values'][777 : 777 + rows], v[:rows])
 
 
 def q_rows(q, rows):
@@ -146,13 +173,15 @@ def test_gated_hidden_layer(library, rows, precision):
     phases.run(
         Phase.GATE_UP, gate_up_weights=weight.packed, gate_up_scale=weight.scale, gate_up_bias=weight.bias
     )
-    gate, up = (x.normed() @ weight.values.T + weight.placed_bias).chunk(2, 1)
+    gate_up = x.normed() @ weight.values.T + weight.placed_bias
+    gate, up = gate_up.chunk(2, 1)
     expected = (F.gelu(gate, approximate='tanh') * up)[:rows]
     found = (
         from_fragments(phases.taken('hidden'), DTYPES[HIDDEN[precision]], 4096, 'accumulator')[:rows]
         / inverse
     )
     assert relative_error(found, expected.clamp(-448 / inverse, 448 / inverse)) < ROUNDING[precision]
+    assert relative_error(phases.kept['gate_up'][:rows], gate_up[:rows]) < 5e-3
 
 
 @rows_of_interest
@@ -164,12 +193,13 @@ def test_gated_residual(library, rows, precision, name, depth):
     x, weight = Input(depth, given, order), Weight(1024, depth, given, 32, order)
     gate, next_scale, inverse = normal(3, 1024), normal(3, 1024), INVERSE[precision]
     phases = Phases(library, precision, rows)
-    residual = phases.x.clone()
+    residual = phases.kept['x'][0].clone()
     phases.scales[0] = x.scale
     phases.scales[1] = inverse
     products = {f'{name}_weights': weight.packed, f'{name}_scale': weight.scale}
     if name == 'mixer':
-        phases.run(Phase.EMBED, base=residual, embedded=x.fragments, norm_scale=next_scale, **products)
+        phases.give('embedded', x.fragments)
+        phases.run(Phase.EMBED, base=residual, norm_scale=next_scale, **products)
         norm, half, following = 0, 0, 'qkv'
         gate[0] = 1
     elif name == 'output':
@@ -181,7 +211,7 @@ def test_gated_residual(library, rows, precision, name, depth):
         phases.run(Phase.DOWN, gate=gate, norm_scale=next_scale, normed_layers=2, **products)
         norm, half, following = 2, 1, 'qkv'
     expected = (residual + gate[max(norm - 1, 0)] * (x.values @ weight.values.T))[:rows]
-    assert relative_error(phases.x[:rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
+    assert relative_error(phases.kept['x'][norm, :rows], expected) < (1e-5 if given == 'bf16' else 1e-3)
     statistics = phases.taken(f'statistics_{following}', torch.float32, half).view(32, 64)
     assert relative_error(statistics.sum(0)[:rows], expected.square().sum(1)) < 1e-3
     normed = phases.taken(f'normed_{following}', torch.uint8, half)
@@ -218,79 +248,95 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         assert relative_error(found, expected) < ROUNDING[precision]
 
 
-def unguided(horizon):
-    """Target, pull, gamma, frozen rows, flow time and distance of the clean scale: arguments of the flow."""
-    zeros = torch.zeros(horizon, 32, device='cuda')
-    none = torch.zeros(1, dtype=torch.int32, device='cuda')
-    return zeros, zeros, torch.ones(1, device='cuda'), none, 0.3, 0
+STEPS = 3
 
 
-@pytest.mark.parametrize(('frozen', 'pulled'), [(0, 1.0), (3, 0.0), (3, 1.0), (50, 0.0)])
-def test_guided_flow(library, frozen, pulled):
-    x, scale, shift = normal(64, 1024, scale=3), normal(1024), normal(1024)
-    out_weight, out_bias, in_weight, in_bias = (
-        normal(32, 1024, scale=1 / 32),
-        normal(32),
-        normal(32, 1024),
-        normal(1024),
-    )
-    next_scales, gamma, one = (
-        normal(3, 1024),
-        torch.tensor([1.7], device='cuda'),
-        torch.ones(1, device='cuda'),
-    )
-    actions, target, pull = normal(50, 32), normal(50, 32), torch.rand(50, 32, device='cuda') * pulled
-    rows = torch.tensor([frozen], dtype=torch.int32, device='cuda')
-    following, statistics = poisoned_fragments(1024, 'bf16'), poisoned(32, 64, dtype=torch.float32)
-    normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * scale + shift
-    velocity = normed[:50] @ out_weight.T + out_bias
-    guided = velocity - 1.7 * pull * (target - (actions - 0.4 * velocity))
-    expected = torch.cat([target[:frozen], (actions - 0.1 * guided)[frozen:]])
-    library.kernel('expert_flow', 'expert_flow_bf16')(
-        50, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, target, pull, gamma, rows, 0.4,
-        2048, in_weight, in_bias, x, next_scales[0], one, following, statistics, shared=FLOW_SHARED,
-    )  # fmt: skip
-    assert relative_error(actions, expected) < 1e-5
-    assert torch.equal(actions[:frozen], target[:frozen])
-    embedded = expected @ in_weight + in_bias
-    own = torch.where(torch.arange(50, device='cuda')[:, None] < frozen, next_scales[2], next_scales[0])
-    found = from_fragments(following, torch.bfloat16, 1024, 'linear')[:50]
-    assert relative_error(found, embedded * own) < ROUNDING['bf16']
+class Ends:
+    """Random ends of flow steps, and what `loop` says they do to actions, in fp64.
+
+    mixer: pi0's second embedding layer, behind a state token; None for pi0.5.
+    """
+
+    def __init__(self, horizon, mixer=None, frozen=0, pulled=0.0):
+        self.first, self.mixer = int(mixer is not None), mixer
+        self.in_weight, self.in_bias = normal(32, 1024, scale=32**-0.5), normal(STEPS, 1024)
+        self.out_weight, self.out_bias = normal(32, 1024, scale=1 / 32), normal(32)
+        self.norm_scale, self.shift = normal(STEPS + 1, 3, 1024), normal(STEPS + 1, 1024)
+        self.base, self.target = normal(64, 1024), normal(horizon, 32)
+        self.pull = torch.rand(horizon, 32, device='cuda') * pulled
+        self.gammas = torch.tensor([1.7, 0.4, 2.5], device='cuda')
+        self.rows = torch.tensor([frozen], dtype=torch.int32, device='cuda')
+        self.actions = normal(horizon, 32)
+
+    def arguments(self):
+        mixes = self.mixer is not None
+        return {
+            'base': self.base,
+            'mixer_weights': self.mixer.packed if mixes else None,
+            'mixer_scale': self.mixer.scale if mixes else None,
+            'out_weight': self.out_weight,
+            'velocity_shift': self.shift @ self.out_weight.T + self.out_bias,
+            'in_weight': self.in_weight,
+            'in_bias': self.in_bias,
+            'bias_stride': 1024,
+            'target': self.target,
+            'pull': self.pull,
+            'gammas': self.gammas,
+            'frozen': self.rows,
+            'actions': self.actions,
+            'steps': STEPS,
+            'clean': STEPS,
+            'norm_scale': self.norm_scale,
+            'state_token': self.first,
+        }
+
+    def loop(self):
+        """(actions after all steps, residual stream of the last one)."""
+        actions, target, frozen = self.actions.double(), self.target.double(), int(self.rows)
+        for step in range(STEPS):
+            actions[:frozen] = target[:frozen]
+            x = actions @ self.in_weight.double() + self.in_bias[step].double()
+            if self.mixer:
+                x = F.silu(x).bfloat16().double() @ self.mixer.values.double().T
+                x += self.base[1 : 1 + len(x)].double()
+            normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+            normed = normed * self.norm_scale[step, 2].double() + self.shift[step].double()
+            velocity = normed @ self.out_weight.double().T + self.out_bias.double()
+            clean = actions - (1 - step / STEPS) * velocity
+            velocity -= self.gammas[step].double() * self.pull.double() * (target - clean)
+            actions = torch.cat([target[:frozen], (actions - velocity / STEPS)[frozen:]])
+        return actions, x
 
 
 @all_precisions
-@pytest.mark.parametrize('horizon', [1, 10, 50, 64])
-def test_flow_update_and_embedding(library, horizon, precision):
-    x, scale, shift = normal(64, 1024, scale=3), normal(1024), normal(1024)
-    out_weight, out_bias = normal(32, 1024, scale=1 / 32), normal(32)
-    in_weight, in_bias, next_scale = normal(32, 1024), normal(1024), normal(1024)
-    actions = normal(horizon, 32)
-    inverse = torch.tensor({'bf16': 1.0, 'fp8': 10.0, 'int8': 4.0}[precision], device='cuda')
-    following, statistics = poisoned_fragments(1024, precision), poisoned(32, 64, dtype=torch.float32)
-    normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * scale + shift
-    updated = actions - 0.1 * (normed[:horizon] @ out_weight.T + out_bias)
-    embedded = updated @ in_weight + in_bias
-    library.kernel('expert_flow', f'expert_flow_{precision}')(
-        horizon, 256, x, scale, shift, out_weight, out_bias, -0.1, actions, 0, *unguided(horizon), in_weight,
-        in_bias, x, next_scale, inverse, following, statistics, shared=FLOW_SHARED,
-    )  # fmt: skip
-    assert relative_error(actions, updated) < 1e-5
-    assert relative_error(x[:horizon], embedded) < 1e-5
-    assert relative_error(statistics.sum(0)[:horizon], embedded.square().sum(1)) < 1e-5
-    found = from_fragments(following, DTYPES[precision], 1024, 'linear')[:horizon] / inverse
-    limit = LARGEST.get(DTYPES[precision], 1e9) / inverse
-    assert relative_error(found, (embedded * next_scale).clamp(-limit, limit)) < ROUNDING[precision]
+@pytest.mark.parametrize(
+    ('horizon', 'frozen', 'pulled'),
+    [(1, 0, 0.0), (10, 0, 1.0), (50, 0, 0.0), (50, 3, 0.0), (50, 3, 1.0), (50, 50, 0.0), (64, 17, 1.0)],
+)
+def test_ends_of_flow_steps(library, horizon, frozen, pulled, precision):
+    ends, phases = Ends(horizon, frozen=frozen, pulled=pulled), Phases(library, precision, horizon)
+    phases.scales[1, 0, 0] = INVERSE[precision]
+    expected, x = ends.loop()
+    phases.run_ends(0, **ends.arguments())
+    assert relative_error(ends.actions, expected) < 2e-5
+    assert torch.equal(ends.actions[:frozen], ends.target[:frozen])
+    statistics = phases.exchange['statistics_qkv'][0].view(torch.float32).view(32, 64)
+    assert relative_error(statistics.sum(0)[:horizon], x.square().sum(1)) < 1e-4
+    rows = torch.arange(horizon, device='cuda')[:, None]
+    scale = torch.where(rows < frozen, ends.norm_scale[STEPS, 0], ends.norm_scale[STEPS - 1, 0])
+    found = from_fragments(phases.exchange['normed_qkv'][0], DTYPES[precision], 1024, 'linear')[:horizon]
+    limit = LARGEST.get(DTYPES[precision], 1e9) / INVERSE[precision]
+    error = relative_error(found / INVERSE[precision], (x * scale).clamp(-limit, limit))
+    assert error < ROUNDING[precision]
 
 
-def test_embedding_of_a_policy_that_mixes_time_in(library):
-    in_weight, in_bias, actions = normal(32, 1024), normal(1024), normal(50, 32)
-    following, before = poisoned_fragments(1024, 'bf16'), actions.clone()
-    unused = torch.ones(1024, device='cuda')
-    library.kernel('expert_flow', 'expert_flow_fp8')(
-        50, 256, None, unused, unused, None, unused, -0.1, actions, 1, *unguided(50), in_weight, in_bias,
-        None, unused, unused, following, None,
-    )  # fmt: skip
-    assert torch.equal(actions, before)
-    found = from_fragments(following, torch.bfloat16, 1024, 'linear')
-    assert relative_error(found[1:51], F.silu(actions @ in_weight + in_bias)) < ROUNDING['bf16']
-    assert found[0].isnan().all()
+@all_precisions
+@pytest.mark.parametrize('horizon', [1, 15, 50, 63])
+def test_ends_of_a_policy_that_mixes_time_in(library, horizon, precision):
+    """Its tables have one row, and the halves of its embedding alternate with the flow steps."""
+    ends = Ends(horizon, Weight(1024, 1024, 'bf16', 32, 'linear'), pulled=1.0)
+    ends.norm_scale[:], ends.shift[:] = ends.norm_scale[:1].clone(), ends.shift[:1].clone()
+    phases = Phases(library, precision, horizon + 1)
+    expected = ends.loop()[0]
+    phases.run_ends(Phase.EMBED, **ends.arguments() | {'clean': 0})
+    assert relative_error(ends.actions, expected) < 1e-3

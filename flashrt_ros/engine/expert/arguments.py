@@ -14,27 +14,23 @@ _POINTERS = (
     *('qkv_bias', 'gate_up_bias', 'gate', 'norm_scale', 'scales', 'rotary', 'length', 'prefix_k', 'prefix_v'),
     *('normed_qkv', 'statistics_qkv', 'normed_gate_up', 'statistics_gate_up', 'queries', 'keys', 'values'),
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
-    *('x', 'base', 'embedded', 'stamps'),
+    *('embedded', 'base', 'stamps'),
     *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'frozen'),
 )
 _NUMBERS = (
-    *(
-        'capacity',
-        'layers',
-        'rows',
-        'state_token',
-        'first',
-        'step',
-        'phases',
-        'normed_layers',
-        'shared_bytes',
-        'clean',
-    ),
+    *('capacity', 'layers', 'rows', 'state_token', 'step', 'phases', 'normed_layers', 'shared_bytes'),
+    'clean',
 )
+_END_POINTERS = (
+    *('out_weight', 'velocity_shift', 'in_weight', 'in_bias', 'target', 'pull', 'gammas', 'actions'),
+    *('velocities', 'squares'),
+)
+_END_NUMBERS = ('steps', 'bias_stride')
 
 
 class Phase(IntFlag):
-    """Parts of a layer, and pi0's second embedding layer in front of the first one."""
+    """Parts of a layer; pi0's second embedding layer in front of the first one; and, where steps are launched
+    one by one, the embedding of the actions in front of that."""
 
     EMBED = 1
     QKV = 2
@@ -42,13 +38,19 @@ class Phase(IntFlag):
     OUTPUT = 8
     GATE_UP = 16
     DOWN = 32
+    ACTIONS_IN = 64
 
 
 LAYER = Phase.QKV | Phase.ATTENTION | Phase.OUTPUT | Phase.GATE_UP | Phase.DOWN
 
 
 class LayerArguments(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_int) for name in _NUMBERS]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int) for name in _NUMBERS),
+        *((name, ctypes.c_void_p) for name in _END_POINTERS),
+        *((name, ctypes.c_int) for name in _END_NUMBERS),
+    ]
 
 
 def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
@@ -56,7 +58,7 @@ def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
     arguments = LayerArguments()
     for name, value in values.items():
         known: Any = value.data_ptr() if isinstance(value, Tensor) else value
-        if name not in _POINTERS + _NUMBERS:
+        if name not in _POINTERS + _NUMBERS + _END_POINTERS + _END_NUMBERS:
             raise TypeError(f'expert_layers.cu has no argument {name!r}')
         setattr(arguments, name, known)
     return arguments

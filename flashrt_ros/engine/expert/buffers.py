@@ -25,6 +25,9 @@ ATTENTION_GROUP, ATTENTION_QUERIES, ATTENTION_MAX_KEYS = 8, 32, 144
 BLOCKS = 128
 """Blocks that exchange partial sums (kernels/expert_residual.cuh)."""
 
+FRAGMENTS = ('normed_qkv', 'normed_gate_up', 'attended', 'hidden', 'embedded')
+"""Exchange buffers in the order of fragments (kernels/expert_common.cuh)."""
+
 PENDING = 255
 """What every byte of the exchange buffers holds before the loop starts (kernels/expert_exchange.cuh)."""
 
@@ -47,13 +50,11 @@ class Prefix:
 
 
 class ExpertBuffers:
-    """rows: suffix tokens. x: residual stream fp32 [64, 1024]. scales: fp32 [2, L, 4], of activations, and
-    inverses.
+    """rows: suffix tokens. scales: fp32 [2, L, 4], of activations, and inverses.
 
     exchange: what blocks tell each other, by name, uint8 [2, bytes], all of it parts of `arena`, which the
-    loop begins by making equal to `initial`. embedded:
-    pi0's input of its second embedding layer, in fragment order (kernels/expert_common.cuh). base: what that
-    layer adds to: its bias, and in row 0 the state token.
+    loop begins by making equal to `initial`. base: what pi0's second embedding layer adds to: its bias, and
+    in row 0 the state token.
     """
 
     def __init__(
@@ -67,14 +68,13 @@ class ExpertBuffers:
         layers = len(weights.products['qkv'].weights)
         self.rows = shape.horizon + (heads.mixer is not None)
 
-        def zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(sizes, dtype=dtype, device=device)
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, device=device)
 
         self.actions = zeros(shape.horizon, ACTION_DIM)
-        self.x, self.base = zeros(ROWS, WIDTH), zeros(ROWS, WIDTH)
+        self.base = zeros(ROWS, WIDTH)
         if heads.mixer_bias is not None:
             self.base[1:] = heads.mixer_bias
-        self.embedded = zeros(ROWS * WIDTH * 2, dtype=torch.uint8)
         self.arena, self.exchange = exchange_buffers(weights.precision, self.rows, device)
         self.initial = self.arena.clone()
         positions = torch.arange(shape.prefix_capacity + ROWS, device=device)
@@ -102,13 +102,18 @@ def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[T
         'hidden': ROWS * MLP * size,
         'down_parts': parts,
         'mixer_parts': parts,
+        'embedded': ROWS * WIDTH * 2,
+        'velocities': BLOCKS * 128 * 16,
+        'squares': BLOCKS * 16 * 8,
     }
     arena = torch.full((2 * sum(sizes.values()),), PENDING, dtype=torch.uint8, device=device)
     pieces = arena.split([2 * length for length in sizes.values()])
     exchange = {name: piece.view(2, -1) for name, piece in zip(sizes, pieces, strict=True)}
-    for name in ('normed_qkv', 'normed_gate_up', 'attended', 'hidden'):
+    words = {name: exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2) for name in FRAGMENTS}
+    for name in FRAGMENTS:
         end = -(-rows // 16) * 16 if name == 'hidden' else rows  # of which whole row tiles are written
-        _zero_rows(exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2), end)
+        _zero_rows(words[name], end)
+    words['embedded'][:, :, 0, 0, :, :, 0] = 0  # row 0, pi0's state token
     queries = exchange['queries'].view(torch.int32).view(2, -1, HEAD_DIM // 16, 8, 4, 2, 2)
     _zero_rows(queries.transpose(1, 2), rows * HEADS)
     for name in ('statistics_qkv', 'statistics_gate_up'):

@@ -1,6 +1,6 @@
 """The fused action expert step by step, keeping what the way back of exact guidance needs.
 
-The kernels are those of `expert.loop`; the one for all layers is compiled to write also what each norm
+The kernel is that of `expert.loop`, compiled to run one flow step and to write also what each norm
 normalises, the rotated queries, keys and values, and gate and up (kernels/expert_arguments.cuh, Kept).
 """
 
@@ -44,11 +44,11 @@ class FusedForward:
         self.actions, self.state = self._buffers.actions, torch.zeros(spec.action_dim, device=self.device)
         self.guide = GuideInputs(spec, self.device)
         self._allocate(cache)
-        launches = ExpertLaunches(
+        # Launches know their tensors by address only.
+        self._launches = ExpertLaunches(
             operators.library, weights, self._buffers, prefix, self.guide, kept=self._kept
         )
-        self._steps = [launches.step(step) for step in range(spec.steps)]
-        self._needed = weights, prefix  # launches know their tensors by address only
+        self._steps = [self._launches.step(step) for step in range(spec.steps)]
 
     def begin(self) -> None:
         """Launch what comes before the first step."""
@@ -58,9 +58,7 @@ class FusedForward:
 
     def velocity(self, step: int) -> Tensor:
         """The flow field at the actions, fp32 [H, A]."""
-        embed, layers = self._steps[step]
-        embed(dependent=False)
-        layers(dependent=True)
+        self._steps[step]()
         final = self.modulations(step)[-1]
         self.operators.norm(self.residual(2 * self.spec.expert.layers), self._final, None, modulation=final)
         return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])

@@ -1,4 +1,4 @@
-"""The denoise loop of pi0 and pi0.5 on Hopper: all flow steps two kernels a flow step.
+"""The denoise loop of pi0 and pi0.5 on Hopper: all flow steps in one kernel.
 
     weights = pack_expert(spec, tensors, flow_table(tensors, spec), 'fp8')
     shape, guide = ExpertShape(horizon=50, prefix_capacity=712), GuideInputs(spec, device)
@@ -6,10 +6,9 @@
     loop.actions.copy_(noise)
     loop.launch()                  # inside a graph capture; then loop.actions holds the actions
 
-One kernel runs all layers of a step: its blocks stay on the GPU, fetch weights ahead and tell each other
-their results through L2 (kernels/expert_layers.cu). Between steps a small one updates the actions. Kernels
-are chained by programmatic dependent launch; the first launches plainly, so that everything recorded before
-the loop has finished when it starts: kernels read the prefix, its length and all tables before they wait.
+Its blocks stay on the GPU, fetch weights ahead and tell each other their results through L2
+(kernels/expert_layers.cu). It is launched plainly, so that everything recorded before the loop has finished
+when it starts: it reads the prefix, its length and all tables at once.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ class ExpertLoop:
         self.state_token = buffers.base[0] if has_state else None
         self.exchange, self._initial = buffers.arena, buffers.initial
         self.guide = guide
-        self._kept = weights, buffers, prefix  # launches know their tensors by address only
-        self.launches = tuple(ExpertLaunches(library, weights, buffers, prefix, guide, stamps).all())
+        # Launches know their tensors by address only.
+        self._kept = ExpertLaunches(library, weights, buffers, prefix, guide, stamps)
+        self._launch = self._kept.all_steps()
 
     def launch(self) -> None:
         """Record all flow steps on the current stream."""
         self.exchange.copy_(self._initial)
-        for i, launch in enumerate(self.launches):
-            launch(dependent=i > 0)
+        self._launch()

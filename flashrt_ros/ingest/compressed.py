@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -39,9 +40,6 @@ CPU_DECODER = 'libjpeg-turbo' if simplejpeg is not None else 'Pillow'
 Pixels = Callable[[int, int], np.ndarray]
 """Height and width of a picture -> where its pixels go: uint8 [height, width, 3]. Raises ObservationError."""
 
-JpegDecoder = Callable[[np.ndarray, Pixels], bool]
-"""Writes the pixels of a file, uint8 [N]; False where it had rather leave that to the CPU."""
-
 _DAMAGE = 'Corrupt JPEG data'
 _LEFT_OVER = re.compile(r'Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9')
 """Every pixel is there, and then come so many bytes before the end marker."""
@@ -51,6 +49,16 @@ FEW_BYTES = 16
 
 MAX_PIXELS = 3840 * 2160
 """Largest picture accepted; a few corrupt bytes in a header can otherwise demand gigabytes."""
+
+
+class JpegDecoder(Protocol):
+    """Of one camera, beside the CPU. trouble: why it does nothing any more; '' while it works."""
+
+    trouble: str
+
+    def __call__(self, data: np.ndarray, pixels: Pixels) -> bool:
+        """Write the pixels of a file, uint8 [N]; False where it had rather leave that to the CPU."""
+        ...
 
 
 def decompress(

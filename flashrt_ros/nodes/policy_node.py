@@ -130,6 +130,7 @@ class PolicyNode(ManagedNode):
             'wanted rate [Hz]': self.config.rates.chunk_rate_hz,
             **diagnostics.pace_values('tick', self._loop),
             'strategy': self.config.executor.strategy,
+            'JPEGs': ingest.decoding.text,
             **vars(self._worker.counts),
             **self._worker.report(),
             **gpu_values(self.config.policy.device),

@@ -43,7 +43,7 @@ def decoding_of(config: RobotConfig) -> Decoding:
     if config.policy.device != 'cuda':
         return Decoding(f'{_ON_CPU} (policy.device is {config.policy.device})')
     if wanted == 'auto' and AUTO_PIXELS is None:
-        return Decoding(f'{_ON_CPU} (measured to be faster than the GPU)')
+        return Decoding(f'{_ON_CPU} (ingest.decode is auto)')
     try:
         return _on_gpu(views, 0 if wanted == 'gpu' else AUTO_PIXELS or 0)
     except BackendError as error:

@@ -131,8 +131,8 @@ def test_pixels_go_into_the_pinned_slots_of_the_ring(gpu):
 
 def test_the_size_may_change_from_frame_to_frame(gpu):
     ring, rng = FrameRing(pinned_memory, mapped=True), np.random.default_rng()
-    for turn in range(20):
-        height, width = (int(side) for side in rng.integers(16, 1200, 2))
+    for turn in range(10):
+        height, width = (int(side) for side in rng.integers(16, 1300, 2))
         data = jpeg(natural_picture(height, width, turn), subsampling='4:4:4')
         error = np.abs(pixels_of(data, gpu, ring) - pixels_of(data))
         assert error.max() <= WITHIN['4:4:4'][0]
@@ -194,7 +194,7 @@ def test_what_the_cpu_refuses_is_not_shown_from_the_gpu(gpu, loss, options):
     assert gpu.taken >= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_never_harm_the_decoder(decoder, flips):
     """Whatever it made of them: it works on, and writes nowhere but into the picture that was announced."""
@@ -206,7 +206,7 @@ def test_flipped_bytes_never_harm_the_decoder(decoder, flips):
 
 
 def test_decoding_goes_on_beside_a_busy_stream(gpu):
-    """It waits neither for work on other streams nor for a capture to end."""
+    """It waits for no other work, as it would on the policy's own stream."""
     data = jpeg(real_picture())
     expected = pixels_of(data, gpu)
     busy, done = torch.cuda.Stream(), torch.cuda.Event()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.jpeg_damage import print_damage
 from flashrt_ros.errors import BackendError
@@ -33,8 +33,9 @@ from flashrt_ros.ingest.gpu_jpeg import GpuJpeg
 from flashrt_ros.ingest.nvjpeg import BACKENDS, NvJpeg
 from flashrt_ros.ingest.ring import FrameRing, pinned_memory
 
-SIZES = ((640, 480), (1280, 720), (3840, 2160))
-QUALITIES = (80, 95)
+CASES = ((640, 480, 80), (640, 480, 95), (1280, 720, 80), (1280, 720, 95), (1920, 1080, 80), (3840, 2160, 80))
+"""Width, height and quality."""
+
 NOISE, COLOUR_NOISE = 3.0, 1.5
 """Of 255: what a small sensor adds to grey and to single channels."""
 
@@ -49,6 +50,9 @@ class MappedJpeg(GpuJpeg):
             self._state.decode(data, into.data_ptr(), width, self._stream.cuda_stream)
         finally:
             self._stream.synchronize()
+
+    def _warm_up(self) -> None:
+        """Not into memory that the GPU cannot reach."""
 
 
 class Load:
@@ -75,6 +79,14 @@ class Load:
         finally:
             self._end.set()
             thread.join()
+
+    def alone(self, seconds: float = 0.5) -> float:
+        """Replays a second while nothing else runs."""
+        with self.running():
+            time.sleep(0.05)
+            before, begin = self.replays, time.perf_counter()
+            time.sleep(seconds)
+            return (self.replays - before) / (time.perf_counter() - begin)
 
     def _run(self) -> None:
         with torch.cuda.stream(self.stream):
@@ -104,12 +116,7 @@ def photograph(path: Path | None) -> Image.Image:
 
 def camera_jpeg(picture: Image.Image, width: int, height: int, quality: int) -> np.ndarray:
     """uint8 [N]: the middle of the picture at this size, with a camera's noise."""
-    cut = (
-        min(picture.width, picture.height * width // height),
-        min(picture.height, picture.width * height // width),
-    )
-    left, top = (picture.width - cut[0]) // 2, (picture.height - cut[1]) // 2
-    part = picture.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + cut[0], top + cut[1]))
+    part = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, NOISE, (height, width, 1)) + rng.normal(0, COLOUR_NOISE, (height, width, 3))
     noisy, file = np.clip(np.asarray(part) + noise, 0, 255).astype(np.uint8), io.BytesIO()
@@ -117,21 +124,18 @@ def camera_jpeg(picture: Image.Image, width: int, height: int, quality: int) -> 
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def decoders() -> dict[str, Callable[[FrameRing], Decode]]:
+def decoders(kind: type[GpuJpeg]) -> dict[str, Callable[[FrameRing], Decode]]:
     """Name -> what makes a decoder into a ring. Says what cannot be had."""
-    found: dict[str, Callable[[FrameRing], Decode]] = {
-        CPU_DECODER: lambda ring: lambda frame: decompress(frame, 'view', ring)
-    }
-    kinds = [(backend, kind) for backend in BACKENDS for kind in (GpuJpeg, MappedJpeg)]
-    for backend, kind in kinds:
-        name = f'{backend} mapped' if kind is MappedJpeg else backend
+    found: dict[str, Callable[[FrameRing], Decode]] = {}
+    for backend in BACKENDS:
+        name = backend if kind is GpuJpeg else f'{backend} mapped'
         try:
             begin = time.perf_counter()
-            decoder = GpuJpeg(NvJpeg(backend)) if kind is GpuJpeg else MappedJpeg(NvJpeg(backend))
-            print(f'{name}: ready in {time.perf_counter() - begin:.2f} s')
+            decoder = kind(NvJpeg(backend))
         except BackendError as error:
             print(f'{name}: {error}')
             continue
+        print(f'{name}: ready in {time.perf_counter() - begin:.2f} s')
         found[name] = lambda ring, gpu=decoder: _checked(gpu, ring)
     return found
 
@@ -187,19 +191,16 @@ def main() -> None:
     print(f'{torch.cuda.get_device_name()}, {arguments.rounds} rounds; microseconds, 50 / 90 / 99 %')
     if arguments.damage:
         print_damage(camera_jpeg(picture, 640, 480, 80).tobytes(), arguments.damage)
-    made, load = decoders(), Load()
-    with load.running():
-        time.sleep(0.02)
-        before, begin = load.replays, time.perf_counter()
-        time.sleep(0.5)
-        alone = (load.replays - before) / (time.perf_counter() - begin)
+    load = Load()
+    alone = load.alone()
     print(f'the load alone: {alone:.0f} replays a second')
-    for width, height in SIZES:
-        for quality in QUALITIES:
+    on_cpu = {CPU_DECODER: lambda ring: lambda frame: decompress(frame, 'view', ring)}
+    for made in ({**on_cpu, **decoders(GpuJpeg)}, decoders(MappedJpeg)):
+        for width, height, quality in CASES:
             data = camera_jpeg(picture, width, height, quality)
             print(f'{width} x {height}, quality {quality}, {data.size / 1000:.0f} kB', flush=True)
+            rounds = max(10, arguments.rounds * 640 * 480 // (width * height))
             for name, make in made.items():
-                rounds = max(20, arguments.rounds * 640 * 480 // (width * height))
                 ring = FrameRing(pinned_memory, mapped=True)
                 run(name, make(ring), Frame(data, 'jpeg', 0, 0, 0), rounds, load, alone)
 

@@ -19,6 +19,8 @@ def _flipped(data: bytes, at: int, rng: np.random.Generator) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1 :]
 
 
+FLAGS = {'strict, smooth': STRICT | INTERPOLATED, 'smooth': INTERPOLATED, 'plain': 0}
+
 DAMAGE: dict[str, Damage] = {
     'cut, no end marker': lambda data, at, rng: data[:at],
     'cut, end marker': lambda data, at, rng: data[:at] + data[-2:],
@@ -41,11 +43,11 @@ def print_damage(whole: bytes, count: int) -> None:
     shown = ''.join(f'{sum(one is not None for one in on_cpu[name]):>20}' for name in DAMAGE)
     print(f'  {"CPU":22}{shown}')
     for backend in BACKENDS:
-        for flags in (STRICT | INTERPOLATED, INTERPOLATED):
-            title = f'{backend}{" strict" if flags & STRICT else ""}'
+        for name, flags in FLAGS.items():
+            title = f'{backend} {name}'
             try:
-                library = NvJpeg(backend, flags)
-                cells = [_cell(library, files[name], on_cpu[name]) for name in DAMAGE]
+                gpu = GpuJpeg(NvJpeg(backend, flags))
+                cells = [_cell(gpu, files[kind], on_cpu[kind]) for kind in DAMAGE]
             except BackendError as error:
                 cells = [f'  {error.what}']
             print(f'  {title:22}{"".join(cells)}', flush=True)
@@ -67,13 +69,12 @@ def _shown_by_cpu(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _cell(library: NvJpeg, files: list[bytes], on_cpu: list[np.ndarray | None]) -> str:
+def _cell(gpu: GpuJpeg, files: list[bytes], on_cpu: list[np.ndarray | None]) -> str:
     shown = wrongly = unlike = troubles = 0
-    gpu = GpuJpeg(library)
     for data, other in zip(files, on_cpu, strict=True):
         picture = _shown(gpu, data)
         if gpu.trouble:
-            gpu, troubles = GpuJpeg(library), troubles + 1
+            gpu.trouble, troubles = '', troubles + 1
         if picture is None:
             continue
         shown, wrongly = shown + 1, wrongly + (other is None)

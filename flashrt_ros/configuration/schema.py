@@ -332,7 +332,7 @@ class RobotConfig(Section):
             raise problem(
                 'ingest.decode',
                 f"'gpu' decodes for a policy on the GPU, and policy.device is '{self.policy.device}'",
-                "choose 'auto' or 'cpu', or policy.device: cuda",
+                "choose 'cpu', or policy.device: cuda",
             )
         return self
 

@@ -3,7 +3,8 @@
 The GPU decodes into memory of its own, from where its copy engine takes the pixels to where they belong: the
 slot of a ring. Work goes onto a stream of its own with priority, so it neither waits for an inference nor
 holds one up for longer than its few kernels take. Whatever is unusual about a file, and whatever nvJPEG has
-anything to say about, is left to libjpeg-turbo, which decides what of it is damage.
+anything to say about, is left to libjpeg-turbo, which decides what of it is damage. But nvJPEG says nothing of
+a scan that lost a part inside and kept its end marker (docs/cameras.md).
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _FAILURES = 3
 
 
 class GpuJpeg:
-    """A `JpegDecoder`; one thread at a time. least_pixels: smaller pictures are left to the CPU."""
+    """A `JpegDecoder`; one thread at a time, and none once the library is closed."""
 
-    def __init__(self, library: NvJpeg, least_pixels: int = 0) -> None:
-        self._library, self._least = library, least_pixels
+    def __init__(self, library: NvJpeg) -> None:
+        self._library = library
         self.trouble, self._failures = '', 0
         self._state = library.state()
         self._stream = torch.cuda.Stream(priority=_HIGH_PRIORITY)
@@ -44,10 +45,10 @@ class GpuJpeg:
 
     def __call__(self, data: np.ndarray, pixels: Pixels) -> bool:
         """See `JpegDecoder`. Raises nothing but what `pixels` does."""
-        if self.trouble:
+        if self.trouble or not self._library.close.alive:
             return False
         header = jpeg_header(data)
-        if header is None or not header.plain or header.width * header.height < self._least:
+        if header is None or not header.plain:
             return False
         end = scan_end(data, header)
         if end is None:
@@ -85,9 +86,7 @@ class GpuJpeg:
         Image.fromarray(picture).save(file, 'JPEG', quality=95)
         out = np.zeros_like(picture)
         data = np.frombuffer(file.getvalue(), np.uint8)
-        least, self._least = self._least, 0
         decoded = self(data, lambda height, width: out)
-        self._least = least
         error = int(np.abs(out.astype(np.int16) - picture).max())
         if not decoded or error > _TOLERANCE:
             why = self.trouble or (f'an error of {error} of 255' if decoded else 'it refuses a plain JPEG')

@@ -16,10 +16,11 @@ import torch
 
 from flashrt_ros.errors import BackendError
 
-BACKENDS = {'default': 0, 'hybrid': 1, 'gpu_hybrid': 2, 'hardware': 3}
-"""nvjpegBackend_t. hybrid: Huffman codes on the CPU, all else on the GPU. hardware: a JPEG engine."""
+_HYBRID = 1
+"""nvjpegBackend_t: Huffman codes on the CPU, all else on the GPU. On an H100 no other was clearly faster, idle
+and beside a busy GPU, and none said more of damage (benchmarks/notes.md)."""
 
-STRICT, INTERPOLATED = 1 << 2, 1 << 5
+_STRICT, _INTERPOLATED = 1 << 2, 1 << 5
 """Flags of a handle: refuse what breaks the standard; interpolate chroma, as libjpeg-turbo does."""
 
 _RGB = 5
@@ -67,33 +68,28 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     'nvjpegJpegStateDestroy': (c_void_p,),
     'nvjpegGetImageInfo': (c_void_p, c_void_p, c_size_t, *4 * (POINTER(c_int),)),
     'nvjpegDecode': (c_void_p, c_void_p, c_void_p, c_size_t, c_int, POINTER(_Image), c_void_p),
-    'nvjpegDecodeBatchedInitialize': (c_void_p, c_void_p, c_int, c_int, c_int),
-    'nvjpegDecodeBatched': (
-        c_void_p,
-        c_void_p,
-        POINTER(c_void_p),
-        POINTER(c_size_t),
-        POINTER(_Image),
-        c_void_p,
-    ),
 }
 
 
 class NvJpeg:
-    """The library with one backend. Raises BackendError where it cannot be had."""
+    """The library and the states that were made with it. Raises BackendError where it cannot be had.
 
-    def __init__(self, backend: str, flags: int = STRICT | INTERPOLATED) -> None:
-        self.backend, self._calls, self.handle = backend, _load(), c_void_p()
+    close: frees both, once; the owner calls it when no thread decodes any more. Else it is done when nobody
+    refers to library and states, or at the end of the interpreter. It is one call for all, because states
+    must go before their handle, and the order in which garbage is collected is any.
+    """
+
+    def __init__(self) -> None:
+        self._calls, self.handle, self.states = _load(), c_void_p(), list[c_void_p]()
         try:
-            self.call('nvjpegCreateEx', BACKENDS[backend], None, None, flags, byref(self.handle))
+            self.call('nvjpegCreateEx', _HYBRID, None, None, _STRICT | _INTERPOLATED, byref(self.handle))
         except NvJpegError as error:
             raise BackendError(
                 f'nvJPEG does not start ({error})',
                 'nvJPEG',
                 "update the NVIDIA driver, or choose ingest.decode 'cpu'",
             ) from error
-        # Not at the end of the interpreter, when CUDA may have gone.
-        weakref.finalize(self, self._calls.nvjpegDestroy, self.handle).atexit = False
+        self.close = weakref.finalize(self, _destroy, self._calls, self.handle, self.states)
 
     @property
     def version(self) -> str:
@@ -135,10 +131,7 @@ class NvJpegState:
     def __init__(self, library: NvJpeg) -> None:
         self._library, self._state = library, c_void_p()
         library.call('nvjpegJpegStateCreate', library.handle, byref(self._state))
-        weakref.finalize(self, library._calls.nvjpegJpegStateDestroy, self._state).atexit = False
-        self._batched = library.backend == 'hardware'
-        if self._batched:
-            library.call('nvjpegDecodeBatchedInitialize', library.handle, self._state, 1, 1, _RGB)
+        library.states.append(self._state)
 
     def decode(self, data: np.ndarray, address: int, width: int, stream: int) -> None:
         """Queue the pixels of a file for `address`, which the GPU writes to, three bytes each without
@@ -146,13 +139,28 @@ class NvJpegState:
         image, library = _Image(), self._library
         image.channel[0], image.pitch[0] = address, 3 * width
         source = c_void_p(data.ctypes.data)
-        if self._batched:
-            size = c_size_t(data.size)
-            arguments = byref(source), byref(size), byref(image), stream
-            library.call('nvjpegDecodeBatched', library.handle, self._state, *arguments)
-        else:
-            whole = source, data.size, _RGB, byref(image), stream
-            library.call('nvjpegDecode', library.handle, self._state, *whole)
+        whole = source, data.size, _RGB, byref(image), stream
+        library.call('nvjpegDecode', library.handle, self._state, *whole)
+
+
+def _destroy(calls: Any, handle: c_void_p, states: list[c_void_p]) -> None:
+    """Nothing where CUDA has gone before: its memory went with it."""
+    if not _context_lives():
+        return
+    for state in states:
+        calls.nvjpegJpegStateDestroy(state)
+    calls.nvjpegDestroy(handle)
+
+
+def _context_lives() -> bool:
+    """Asks the driver; the runtime would make a new context instead of saying no."""
+    try:
+        driver = ctypes.CDLL('libcuda.so.1')
+    except OSError:
+        return False
+    flags, active = c_uint(), c_int()
+    failed = driver.cuDevicePrimaryCtxGetState(torch.cuda.current_device(), byref(flags), byref(active))
+    return not failed and bool(active.value)
 
 
 @functools.cache

@@ -28,43 +28,29 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
 
 
-@pytest.fixture
-def auto_takes_the_gpu(monkeypatch):
-    monkeypatch.setattr(decoding, 'AUTO_PIXELS', 1000)
-
-
 def test_the_gpu_cannot_decode_for_a_policy_on_the_cpu():
     with pytest.raises(
-        ConfigError, match=r"ingest\.decode: 'gpu' decodes for a policy on the GPU.*Choose 'auto'"
+        ConfigError, match=r"ingest\.decode: 'gpu' decodes for a policy on the GPU.*Choose 'cpu'"
     ):
         config(ingest_decode='gpu')
 
 
-@pytest.mark.parametrize(
-    ('values', 'reason'),
-    [
-        ({}, 'policy.device is cpu'),
-        ({'ingest_decode': 'cpu', 'policy_device': 'cuda'}, 'ingest.decode'),
-        ({'policy_device': 'cuda'}, 'finds no usable NVIDIA GPU'),
-    ],
-)
-@pytest.mark.usefixtures('no_gpu', 'auto_takes_the_gpu')
-def test_the_cpu_decodes_and_why(values, reason):
-    chosen = decoding_of(config(**values))
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_the_cpu_decodes_where_nothing_else_is_asked_for(device):
+    chosen = decoding_of(config(policy_device=device))
     assert chosen.on_gpu == {}
-    assert 'on the CPU (' in chosen.text
-    assert reason in chosen.text
-    finding = decoding_finding(config(**values))
+    assert chosen.text.endswith(' on the CPU')
+    finding = decoding_finding(config(policy_device=device))
     assert (finding.level, finding.found) == (Level.OK, chosen.text)
 
 
 @pytest.mark.usefixtures('no_gpu')
 def test_a_gpu_that_was_asked_for_is_missed():
     wanted = config(ingest_decode='gpu', policy_device='cuda')
-    with pytest.raises(BackendError, match=r"finds no usable NVIDIA GPU\. Choose 'auto' or 'cpu'"):
+    with pytest.raises(BackendError, match=r"finds no usable NVIDIA GPU\. Choose 'cpu'"):
         Ingest(wanted)
     finding = decoding_finding(wanted)
-    assert (finding.level, finding.fix) == (Level.FAIL, "choose 'auto' or 'cpu'")
+    assert (finding.level, finding.fix) == (Level.FAIL, "choose 'cpu'")
 
 
 def test_cameras_that_send_no_jpeg_need_no_decoder():
@@ -79,7 +65,7 @@ def test_a_machine_without_the_library_says_how_to_get_it(monkeypatch):
     with pytest.raises(
         BackendError, match=r'no usable nvJPEG .*libnvjpeg\.so\.0.* Pip install nvidia-nvjpeg'
     ):
-        nvjpeg.NvJpeg('hybrid')
+        nvjpeg.NvJpeg()
 
 
 def test_a_library_of_another_kind_is_no_nvjpeg(monkeypatch):
@@ -87,7 +73,7 @@ def test_a_library_of_another_kind_is_no_nvjpeg(monkeypatch):
     monkeypatch.setattr(nvjpeg, '_path', lambda: ctypes.CDLL(None)._name)
     nvjpeg._load.cache_clear()
     with pytest.raises(BackendError, match='there is no usable nvJPEG'):
-        nvjpeg.NvJpeg('hybrid')
+        nvjpeg.NvJpeg()
 
 
 class Failing:

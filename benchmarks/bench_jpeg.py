@@ -5,8 +5,7 @@
 idle: nothing else runs. busy: another thread replays a graph of matrix products without a pause, as a policy
 whose inferences overlap with decoding would. Microseconds of a call, 50th, 90th and 99th percentile; behind
 them how many replays a second the other thread had meanwhile, as a share of what it has alone. Pictures are
-4:2:0, of a photograph with the noise of a camera. mapped: nvJPEG writes into the slot itself; else into
-memory of the GPU, from where it is copied there.
+4:2:0, of a photograph with the noise of a camera.
 
 --damage: how many of so many damaged files each decoder shows, by what they lost.
 """
@@ -26,11 +25,10 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.jpeg_damage import print_damage
-from flashrt_ros.errors import BackendError
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest.compressed import CPU_DECODER, decompress
 from flashrt_ros.ingest.gpu_jpeg import GpuJpeg
-from flashrt_ros.ingest.nvjpeg import BACKENDS, NvJpeg
+from flashrt_ros.ingest.nvjpeg import NvJpeg
 from flashrt_ros.ingest.ring import FrameRing, pinned_memory
 
 CASES = ((640, 480, 80), (640, 480, 95), (1280, 720, 80), (1280, 720, 95), (1920, 1080, 80), (3840, 2160, 80))
@@ -40,19 +38,6 @@ NOISE, COLOUR_NOISE = 3.0, 1.5
 """Of 255: what a small sensor adds to grey and to single channels."""
 
 Decode = Callable[[Frame], object]
-
-
-class MappedJpeg(GpuJpeg):
-    """nvJPEG writes across PCIe, pixel by pixel."""
-
-    def _decode(self, data: np.ndarray, width: int, into: torch.Tensor) -> None:
-        try:
-            self._state.decode(data, into.data_ptr(), width, self._stream.cuda_stream)
-        finally:
-            self._stream.synchronize()
-
-    def _warm_up(self) -> None:
-        """Not into memory that the GPU cannot reach."""
 
 
 class Load:
@@ -124,22 +109,6 @@ def camera_jpeg(picture: Image.Image, width: int, height: int, quality: int) -> 
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def decoders(kind: type[GpuJpeg]) -> dict[str, Callable[[FrameRing], Decode]]:
-    """Name -> what makes a decoder into a ring. Says what cannot be had."""
-    found: dict[str, Callable[[FrameRing], Decode]] = {}
-    for backend in BACKENDS:
-        name = backend if kind is GpuJpeg else f'{backend} mapped'
-        try:
-            begin = time.perf_counter()
-            decoder = kind(NvJpeg(backend))
-        except BackendError as error:
-            print(f'{name}: {error}')
-            continue
-        print(f'{name}: ready in {time.perf_counter() - begin:.2f} s')
-        found[name] = lambda ring, gpu=decoder: _checked(gpu, ring)
-    return found
-
-
 def _checked(gpu: GpuJpeg, ring: FrameRing) -> Decode:
     """Decodes on the GPU or fails: what it left to the CPU would be the CPU's time."""
 
@@ -194,15 +163,18 @@ def main() -> None:
     load = Load()
     alone = load.alone()
     print(f'the load alone: {alone:.0f} replays a second')
-    on_cpu = {CPU_DECODER: lambda ring: lambda frame: decompress(frame, 'view', ring)}
-    for made in ({**on_cpu, **decoders(GpuJpeg)}, decoders(MappedJpeg)):
-        for width, height, quality in CASES:
-            data = camera_jpeg(picture, width, height, quality)
-            print(f'{width} x {height}, quality {quality}, {data.size / 1000:.0f} kB', flush=True)
-            rounds = max(10, arguments.rounds * 640 * 480 // (width * height))
-            for name, make in made.items():
-                ring = FrameRing(pinned_memory, mapped=True)
-                run(name, make(ring), Frame(data, 'jpeg', 0, 0, 0), rounds, load, alone)
+    gpu = GpuJpeg(NvJpeg())
+    made: dict[str, Callable[[FrameRing], Decode]] = {
+        CPU_DECODER: lambda ring: lambda frame: decompress(frame, 'view', ring),
+        'nvJPEG': lambda ring: _checked(gpu, ring),
+    }
+    for width, height, quality in CASES:
+        data = camera_jpeg(picture, width, height, quality)
+        print(f'{width} x {height}, quality {quality}, {data.size / 1000:.0f} kB', flush=True)
+        rounds = max(10, arguments.rounds * 640 * 480 // (width * height))
+        for name, make in made.items():
+            ring = FrameRing(pinned_memory, mapped=True)
+            run(name, make(ring), Frame(data, 'jpeg', 0, 0, 0), rounds, load, alone)
 
 
 if __name__ == '__main__':

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flashrt_ros.errors import BackendError, ObservationError
+from flashrt_ros.errors import ObservationError
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest.compressed import decompress
 from flashrt_ros.ingest.gpu_jpeg import GpuJpeg
-from flashrt_ros.ingest.nvjpeg import BACKENDS, INTERPOLATED, STRICT, NvJpeg
+from flashrt_ros.ingest.nvjpeg import NvJpeg
 
 Damage = Callable[[bytes, int, np.random.Generator], bytes]
 
@@ -18,8 +18,6 @@ Damage = Callable[[bytes, int, np.random.Generator], bytes]
 def _flipped(data: bytes, at: int, rng: np.random.Generator) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1 :]
 
-
-FLAGS = {'strict, smooth': STRICT | INTERPOLATED, 'smooth': INTERPOLATED, 'plain': 0}
 
 DAMAGE: dict[str, Damage] = {
     'cut, no end marker': lambda data, at, rng: data[:at],
@@ -42,15 +40,9 @@ def print_damage(whole: bytes, count: int) -> None:
     print(f'  {"":22}' + ''.join(f'{name:>20}' for name in DAMAGE))
     shown = ''.join(f'{sum(one is not None for one in on_cpu[name]):>20}' for name in DAMAGE)
     print(f'  {"CPU":22}{shown}')
-    for backend in BACKENDS:
-        for name, flags in FLAGS.items():
-            title = f'{backend} {name}'
-            try:
-                gpu = GpuJpeg(NvJpeg(backend, flags))
-                cells = [_cell(gpu, files[kind], on_cpu[kind]) for kind in DAMAGE]
-            except BackendError as error:
-                cells = [f'  {error.what}']
-            print(f'  {title:22}{"".join(cells)}', flush=True)
+    gpu = GpuJpeg(NvJpeg())
+    cells = [_cell(gpu, files[kind], on_cpu[kind]) for kind in DAMAGE]
+    print(f'  {"nvJPEG":22}{"".join(cells)}', flush=True)
 
 
 def _damaged(whole: bytes, damage: Damage, count: int) -> list[bytes]:

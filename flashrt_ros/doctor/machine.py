@@ -64,9 +64,11 @@ def gpu_findings(config: RobotConfig | None) -> Iterator[Finding]:
 def decoding_finding(config: RobotConfig) -> Finding:
     """What would make pixels of JPEGs."""
     try:
-        return Finding(Level.OK, 'JPEGs', decoding_of(config).text)
+        decoding = decoding_of(config)
     except FlashRTError as error:
         return of_error('JPEGs', error)
+    decoding.close()
+    return Finding(Level.OK, 'JPEGs', decoding.text)
 
 
 def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Finding]:

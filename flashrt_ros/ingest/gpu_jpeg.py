@@ -3,8 +3,8 @@
 The GPU decodes into memory of its own, from where its copy engine takes the pixels to where they belong: the
 slot of a ring. Work goes onto a stream of its own with priority, so it neither waits for an inference nor
 holds one up for longer than its few kernels take. Whatever is unusual about a file, and whatever nvJPEG has
-anything to say about, is left to libjpeg-turbo, which decides what of it is damage. But nvJPEG says nothing of
-a scan that lost a part inside and kept its end marker (docs/cameras.md).
+anything to say about, is left to libjpeg-turbo, which decides what of it is damage. But nvJPEG says nothing
+of a scan that lost a part inside and kept its end marker (docs/cameras.md).
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import torch
 from flashrt_ros.errors import BackendError
 
 _HYBRID = 1
-"""nvjpegBackend_t: Huffman codes on the CPU, all else on the GPU. On an H100 no other was clearly faster, idle
-and beside a busy GPU, and none said more of damage (benchmarks/notes.md)."""
+"""nvjpegBackend_t: Huffman codes on the CPU, all else on the GPU. On an H100 no other was clearly faster,
+idle and beside a busy GPU, and none said more of damage (benchmarks/notes.md)."""
 
 _STRICT, _INTERPOLATED = 1 << 2, 1 << 5
 """Flags of a handle: refuse what breaks the standard; interpolate chroma, as libjpeg-turbo does."""

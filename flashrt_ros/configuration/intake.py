@@ -15,8 +15,8 @@ class Intake(Section):
     )
     decode: Literal['cpu', 'gpu'] = setting(
         'cpu',
-        description='What makes pixels of JPEGs: libjpeg-turbo (cpu) or nvJPEG (gpu, for policy.device cuda), '
-        'faster, but blind to most damage inside a file (docs/cameras.md)',
+        description='What makes pixels of JPEGs: libjpeg-turbo (cpu) or nvJPEG (gpu, for policy.device '
+        'cuda), faster, but blind to most damage inside a file (docs/cameras.md)',
     )
     max_frame_mib: int = setting(
         64, description='A larger camera message is dropped', unit='MiB', ge=1, le=1024

@@ -14,8 +14,8 @@ _ON_CPU = f'{CPU_DECODER} on the CPU'
 
 @dataclass(frozen=True)
 class Decoding:
-    """chosen: what decodes, and why. on_gpu: view -> its decoder there, for the views that have one. close: gives
-    back what these hold, once nobody decodes any more."""
+    """chosen: what decodes, and why. on_gpu: view -> its decoder there, for the views that have one.
+    close: gives back what these hold, once nobody decodes any more."""
 
     chosen: str
     on_gpu: Mapping[str, JpegDecoder] = field(default_factory=dict)

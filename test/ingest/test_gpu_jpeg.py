@@ -1,6 +1,8 @@
 """nvJPEG beside libjpeg-turbo: the same pictures, nothing of a damaged one, straight into pinned slots."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +220,20 @@ def test_decoding_goes_on_beside_a_busy_stream(gpu):
     np.testing.assert_array_equal(pixels_of(data, gpu), expected)
     assert not done.query()
     done.synchronize()
+
+
+ENDS = {
+    'left to the end of the interpreter': '',
+    'closed': 'library.close()',
+    'collected as garbage in any order': 'library.me, state.me, library.state = library, state, state\n'
+    'del library, state\nimport gc; gc.collect()',
+}
+
+
+@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.usefixtures('decoder')
+def test_a_process_ends_well_however_the_library_goes(end):
+    made = 'from flashrt_ros.ingest.gpu_jpeg import GpuJpeg\nfrom flashrt_ros.ingest.nvjpeg import NvJpeg\n'
+    made += 'library = NvJpeg(); state = GpuJpeg(library)._state\n'
+    done = subprocess.run([sys.executable, '-c', made + ENDS[end]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

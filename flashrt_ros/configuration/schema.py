@@ -327,6 +327,16 @@ class RobotConfig(Section):
         return self
 
     @model_validator(mode='after')
+    def _gpu_decodes_for_the_gpu(self) -> RobotConfig:
+        if self.ingest.decode == 'gpu' and self.policy.device != 'cuda':
+            raise problem(
+                'ingest.decode',
+                f"'gpu' decodes for a policy on the GPU, and policy.device is '{self.policy.device}'",
+                "choose 'cpu', or policy.device: cuda",
+            )
+        return self
+
+    @model_validator(mode='after')
     def _delta_joints_exist(self) -> RobotConfig:
         for joint in self.policy.delta_joints or ():
             if joint not in self.joint_names:

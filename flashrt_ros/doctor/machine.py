@@ -11,6 +11,7 @@ import torch
 from flashrt_ros.configuration import RobotConfig, check_against
 from flashrt_ros.doctor.finding import Finding, Level, of_error
 from flashrt_ros.errors import FlashRTError
+from flashrt_ros.ingest.decoding import decoding_of
 from flashrt_ros.loading import options_of
 from flashrt_ros.models.backend import describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
@@ -58,6 +59,16 @@ def gpu_findings(config: RobotConfig | None) -> Iterator[Finding]:
     yield Finding(Level.OK, 'GPU', f'{gpu.name}, compute capability {capability}, {memory}, {driver}')
     if not wanted:
         yield Finding(Level.WARN, 'policy.device', 'cpu, though there is a GPU', 'set policy.device: cuda')
+
+
+def decoding_finding(config: RobotConfig) -> Finding:
+    """What would make pixels of JPEGs."""
+    try:
+        decoding = decoding_of(config)
+    except FlashRTError as error:
+        return of_error('JPEGs', error)
+    decoding.close()
+    return Finding(Level.OK, 'JPEGs', decoding.text)
 
 
 def _engine_findings(config: RobotConfig, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import numpy as np
 from flashrt_ros.configuration.schema import Camera, JointStates, RobotConfig
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decompress
+from flashrt_ros.ingest.decoding import decoding_of
 from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.gates import Limits, Refusal, check_sample, check_skew
 from flashrt_ros.ingest.joints import STATE, JointMap
@@ -69,6 +70,8 @@ class Ingest:
     pool: decodes the pictures of one observation side by side; None: one after the other, as a robot with few
     cores does. decode: False leaves frames to the policy as they are or were before compression
     (`CameraImage`); what is wrong with them is still found here.
+    decoding: what makes pixels of JPEGs.
+    Raises BackendError where `ingest.decode` asks for the GPU and it cannot be had.
     """
 
     def __init__(self, config: RobotConfig, pool: Executor | None = None, decode: bool = True) -> None:
@@ -80,6 +83,7 @@ class Ingest:
         self._frames = {view: FRAMES[camera.transport] for view, camera in config.cameras.items()}
         compressed = [view for view, camera in config.cameras.items() if camera.transport == 'compressed']
         self._rings = {view: ring_of(config) for view in compressed}
+        self.decoding = decoding_of(config)
         self._framings = {view: camera.framing for view, camera in config.cameras.items()}
         inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
@@ -178,7 +182,7 @@ class Ingest:
             return self.joints.to_checkpoint(self.joints.positions(sample.message))
         frame = sample.message
         if name in self._rings:
-            frame = decompress(frame, name, self._rings[name])
+            frame = decompress(frame, name, self._rings[name], self.decoding.on_gpu.get(name))
         image = CameraImage(frame, self._framings[name])
         if self._decode_raw:
             return image.array(name)

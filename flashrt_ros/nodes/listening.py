@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
-from flashrt_ros.configuration import RobotConfig
+from flashrt_ros.configuration import RobotConfig, with_values
 from flashrt_ros.doctor.finding import Finding, Level
 from flashrt_ros.doctor.topics import TopicSeen, clock_finding, outcome_finding, topic_findings
 from flashrt_ros.frame import Frame
@@ -75,7 +75,8 @@ def middleware() -> str:
 def _findings(
     node: Node, executor: SingleThreadedExecutor, config: RobotConfig, seconds: float, simulated: bool
 ) -> Iterator[Finding]:
-    ingest, seen = Ingest(config), _subscribe_all(node, config)
+    # Another finding is about what decodes for the node.
+    ingest, seen = Ingest(with_values(config, {'ingest.decode': 'cpu'})), _subscribe_all(node, config)
     for view, camera in config.cameras.items():
         source = frame_source(
             node, camera.topic, camera.transport, config.ingest.source, functools.partial(ring_of, config)

@@ -111,6 +111,8 @@ class PolicyNode(ManagedNode):
             self.destroy_lifecycle_publisher(publisher)
         if self._policy is not None:
             self._policy.close()
+        if self._worker is not None:
+            self._worker.ingest.decoding.close()
         self._stop_frames, self._inputs, self._outputs = [], [], []
         self._policy = self._worker = self._loop = self._reset = None
 
@@ -130,6 +132,7 @@ class PolicyNode(ManagedNode):
             'wanted rate [Hz]': self.config.rates.chunk_rate_hz,
             **diagnostics.pace_values('tick', self._loop),
             'strategy': self.config.executor.strategy,
+            'JPEGs': ingest.decoding.text,
             **vars(self._worker.counts),
             **self._worker.report(),
             **gpu_values(self.config.policy.device),

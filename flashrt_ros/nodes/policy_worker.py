@@ -48,6 +48,7 @@ class PolicyWorker:
     ) -> None:
         # A GPU decodes raw frames in no time, straight from the memory that they were taken into.
         self.ingest = Ingest(config, decode=policy.info.device == 'cpu')
+        logger.info(f'JPEGs: {self.ingest.decoding.text}')
         self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
         self._clock = clock

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures.scenes import natural_picture
 
 from flashrt_ros.errors import ObservationError
 from flashrt_ros.ingest.compressed import decode_compressed, decompress
@@ -206,7 +207,7 @@ def decoded(data):
     cut=st.integers(0, 300),
     grey=st.booleans(),
 )
-def test_libjpeg_turbo_and_pillow_agree_on_every_picture_and_every_refusal(flips, cut, grey):
+def test_what_libjpeg_turbo_takes_pillow_takes_too_with_the_same_pixels(flips, cut, grey):
     pytest.importorskip('simplejpeg')
     data = bytearray(compressed(RGB[:, :, 0] if grey else RGB, 'JPEG').data)
     for position, value in flips:
@@ -216,13 +217,36 @@ def test_libjpeg_turbo_and_pillow_agree_on_every_picture_and_every_refusal(flips
         patch.setattr('flashrt_ros.ingest.compressed.simplejpeg', None)
         by_pillow = decoded(data)
     by_turbo = decoded(data)
-    assert (by_turbo is None) == (by_pillow is None)
     if by_turbo is not None:
         np.testing.assert_array_equal(by_turbo, by_pillow)
+    elif not flips and not cut:
+        raise AssertionError('a whole picture was refused')
 
 
-def test_what_a_webcam_leaves_before_the_end_of_its_pictures_does_no_harm():
+@pytest.mark.parametrize('rest', [b'\x00\x00', b'\x12\x34\x56', bytes(700)])
+@pytest.mark.parametrize('after', [b'', bytes(9)])
+def test_what_a_webcam_leaves_before_the_end_of_its_pictures_does_no_harm(rest, after):
     data = bytes(compressed(RGB, 'JPEG').data)
     whole = picture_of(compressed_bytes(data))
-    with_garbage = data[:-2] + b'\x00\x00' + data[-2:]
+    with_garbage = data[:-2] + rest + data[-2:] + after
     np.testing.assert_array_equal(picture_of(compressed_bytes(with_garbage)), whole)
+
+
+def damaged(options):
+    """A picture of which `lost` bytes have gone on the way, and yet it has an end."""
+    data = bytes(compressed(natural_picture(120, 160), 'JPEG', **options).data)
+    middle = len(data) // 2
+    return {
+        'the second half': data[:middle] + data[-2:],
+        'a packet': data[:middle] + data[middle + 500 :],
+        'the contents of a packet': data[:middle] + bytes(500) + data[middle + 500 :],
+    }
+
+
+@pytest.mark.parametrize('options', [{}, {'restart_marker_rows': 1}], ids=['plain', 'restarts'])
+@pytest.mark.parametrize('lost', damaged({}))
+def test_a_picture_that_lost_a_part_inside_is_refused(lost, options):
+    """As USB and radio lose packets. Pillow alone makes the missing part grey."""
+    pytest.importorskip('simplejpeg')
+    with pytest.raises(ObservationError, match=r'corrupt JPEG of .* bytes \(Corrupt JPEG data: '):
+        picture_of(compressed_bytes(damaged(options)[lost]))

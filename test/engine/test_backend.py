@@ -14,6 +14,7 @@ from flashrt_ros import tracing
 from flashrt_ros.configuration.tracing import Tracing
 from flashrt_ros.engine import backend
 from flashrt_ros.engine.backend import NOT_PREPARED, CudaPolicy, check_sizes, load
+from flashrt_ros.engine.cuda.compiler import cache_directory
 from flashrt_ros.errors import BackendError, CheckpointError, ObservationError
 from flashrt_ros.models.backend import load as load_cpu
 from flashrt_ros.models.checkpoint import open_checkpoint
@@ -28,6 +29,11 @@ CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
+    """Its packed weights are cached for one test; compiled kernels stay where they are, which saves a minute."""
+    kernels, cache = cache_directory() / 'kernels', tmp_path / 'cache' / 'flashrt_ros'
+    kernels.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True)
+    (cache / 'kernels').symlink_to(kernels)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     return write_random_checkpoint(tmp_path / 'policy', NANO_PI05)
 

@@ -1,5 +1,7 @@
 """Policies that are loaded and closed again and again leave no GPU memory behind."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,8 @@ than twice that."""
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif('PYTEST_XDIST_WORKER' in os.environ, reason='what is free depends on the other workers')
 @pytest.mark.parametrize('guidance', ['', 'exact'])
 def test_cycles_of_load_infer_and_close_leave_nothing_behind(library, tmp_path, guidance):
     import torch

@@ -29,7 +29,7 @@ CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """Its packed weights are cached for one test; compiled kernels stay where they are, which saves a minute."""
+    """Its packed weights are cached for one test alone; compiled kernels stay where they are."""
     kernels, cache = cache_directory() / 'kernels', tmp_path / 'cache' / 'flashrt_ros'
     kernels.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True)

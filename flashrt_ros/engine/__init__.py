@@ -1,1 +1,1 @@
-"""How a policy is computed fast: kernels, packed weights, static buffers and one CUDA graph."""
+"""How a policy is computed fast: kernels, packed weights, static buffers and two CUDA graphs."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,3 +82,8 @@ hypothesis.settings.load_profile('busy machine')
 def pytest_configure(config):
     # Also for tests that forget the fixture: nothing ever leaves the loopback interface.
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+
+
+# Whoever runs the tests in the background of a script has them ignore Ctrl-C, and processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

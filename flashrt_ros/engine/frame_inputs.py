@@ -5,8 +5,8 @@
     inputs.launch(0, 2, patch_rows)                     # what the graph holds
 
 A frame may have any resolution, encoding and address: every launch copies those to the device, so that
-nothing is ever captured again. Frames in memory that the GPU can read (`Frame.device_address`) are not touched
-by the CPU.
+nothing is ever captured again. Frames in memory that the GPU can read (`Frame.device_address`) are not
+touched by the CPU.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.e2e [--device cpu|cuda] [--size 640x480 1280x720] [--rate 30 60] [--seconds 20]
        [--trigger frame tick] [--source auto] [--loss-seconds 60] [--no-path] [--threads 1] [--nano]
-       [--precision fp8]
+       [--precision fp8] [--streamer-priority 50]
        [--output benchmarks/results/NAME.json] [--plot docs/images/e2e.png]
 
 Cameras, policy node and streamer are processes of their own that talk over Fast DDS shared memory. On the CPU
@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def main() -> None:
     report: dict[str, Any] = {'machine': describe(arguments.device), 'device': arguments.device}
     full = arguments.device == 'cuda' and not arguments.nano
     precision = arguments.precision or {'cuda': 'fp8' if full else 'bf16'}.get(arguments.device)
-    report |= {'settings': [], 'command': f'python -m benchmarks.e2e --device {arguments.device}'}
+    report |= {'settings': [], 'command': ' '.join(['python -m benchmarks.e2e', *sys.argv[1:]])}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = arguments.checkpoint or write_checkpoint(folder, full)
@@ -45,7 +46,14 @@ def main() -> None:
         runs = [(Setting(*one), arguments.seconds) for one in plan]
         runs += [(LOSS, arguments.loss_seconds)] if arguments.loss_seconds else []
         for index, (setting, seconds) in enumerate(runs):
-            data = robot(setting, checkpoint, arguments.device, precision, arguments.threads)
+            data = robot(
+                setting,
+                checkpoint,
+                arguments.device,
+                precision,
+                arguments.threads,
+                arguments.streamer_priority,
+            )
             logs = (arguments.logs or folder) / str(index)
             logs.mkdir(parents=True, exist_ok=True)
             found = measure(setting, write_robot(logs, data), seconds, logs)
@@ -85,6 +93,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument('--no-path', action='store_true', help='not the image path against the usual code')
     parser.add_argument('--threads', type=int, default=1, help='of the policy on the CPU (%(default)s)')
+    parser.add_argument(
+        '--streamer-priority', type=int, metavar='N', help='real-time priority of the streamer (1 to 98)'
+    )
     parser.add_argument('--nano', action='store_true', help='on the GPU, too')
     parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp8'])
     parser.add_argument('--checkpoint', type=Path, help='instead of one with random weights')

@@ -49,9 +49,14 @@ def write_checkpoint(folder: Path, full: bool) -> Path:
 
 
 def robot(
-    setting: Setting, checkpoint: Path, device: str, precision: str | None, threads: int | None
+    setting: Setting,
+    checkpoint: Path,
+    device: str,
+    precision: str | None,
+    threads: int | None,
+    priority: int | None = None,
 ) -> dict[str, Any]:
-    """The robot's YAML."""
+    """The robot's YAML. priority: the streamer's, real-time; None for none."""
     cameras = {view: {'topic': topic_of(view), 'max_age_s': GENEROUS_S} for view in VIEWS}
     policy: dict[str, Any] = {'checkpoint': str(checkpoint), 'device': device, 'masked_views': [MASKED]}
     policy |= {'precision': precision, 'threads': threads}
@@ -69,6 +74,7 @@ def robot(
         },
         'gates': {'max_skew_s': GENEROUS_S},
         'ingest': {'source': setting.source},
+        'scheduling': {'streamer_priority': priority},
         'output': {'type': 'joint_state', 'topic': COMMANDS},
         'executor': {'strategy': 'async', 'ramp_s': 0.0, 'hold_s': 2.0, 'max_chunk_age_s': 10.0},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from rclpy.node import Node
@@ -12,8 +13,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 
 from benchmarks.e2e.stages import Recording
+from flashrt_ros.control import Entry
+from flashrt_ros.ingest.cdr import header_stamp_ns
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import stamp_ns
+from flashrt_ros.nodes.feedback import executing_chunk
+from flashrt_ros.nodes.unread_state import StateReader
 
 ALL = QoSProfile(depth=5000, reliability=ReliabilityPolicy.RELIABLE)
 STAGES = ('transport', 'wait', 'take', 'preprocess', 'vision', 'prefill', 'denoise', 'postprocess')
@@ -26,7 +31,7 @@ class Listener:
     """
 
     def __init__(self, node: Node, commands: str) -> None:
-        self.recording = Recording()
+        self.recording, self._reader = Recording(), StateReader()
         self.counts: dict[str, dict[str, int]] = {}
         self.pace: dict[str, float] = {}
         node.create_subscription(InferenceStats, 'inference_stats', self._stats, ALL)
@@ -55,9 +60,14 @@ class Listener:
         if message.horizon:
             key = message.epoch, message.sequence
             self.recording.accepted.setdefault(key, info['source_timestamp'])
+            chunk, begin_ns = executing_chunk(message)
+            if chunk is not None:
+                self.recording.entries[key] = Entry(chunk, begin_ns)
 
     def _command(self, message: bytes, info: Mapping[str, Any]) -> None:
         self.recording.commands.append(info['source_timestamp'])
+        positions = np.array(self._reader.unread(message).position)
+        self.recording.made.append((header_stamp_ns(message), positions))
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

@@ -206,7 +206,7 @@ struct Merged {
 };
 
 // Add up what the eight blocks of the group sent.
-__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
+__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int& looks) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1;
   const int query = warp / 4 * 16 + warp % 2 * 8 + lane / 4;
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
@@ -215,7 +215,10 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   for (int patience = PATIENCE;; patience--) {
     look_all(part, sums, 256);
     look_all(state, softmax, QUERIES);
-    if (!__any_sync(0xffffffffu, wrong_tags(part, tag_of(number)) | wrong_tags(state, tag_of(number)))) break;
+    if (!__any_sync(0xffffffffu, wrong_tags(part, tag_of(number)) | wrong_tags(state, tag_of(number)))) {
+      looks = PATIENCE - patience;
+      break;
+    }
     if (patience == 0) __trap();
   }
   float top = NOTHING, sum = 0, out[4] = {};
@@ -236,7 +239,8 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
 // memory: the keys, then the values. full, empty: of the prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
-                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first) {
+                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first,
+                                       uint32_t seen, int sign) {
   const int lane = threadIdx.x % 32, number = first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
@@ -246,10 +250,14 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   if (asks) {
     const uint4* source = reinterpret_cast<const uint4*>(a.queries) +
                           (((number & 1) * 16 + group) * 2 + threadIdx.x / 32 % 2) * (DIM / 16) * 32 + lane;
-    await_sign(source + (DIM / 16 - 1) * 32);
+    NOTE(const auto entered = now(); int looks = 0);
+    if (PATROL && sign) await_seen(seen, sign);
+    else NOTE(looks =) await_sign(source + (SPREAD ? blockIdx.x * 5 % 16 : DIM / 16 - 1) * 32);
+    NOTE(const auto signed_at = now());
 #pragma unroll
     for (int i = 0; i < DIM / 16; i++) queries[i] = look(source + i * 32);
-    await(queries, source, 32);
+    NOTE(const int again =) await(queries, source, 32);
+    NOTE(record(a, layer, 1, signed_at - entered, looks, now() - signed_at, again));
   } else {
     collect_suffix(a, number, keys, memory);
   }
@@ -280,7 +288,10 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
                tag_of(number));
   send_sums(a, number, keys.rank, sums);
   STAMP(a, layer, 5);
-  float4 merged = merge_sums(a, number);
+  NOTE(const auto sent = now());
+  int looks;
+  float4 merged = merge_sums(a, number, looks);
+  NOTE(record(a, layer, 7, 0, 0, now() - sent, looks));
   if (place.used)
     store_accumulator(P(), place.row, place.column,
                       make_float4(merged.x * inverse, merged.y * inverse, merged.z * inverse, merged.w * inverse),

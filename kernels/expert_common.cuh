@@ -13,6 +13,29 @@
 #pragma once
 #include "mma.cuh"
 
+// Trial switches (benchmarks/expert_notes.md, version 11).
+#ifndef SHORT_PARTS  // 1: partial sums are sent in bf16; 2: and by both warpgroups, without adding them up before
+#define SHORT_PARTS 0
+#endif
+#ifndef PATROL  // looks on their way of a warp that looks for signs for the whole block; 0: every warp looks itself
+#define PATROL 0
+#endif
+#ifndef PATROL_LANES  // words of as many writers it looks at ...
+#define PATROL_LANES 8
+#endif
+#ifndef PATROL_NEED  // ... of which as many have to be there
+#define PATROL_NEED 1
+#endif
+#ifndef QUERIES_NEED  // the same of the eight writers of a head's queries
+#define QUERIES_NEED PATROL_NEED
+#endif
+#ifndef SPREAD  // blocks look for different signs
+#define SPREAD 0
+#endif
+#ifndef LEAN  // GELU with the hardware's tanh; a projection's factors are multiplied behind it
+#define LEAN 0
+#endif
+
 constexpr int WIDTH = 1024;
 constexpr int HEADS = 8;
 constexpr int DIM = 256;

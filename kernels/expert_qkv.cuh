@@ -57,6 +57,7 @@ __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Strea
   float accumulator[QKV_COLUMNS / 2];
   multiply_normed<P, QKV_COLUMNS>(accumulator, a.normed_qkv, place, number, stream, squares);
   STAMP(a, layer, 1);
+  NOTE(record(a, layer, 0, stream.signed_at - stream.entered, stream.looks, stream.loaded_at - stream.signed_at, stream.again));
   float values[QKV_COLUMNS / 4];
   add_groups(values, accumulator, exchange);
   uint32_t pairs[2][2];

@@ -40,6 +40,38 @@ struct Residual {
 };
 
 // Send this warp's 16 rows of two tiles of partial sums, four neighbouring columns a lane.
+#if SHORT_PARTS
+constexpr int PART_WRITERS = SHORT_PARTS == 2 ? 2 * GROUP : GROUP;
+template <int N>
+__device__ __forceinline__ void send_parts(const float (&sums)[N], uint4* parts, int number) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32, odd = lane % 2, group = threadIdx.x / 128;
+  const int writer = SHORT_PARTS == 2 ? blockIdx.x % GROUP * 2 + group : blockIdx.x % GROUP;
+  uint2* target = reinterpret_cast<uint2*>(parts) +
+                  (((size_t)(number & 1) * BLOCKS + blockIdx.x / GROUP * GROUP + warp) * PART_WRITERS + writer) * 128 +
+                  (lane / 4 + odd * 8) * 8 + (SHORT_PARTS == 2 ? 0 : group * (TILES / 2) * 2) + lane % 4 / 2;
+#pragma unroll
+  for (int i = 0; i < N / 4; i++) {
+    const uint32_t upper = pack_bf16(sums[i * 4], sums[i * 4 + 1]), lower = pack_bf16(sums[i * 4 + 2], sums[i * 4 + 3]);
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? upper : lower, 1);
+    put_tagged(target + 2 * i, odd ? make_uint2(got, lower) : make_uint2(upper, got), tag_of(number));
+  }
+}
+
+__device__ __forceinline__ float4 gather_parts(const uint4* parts, int number, int& looks) {
+  const uint2* own =
+      reinterpret_cast<const uint2*>(parts) + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * PART_WRITERS * 128 + threadIdx.x;
+  uint2 v[PART_WRITERS];
+  looks = await_tagged(v, own, 128, tag_of(number));
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < PART_WRITERS; i++) {
+    const float2 low = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v[i].x));
+    const float2 high = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v[i].y));
+    sum = sum + make_float4(low.x, low.y, high.x, high.y);
+  }
+  return sum;
+}
+#else
 __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS / 4], uint4* parts, int number) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32, odd = lane % 2;
   uint4* target = parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x / GROUP * GROUP + warp) * GROUP + blockIdx.x % GROUP) * 128 +
@@ -55,16 +87,18 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
   }
 }
 
-__device__ __forceinline__ float4 gather_parts(const uint4* parts, int number) {
+__device__ __forceinline__ float4 gather_parts(const uint4* parts, int number, int& looks) {
   const uint4* own = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + threadIdx.x;
   uint4 v[GROUP];
-  await_tagged(v, own, 128, tag_of(number));
+  looks = await_tagged(v, own, 128, tag_of(number));
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < GROUP; i++)
     sum = sum + make_float4(__uint_as_float(v[i].x), __uint_as_float(v[i].y), __uint_as_float(v[i].z), __uint_as_float(v[i].w));
   return sum;
 }
+
+#endif
 
 // x: this thread's part of the residual stream.
 template <class In, class Out, int K>
@@ -73,22 +107,45 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
                                              int point) {
   constexpr int STEPS = K / In::STEP / GROUP, SLOTS = STEPS * RESIDUAL_COLUMNS * 32 / SLOT / 2;
   float4 factor = make_float4(0, 0, 0, 0), next_factor = factor;
+#if LEAN
+  // Multiplied only behind the product, so that nothing waits for them before.
+  float4 column_scale = factor, gate = make_float4(1, 1, 1, 1);
+  float activation_scale = r.activation_scale, next_inverse = r.next_inverse;
+  if (place.used) {
+    column_scale = *reinterpret_cast<const float4*>(r.column_scale + place.column);
+    if (r.gate) gate = *reinterpret_cast<const float4*>(r.gate + place.column);
+    next_factor = *reinterpret_cast<const float4*>(r.next_scale + place.column);
+  }
+#else
   if (place.used) {
     factor = *reinterpret_cast<const float4*>(r.column_scale + place.column) * r.activation_scale;
     if (r.gate) factor = factor * *reinterpret_cast<const float4*>(r.gate + place.column);
     next_factor = *reinterpret_cast<const float4*>(r.next_scale + place.column) * r.next_inverse;
   }
+#endif
   float accumulator[RESIDUAL_COLUMNS / 2];
   const uint4* fragments = reinterpret_cast<const uint4*>(r.in) + blockIdx.x % GROUP * STEPS * STEP_FRAGMENTS + fragment;
   multiply<In, RESIDUAL_COLUMNS, SLOTS>(accumulator, fragments, stream, [] {});
   STAMP(a, layer, point);
+  NOTE(record(a, layer, point == 7 ? 2 : 4, stream.signed_at - stream.entered, stream.looks, stream.loaded_at - stream.signed_at, stream.again));
+#if SHORT_PARTS == 2
+  if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(accumulator, r.parts, r.parts_number);
+#else
   float sums[RESIDUAL_COLUMNS / 4];
   add_groups(sums, accumulator, exchange);
   if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(sums, r.parts, r.parts_number);
+#endif
   if (!place.used) return;
 
-  x = x + gather_parts(r.parts, r.parts_number) * factor;
+#if LEAN
+  factor = column_scale * activation_scale * gate;
+  next_factor = next_factor * next_inverse;
+#endif
+  NOTE(const auto sent = now());
+  int looks;
+  x = x + gather_parts(r.parts, r.parts_number, looks) * factor;
   STAMP(a, layer, point + 1);
+  NOTE(record(a, layer, point == 7 ? 5 : 6, 0, 0, now() - sent, looks));
   float square = x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
 #pragma unroll
   for (int offset = 4; offset > 0; offset /= 2) square += __shfl_xor_sync(0xffffffffu, square, offset);

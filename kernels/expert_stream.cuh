@@ -30,6 +30,7 @@ struct Pace<Bf16> {
 
 struct StreamBarriers {
   uint64_t full[MAX_SLOTS], empty[MAX_SLOTS];
+  int seen;  // signs, over all layers (expert_patrol.cuh)
 };
 
 // A place in the ring, and the parity of its turn.
@@ -87,6 +88,11 @@ struct Stream {
   uint32_t memory;
   int slots;
   Cursor cursor;
+  int sign = 0;  // the one that announces the next product's input; 0: to be looked for here
+#ifdef TIMELINE
+  unsigned long long entered, signed_at, loaded_at;
+  int looks, again;
+#endif
 
   __device__ uint32_t take() {
     barrier_wait(&barriers.full[cursor.slot], cursor.parity);
@@ -113,7 +119,15 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  await_sign(fragments + ((2 * SLOTS - 2) * STEPS + STEPS - 1) * STEP_FRAGMENTS);
+  NOTE(stream.entered = now());
+  NOTE(stream.looks = stream.again = 0);
+  if (PATROL && stream.sign) {
+    await_seen(shared_address(&stream.barriers.seen), stream.sign);
+  } else {
+    const int step = SPREAD ? blockIdx.x / 4 % (SLOTS * STEPS) : SLOTS * STEPS - 1;
+    NOTE(stream.looks =) await_sign(fragments + (step / STEPS * 2 * STEPS + step % STEPS) * STEP_FRAGMENTS);
+  }
+  NOTE(stream.signed_at = now());
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll
@@ -122,7 +136,8 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
   Cursor before = stream.cursor;
 #pragma unroll
   for (int s = 0; s < SLOTS; s++) {
-    await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS);
+    NOTE(stream.again +=) await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS);
+    if (s == SLOTS - 1) NOTE(stream.loaded_at = now());
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll

@@ -11,7 +11,7 @@
 // Probabilities x values: warp w holds dimensions 32 w .. of the sums, and sends them to block w of the group, which merges and
 // writes them.
 #pragma once
-#include "expert_arguments.cuh"
+#include "expert_norm.cuh"
 #include "expert_wgmma.cuh"
 
 constexpr int SUFFIX_SHARE = ROWS / ATTENTION_CLUSTER;
@@ -212,6 +212,10 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
   const uint2* softmax = a.softmax + ((half * 16 + blockIdx.x / ATTENTION_CLUSTER) * ATTENTION_CLUSTER) * QUERIES + query;
   uint2 part[ATTENTION_CLUSTER], state[ATTENTION_CLUSTER];
+#if SUMS_SIGN
+  uint2 sign[1];
+  await_tagged(sign, softmax + (blockIdx.x + 3) % ATTENTION_CLUSTER * QUERIES, 0, tag_of(number));
+#endif
   for (int patience = PATIENCE;; patience--) {
     look_all(part, sums, 256);
     look_all(state, softmax, QUERIES);
@@ -236,26 +240,59 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int
   return make_float4(out[0] * factor, out[1] * factor, out[2] * factor, out[3] * factor);
 }
 
+#if HALVED_QUERIES
+// Each warpgroup multiplies half of the dimensions for all keys, and so reads half of the queries; then each gets the sums of half of
+// the keys, as if it had multiplied those alone.
+template <int T>
+__device__ __forceinline__ void halved_logits(float (&logits)[T][4], const uint4 (&queries)[DIM / 32], uint32_t keys, int piece,
+                                              bool asks, Exchange& exchange) {
+  const int group = threadIdx.x / 128;
+  float all[2 * T][4] = {};
+  multiply_pieces<2 * T, DIM / 128>(all, queries, keys + group * (DIM / 128) * piece, piece);
+  if (!asks) return;
+  float4* sent = &exchange[0][0][0] + threadIdx.x / 32 % 2 * 32 + threadIdx.x % 32;  // [warpgroup][tile][64 threads]
+#pragma unroll
+  for (int t = 0; t < T; t++) {
+    float given[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) given[i] = group ? all[t][i] : all[T + t][i];
+    sent[(group * T + t) * 64] = make_float4(given[0], given[1], given[2], given[3]);
+  }
+  asm volatile("bar.sync 2, 128;" ::: "memory");
+#pragma unroll
+  for (int t = 0; t < T; t++) {
+    const float4 other = sent[((1 - group) * T + t) * 64];
+    const float rest[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) logits[t][i] = (group ? all[T + t][i] : all[t][i]) + rest[i];
+  }
+}
+#endif
+
 // memory: the keys, then the values. full, empty: of the prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
                                        uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first,
-                                       uint32_t seen, int sign) {
+                                       uint32_t seen, int sign,
+                                       Exchange& exchange) {
   const int lane = threadIdx.x % 32, number = first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
   // other warps hold has no consequence.
   const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
-  uint4 queries[DIM / 16] = {};
+  constexpr bool HALVED = HALVED_QUERIES && T == 5;
+  constexpr int STEPS = HALVED ? DIM / 32 : DIM / 16;
+  uint4 queries[STEPS] = {};
   if (asks) {
     const uint4* source = reinterpret_cast<const uint4*>(a.queries) +
                           (((number & 1) * 16 + group) * 2 + threadIdx.x / 32 % 2) * (DIM / 16) * 32 + lane;
+    if (HALVED) source += threadIdx.x / 128 * STEPS * 32;
     NOTE(const auto entered = now(); int looks = 0);
     if (PATROL && sign) await_seen(seen, sign);
-    else NOTE(looks =) await_sign(source + (SPREAD ? blockIdx.x * 5 % 16 : DIM / 16 - 1) * 32);
+    else NOTE(looks =) await_sign(source + (SPREAD ? blockIdx.x * 5 % STEPS : STEPS - 1) * 32);
     NOTE(const auto signed_at = now());
 #pragma unroll
-    for (int i = 0; i < DIM / 16; i++) queries[i] = look(source + i * 32);
+    for (int i = 0; i < STEPS; i++) queries[i] = look(source + i * 32);
     NOTE(const int again =) await(queries, source, 32);
     NOTE(record(a, layer, 1, signed_at - entered, looks, now() - signed_at, again));
   } else {
@@ -265,7 +302,11 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   block_barrier();
   STAMP(a, layer, 3);
   float logits[T][4] = {};
-  multiply_keys(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
+#if HALVED_QUERIES
+  if constexpr (HALVED) halved_logits(logits, queries, memory, keys.count * 128, asks, exchange);
+  else
+#endif
+    multiply_keys(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
   STAMP(a, layer, 4);
   if (asks) {
     int suffix_end[2];

@@ -29,6 +29,12 @@
 #ifndef QUERIES_NEED  // the same of the eight writers of a head's queries
 #define QUERIES_NEED PATROL_NEED
 #endif
+#ifndef HALVED_QUERIES  // a warpgroup reads half of the dimensions of the queries
+#define HALVED_QUERIES 0
+#endif
+#ifndef SUMS_SIGN  // one softmax state is looked for before all sums are
+#define SUMS_SIGN 0
+#endif
 #ifndef SPREAD  // blocks look for different signs
 #define SPREAD 0
 #endif

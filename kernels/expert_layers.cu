@@ -73,7 +73,7 @@ __device__ __forceinline__ void attend_of_size(const Arguments& a, int layer, co
                                                uint8_t* memory, const Plan& plan, int first, int sign) {
   const auto call = [&](auto tiles) {
     attend<P, decltype(tiles)::value>(a, layer, keys, place, shared.rows, memory + plan.probabilities, shared_address(memory),
-                                      &shared.prefix_full, &shared.prefix_empty, first, shared_address(&shared.stream.seen), sign);
+                                      &shared.prefix_full, &shared.prefix_empty, first, shared_address(&shared.stream.seen), sign, shared.exchange);
   };
   if (keys.tiles == 3) call(Constant<3>());
   else if (keys.tiles == 5) call(Constant<5>());

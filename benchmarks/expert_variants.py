@@ -25,7 +25,8 @@ from benchmarks.expert_trial import CALIBRATION_LENGTH, ExpertTrial, TrialShape
 from flashrt_ros.engine.cuda.compiler import compile_kernels
 from flashrt_ros.engine.cuda.device import find_gpu
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.launches import Launch, format_constants, launch_layers
+from flashrt_ros.engine.expert.launches import format_constants, launch_layers
+from flashrt_ros.errors import BackendError
 
 REPETITIONS = 12
 
@@ -39,6 +40,10 @@ def parse(text: str) -> tuple[str, dict[str, int]]:
     name, _, constants = text.partition(':')
     pairs = [pair.split('=') for pair in constants.split(',') if pair]
     return name, {key: int(value) for key, value in pairs}
+
+
+def compiled(constants: dict[str, int]) -> dict[str, int]:
+    return {key: value for key, value in constants.items() if key != 'CLUSTER'}
 
 
 class Builds:
@@ -55,13 +60,24 @@ class Builds:
             prefix = self.trial.prefix.keys.clone(), self.trial.prefix.values.clone()
             self.observations.append((noise, state, prefix, self.trial.expected(noise, state)))
 
-    def launch(self, constants: dict[str, int]) -> Launch:
+    def use(self, constants: dict[str, int]) -> None:
+        """Make the trial's loop launch that build. CLUSTER is not compiled in, but of the launch."""
         arguments = self.trial.loop._kept._arguments(0)
         arguments.stamps = self.stamps.data_ptr()
-        return launch_layers(self.library, self.precision, arguments, **constants)
+        launch = launch_layers(self.library, self.precision, arguments, **compiled(constants))
+        cluster = constants.get('CLUSTER')
 
-    def use(self, constants: dict[str, int]) -> None:
-        self.trial.loop._launch = self.launch(constants)
+        def launch_in_clusters() -> None:
+            launch.kernel(
+                launch.grid,
+                launch.threads,
+                *launch.arguments,
+                shared=launch.shared,
+                cluster=cluster,
+                cooperative=True,
+            )
+
+        self.trial.loop._launch = launch_in_clusters if cluster else launch  # type: ignore[assignment]
 
     def check(self) -> tuple[float, bool]:
         """(worst cosine, whether all repetitions are equal)."""
@@ -87,7 +103,7 @@ class Builds:
             self.trial.loop.launch()
             torch.cuda.synchronize()
             runs.append(self.stamps[16:].view(8, 4, 132).cpu())
-        yield 'clocks to the sign, looks, clocks a look | clocks until all there (10, 50, 90 %), looks again, statistics'
+        yield 'clocks to sign, looks, clocks a look | clocks to the rest (10 50 90 %), looks again'
         for i, name in enumerate(LOOKS + GATHERED):
             yield f'{name:20s} ' + describe(torch.stack([run[i] for run in runs]).double())
 
@@ -116,7 +132,9 @@ def main() -> None:
     if arguments.compile:
         stamped = [variants[name] | {'TIMELINE': LAYERS // 2} for name in arguments.looks]
         for constants in [*variants.values(), *stamped]:
-            compile_kernels('expert_layers', '90a', format_constants(arguments.precision) | constants)
+            compile_kernels(
+                'expert_layers', '90a', format_constants(arguments.precision) | compiled(constants)
+            )
         return
     builds = Builds(KernelLibrary(find_gpu()), arguments.family, arguments.precision)
     for group in groups(list(variants)):
@@ -132,12 +150,15 @@ def groups(names: list[str]) -> Iterator[list[str]]:
 
 
 def compare(builds: Builds, variants: dict[str, dict[str, int]], arguments: argparse.Namespace) -> None:
-    checks = {}
-    for name, constants in variants.items():
-        builds.use(constants)
-        cosine, equal = builds.check()
-        checks[name] = f'cosine {cosine:.6f} {"equal" if equal else "REPETITIONS DIFFER"}'
-        print(f'{name:10s} {checks[name]}', flush=True)
+    for name, constants in list(variants.items()):
+        try:
+            builds.use(constants)
+            cosine, equal = builds.check()
+        except BackendError as error:
+            print(f'{name:10s} {error}', flush=True)
+            del variants[name]
+            continue
+        print(f'{name:10s} cosine {cosine:.6f} {"equal" if equal else "REPETITIONS DIFFER"}', flush=True)
     noise, state = builds.observations[-1][:2]
     times: dict[str, list[Tensor]] = {name: [] for name in variants}
     for _ in range(arguments.rounds):

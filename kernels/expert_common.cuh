@@ -35,6 +35,9 @@
 #ifndef SUMS_SIGN  // one softmax state is looked for before all sums are
 #define SUMS_SIGN 0
 #endif
+#ifndef HALF_LOADS  // wrong on purpose: half of the inputs of products are not read, to see what reading them costs
+#define HALF_LOADS 0
+#endif
 #ifndef SPREAD  // blocks look for different signs
 #define SPREAD 0
 #endif

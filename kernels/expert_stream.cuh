@@ -114,7 +114,8 @@ __device__ __forceinline__ void leave(int32_t& v) { asm volatile("" : "=r"(v)); 
 template <class P, int COLUMNS, int SLOTS, class Then>
 __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then) {
   constexpr int STEPS = SLOT / (COLUMNS * 32);
-  uint4 a[SLOTS][STEPS];
+  constexpr int READ = HALF_LOADS ? 2 : 1;  // every second step stands for its successor
+  uint4 a[SLOTS][STEPS / READ];
   typename P::Sum sums[COLUMNS / 2];
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
@@ -131,17 +132,17 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) a[s][i] = look(fragments + (2 * s * STEPS + i) * STEP_FRAGMENTS);
+    for (int i = 0; i < STEPS / READ; i++) a[s][i] = look(fragments + (2 * s * STEPS + i * READ) * STEP_FRAGMENTS);
   then();
   Cursor before = stream.cursor;
 #pragma unroll
   for (int s = 0; s < SLOTS; s++) {
-    NOTE(stream.again +=) await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS);
+    NOTE(stream.again +=) await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, READ * STEP_FRAGMENTS);
     if (s == SLOTS - 1) NOTE(stream.loaded_at = now());
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
+    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i / READ], weights + i * (COLUMNS * 32 >> 4), s + i);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

@@ -1,20 +1,19 @@
 """Builds of the fused denoise loop that differ by compile-time constants, against each other in one process.
 
-usage: python -m benchmarks.expert_variants [--family pi05] [--precision fp8] [--replays 120] [--rounds 2]
-       [--looks NAME ...] [--compile] NAME[:CONSTANT=VALUE,...] ...
+usage: python -m benchmarks.expert_variants [--replays 120] [--rounds 2] [--timeline NAME] [--compile]
+       FAMILY/PRECISION[/HORIZON] NAME[:CONSTANT=VALUE,...] ... [FAMILY/PRECISION NAME ...] ...
 
-Every build first: the worst cosine of two observations against the plain model in fp32, and whether twelve
-repetitions on fresh exchange buffers, poisoned before, agree to the last bit. Then p50 of graph replays, in
-rounds over all builds of a group; a name that begins with + begins a new group, the first build is in all.
---looks: of this build also when blocks pass the points of a layer, and how long they look for what other
-blocks send. --compile: only compile, on a machine without a GPU, too.
+Of every build: the worst cosine of two observations against the plain model in fp32, whether twelve repetitions
+on fresh exchange buffers, poisoned before, agree to the last bit, then p50 of graph replays in rounds over
+all builds of a policy, and p99 of the last round. --timeline: of the build of that name also when blocks pass
+the points of a layer. --compile: only compile, on a machine without a GPU, too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,30 +29,39 @@ from flashrt_ros.errors import BackendError
 
 REPETITIONS = 12
 
-LOOKS = ('normed for q k v', 'queries', 'attended', 'normed for gate up', 'hidden')
-GATHERED = ('output parts', 'down parts', 'attention sums')
-"""What kernels/expert_*.cuh record beside the points of a layer, in order."""
+
+@dataclass(frozen=True)
+class Policy:
+    """What is compiled how often: the constants of its builds by name."""
+
+    family: str
+    precision: str
+    horizon: int
+    builds: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def parse(text: str) -> tuple[str, dict[str, int]]:
-    """'name:A=1,B=2' -> name and constants."""
-    name, _, constants = text.partition(':')
-    pairs = [pair.split('=') for pair in constants.split(',') if pair]
-    return name, {key: int(value) for key, value in pairs}
+def parse(texts: Iterable[str]) -> list[Policy]:
+    """Policies with the builds that follow them: 'pi05/fp8/50', 'name:A=1,B=2', ..."""
+    policies: list[Policy] = []
+    for text in texts:
+        if '/' in text:
+            family, precision, *horizon = text.split('/')
+            policies.append(Policy(family, precision, int(horizon[0]) if horizon else 50))
+            continue
+        name, _, constants = text.partition(':')
+        pairs = [pair.split('=') for pair in constants.split(',') if pair]
+        policies[-1].builds[name] = {key: int(value) for key, value in pairs}
+    return policies
 
 
-def compiled(constants: dict[str, int]) -> dict[str, int]:
-    return {key: value for key, value in constants.items() if key != 'CLUSTER'}
+class Loop:
+    """A policy's loop, whose launch can be that of any build."""
 
-
-class Builds:
-    """Launches of the same loop, compiled with different constants."""
-
-    def __init__(self, library: KernelLibrary, family: str, precision: str) -> None:
-        self.library, self.precision = library, precision
-        self.stamps = torch.zeros(48, 132, dtype=torch.int64, device='cuda')
-        shape = TrialShape(LAYERS, 50, STEPS, CAPACITY)
-        self.trial = ExpertTrial(library, family, precision, shape)
+    def __init__(self, library: KernelLibrary, policy: Policy) -> None:
+        self.library, self.precision = library, policy.precision
+        self.stamps = torch.zeros(16, 132, dtype=torch.int64, device='cuda')
+        shape = TrialShape(LAYERS, policy.horizon, STEPS, CAPACITY)
+        self.trial = ExpertTrial(library, policy.family, policy.precision, shape)
         self.observations = []
         for _ in range(2):
             noise, state = self.trial.observe(CALIBRATION_LENGTH)
@@ -61,23 +69,9 @@ class Builds:
             self.observations.append((noise, state, prefix, self.trial.expected(noise, state)))
 
     def use(self, constants: dict[str, int]) -> None:
-        """Make the trial's loop launch that build. CLUSTER is not compiled in, but of the launch."""
         arguments = self.trial.loop._kept._arguments(0)
         arguments.stamps = self.stamps.data_ptr()
-        launch = launch_layers(self.library, self.precision, arguments, **compiled(constants))
-        cluster = constants.get('CLUSTER')
-
-        def launch_in_clusters() -> None:
-            launch.kernel(
-                launch.grid,
-                launch.threads,
-                *launch.arguments,
-                shared=launch.shared,
-                cluster=cluster,
-                cooperative=True,
-            )
-
-        self.trial.loop._launch = launch_in_clusters if cluster else launch  # type: ignore[assignment]
+        self.trial.loop._launch = launch_layers(self.library, self.precision, arguments, **constants)
 
     def check(self) -> tuple[float, bool]:
         """(worst cosine, whether all repetitions are equal)."""
@@ -94,87 +88,62 @@ class Builds:
             cosines.append(float(cosine_similarity(added, wanted, dim=0)))
         return min(cosines), equal
 
-    def looks(self, repeats: int = 8) -> Iterator[str]:
-        """Medians over blocks and loops of what one thread of each block records."""
-        yield from timeline(self.trial, self.stamps, repeats)
-        runs = []
-        for _ in range(repeats):
-            self.stamps.zero_()
-            self.trial.loop.launch()
-            torch.cuda.synchronize()
-            runs.append(self.stamps[16:].view(8, 4, 132).cpu())
-        yield 'clocks to sign, looks, clocks a look | clocks to the rest (10 50 90 %), looks again'
-        for i, name in enumerate(LOOKS + GATHERED):
-            yield f'{name:20s} ' + describe(torch.stack([run[i] for run in runs]).double())
+    def time(self, replays: int) -> Tensor:
+        self.trial.stage(*self.observations[-1][:2])
+        return replay_times(self.library, self.trial.loop.launch, replays)
 
 
-def describe(recorded: Tensor) -> str:
-    """recorded: [runs, 4, blocks]; blocks that did not take part have zeros."""
-    sign, looks, loaded, again = recorded.movedim(1, 0).flatten(1)[:, recorded[:, 2].flatten() > 0]
-    each = (sign / (looks + 1))[looks > 2]
-    middle = torch.quantile(loaded, torch.tensor([0.1, 0.5, 0.9], dtype=torch.double))
-    first = f'{sign.median():6.0f} {looks.mean():5.1f} {each.median() if len(each) else 0:6.0f}'
-    second = ' '.join(f'{q:5.0f}' for q in middle)
-    return f'{first} | {second} {(again % 1000).mean():5.2f} {(again // 1000).mean():5.2f}'
+def compare(library: KernelLibrary, policy: Policy, arguments: argparse.Namespace) -> None:
+    loop = Loop(library, policy)
+    found, times = {}, {}
+    for name, constants in policy.builds.items():
+        try:
+            loop.use(constants)
+            cosine, equal = loop.check()
+            found[name] = f'{cosine:.6f} {"equal" if equal else "REPETITIONS DIFFER"}'
+            times[name] = [loop.time(arguments.replays)]
+        except BackendError as error:
+            found[name] = str(error)
+    for _ in range(1, arguments.rounds):
+        for name, rounds in times.items():
+            loop.use(policy.builds[name])
+            rounds.append(loop.time(arguments.replays))
+    print(f'{policy.family} {policy.precision} H{policy.horizon}: p50 of each round, p99 (ms); cosine')
+    for name, text in found.items():
+        rounds = times.get(name, [])
+        middles = ' '.join(f'{t.quantile(0.5):.3f}' for t in rounds)
+        print(f'{name:10s} {middles} {rounds[-1].quantile(0.99):.3f} {text}' if rounds else f'{name} {text}')
+    if arguments.timeline in times:
+        print(f'{arguments.timeline}: first, median and last block (us)')
+        loop.use(policy.builds[arguments.timeline] | {'TIMELINE': LAYERS // 2})
+        for line in timeline(loop.trial, loop.stamps):
+            print(line)
+    print('', end='', flush=True)
+
+
+def compile_all(policies: list[Policy], stamped: str | None) -> None:
+    for policy in policies:
+        builds = list(policy.builds.values())
+        builds += [policy.builds[name] | {'TIMELINE': LAYERS // 2} for name in policy.builds if name == stamped]
+        for constants in builds:
+            compile_kernels('expert_layers', '90a', format_constants(policy.precision) | constants)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--family', default='pi05')
-    parser.add_argument('--precision', default='fp8')
     parser.add_argument('--replays', type=int, default=120)
     parser.add_argument('--rounds', type=int, default=2)
-    parser.add_argument('--looks', action='append', default=[])
+    parser.add_argument('--timeline')
     parser.add_argument('--compile', action='store_true')
-    parser.add_argument('builds', nargs='+', type=parse)
+    parser.add_argument('policies_and_builds', nargs='+')
     arguments = parser.parse_args()
-    variants = dict(arguments.builds)
+    policies = parse(arguments.policies_and_builds)
     if arguments.compile:
-        stamped = [variants[name] | {'TIMELINE': LAYERS // 2} for name in arguments.looks]
-        for constants in [*variants.values(), *stamped]:
-            compile_kernels(
-                'expert_layers', '90a', format_constants(arguments.precision) | compiled(constants)
-            )
+        compile_all(policies, arguments.timeline)
         return
-    builds = Builds(KernelLibrary(find_gpu()), arguments.family, arguments.precision)
-    for group in groups(list(variants)):
-        print(f'--- {arguments.family} {arguments.precision}', flush=True)
-        compare(builds, {name: variants[name] for name in group}, arguments)
-
-
-def groups(names: list[str]) -> Iterator[list[str]]:
-    """The first name and what follows it, up to a name that begins with '+', and so on; the first in each."""
-    starts = [0, *(i for i, name in enumerate(names) if name.startswith('+')), len(names)]
-    for begin, end in pairwise(starts):
-        yield names[begin:end] if begin == 0 else [names[0], *names[begin:end]]
-
-
-def compare(builds: Builds, variants: dict[str, dict[str, int]], arguments: argparse.Namespace) -> None:
-    for name, constants in list(variants.items()):
-        try:
-            builds.use(constants)
-            cosine, equal = builds.check()
-        except BackendError as error:
-            print(f'{name:10s} {error}', flush=True)
-            del variants[name]
-            continue
-        print(f'{name:10s} cosine {cosine:.6f} {"equal" if equal else "REPETITIONS DIFFER"}', flush=True)
-    noise, state = builds.observations[-1][:2]
-    times: dict[str, list[Tensor]] = {name: [] for name in variants}
-    for _ in range(arguments.rounds):
-        for name, constants in variants.items():
-            builds.use(constants)
-            builds.trial.stage(noise, state)
-            times[name].append(replay_times(builds.library, builds.trial.loop.launch, arguments.replays))
-    print('p50 of each round, p99 of the last (ms)')
-    for name, rounds in times.items():
-        middles = ' '.join(f'{t.quantile(0.5):.3f}' for t in rounds)
-        print(f'{name:10s} {middles} {rounds[-1].quantile(0.99):.3f}', flush=True)
-    for name in (name for name in arguments.looks if name in variants):
-        print(f'{name}: first, median and last block (us)', flush=True)
-        builds.use(variants[name] | {'TIMELINE': LAYERS // 2})
-        for line in builds.looks():
-            print(line, flush=True)
+    library = KernelLibrary(find_gpu())
+    for policy in policies:
+        compare(library, policy, arguments)
 
 
 if __name__ == '__main__':

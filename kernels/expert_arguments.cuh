@@ -97,13 +97,6 @@ struct Modulated {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)); \
     (ARGUMENTS).stamps[(POINT)*132 + blockIdx.x] = now; \
   }
-// How long a product's input took: clocks until the sign, looks at it, clocks until all was there, looks again.
-__device__ __forceinline__ void record(const Arguments& a, int layer, int exchange, unsigned long long sign, int looks,
-                                       unsigned long long loaded, int again) {
-  if (layer != TIMELINE || threadIdx.x != 0) return;
-  unsigned long long* to = a.stamps + (16 + exchange * 4) * 132 + blockIdx.x;
-  to[0] = sign, to[132] = looks, to[264] = loaded, to[396] = again;
-}
 #else
 #define STAMP(ARGUMENTS, LAYER, POINT)
 #endif

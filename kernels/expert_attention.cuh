@@ -11,7 +11,7 @@
 // Probabilities x values: warp w holds dimensions 32 w .. of the sums, and sends them to block w of the group, which merges and
 // writes them.
 #pragma once
-#include "expert_norm.cuh"
+#include "expert_qkv.cuh"
 #include "expert_wgmma.cuh"
 
 constexpr int SUFFIX_SHARE = ROWS / ATTENTION_CLUSTER;
@@ -111,6 +111,30 @@ __device__ __forceinline__ void multiply_values(float (&out)[2][4][4], uint32_t 
   }
 }
 
+#if EARLY_SUMS
+// The same of 16 of the 32 dimensions.
+template <int STEPS>
+__device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], uint32_t probabilities, uint32_t values, int part) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint32_t a[2][2][4], b[2][4];
+  const auto load = [&](int step) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      load_four(a[step % 2][i], probabilities + (i * 16 + lane % 16) * (STEPS * 32 + 16) + step * 32 + lane / 16 * 16);
+    load_four_transposed(b[step % 2], values + place_of_value(step * 16 + lane % 16, warp * 4 + part * 2 + lane / 16));
+  };
+  load(0);
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) {
+    if (step + 1 < STEPS) load(step + 1);
+#pragma unroll
+    for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+      for (int d = 0; d < 2; d++) mma(out[tile][d], a[step % 2][tile], b[step % 2][d * 2], b[step % 2][d * 2 + 1]);
+  }
+}
+#endif
+
 // What of the softmax the warpgroups exchange: per row the maximum (times log2 e) and sum of what each has seen.
 struct Rows {
   float top[2][QUERIES], sum[2][QUERIES];
@@ -192,6 +216,20 @@ __device__ __forceinline__ void send_sums(const Arguments& a, int number, int ra
   }
 }
 
+#if EARLY_SUMS
+__device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4], int part) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
+  const size_t base = (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float(&first)[4] = sums[i / 2][0], (&second)[4] = sums[i / 2][1];
+    put_tagged(a.sums + base + (i / 2 * 4 + part * 2 + i % 2) * 32,
+               make_uint2(pack_bf16(first[i % 2 * 2], first[i % 2 * 2 + 1]), pack_bf16(second[i % 2 * 2], second[i % 2 * 2 + 1])),
+               tag_of(number));
+  }
+}
+#endif
+
 // Where in the output a thread's merged values belong: four columns of one row.
 struct Merged {
   int row, column;
@@ -206,7 +244,7 @@ struct Merged {
 };
 
 // Add up what the eight blocks of the group sent.
-__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int& looks) {
+__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1;
   const int query = warp / 4 * 16 + warp % 2 * 8 + lane / 4;
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
@@ -219,10 +257,7 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int
   for (int patience = PATIENCE;; patience--) {
     look_all(part, sums, 256);
     look_all(state, softmax, QUERIES);
-    if (!__any_sync(0xffffffffu, wrong_tags(part, tag_of(number)) | wrong_tags(state, tag_of(number)))) {
-      looks = PATIENCE - patience;
-      break;
-    }
+    if (!__any_sync(0xffffffffu, wrong_tags(part, tag_of(number)) | wrong_tags(state, tag_of(number)))) break;
     if (patience == 0) __trap();
   }
   float top = NOTHING, sum = 0, out[4] = {};
@@ -240,7 +275,6 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, int
   return make_float4(out[0] * factor, out[1] * factor, out[2] * factor, out[3] * factor);
 }
 
-#if HALVED_QUERIES
 // Each warpgroup multiplies half of the dimensions for all keys, and so reads half of the queries; then each gets the sums of half of
 // the keys, as if it had multiplied those alone.
 template <int T>
@@ -267,46 +301,43 @@ __device__ __forceinline__ void halved_logits(float (&logits)[T][4], const uint4
     for (int i = 0; i < 4; i++) logits[t][i] = (group ? all[T + t][i] : all[t][i]) + rest[i];
   }
 }
-#endif
 
-// memory: the keys, then the values. full, empty: of the prefix rows in it.
+template <class P>
+__device__ __forceinline__ uint32_t* attended_half(const Arguments& a, int number) {
+  return a.attended + (number & 1) * (ROWS * HEADS * DIM * P::SIZE / 4);
+}
+
+// resets: whether to reset what this thread wrote a layer before at `own`. memory: the keys, then the values. full, empty: of the prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
                                        uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first,
-                                       uint32_t seen, int sign,
-                                       Exchange& exchange) {
+                                       const QkvPlace& own, bool resets, Exchange& exchange) {
   const int lane = threadIdx.x % 32, number = first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
   // other warps hold has no consequence.
   const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
-  constexpr bool HALVED = HALVED_QUERIES && T == 5;
+  constexpr bool HALVED = T <= 5 && (P::SIZE == 1 || BF16_TRIAL);
   constexpr int STEPS = HALVED ? DIM / 32 : DIM / 16;
   uint4 queries[STEPS] = {};
   if (asks) {
     const uint4* source = reinterpret_cast<const uint4*>(a.queries) +
                           (((number & 1) * 16 + group) * 2 + threadIdx.x / 32 % 2) * (DIM / 16) * 32 + lane;
     if (HALVED) source += threadIdx.x / 128 * STEPS * 32;
-    NOTE(const auto entered = now(); int looks = 0);
-    if (PATROL && sign) await_seen(seen, sign);
-    else NOTE(looks =) await_sign(source + (SPREAD ? blockIdx.x * 5 % STEPS : STEPS - 1) * 32);
-    NOTE(const auto signed_at = now());
+    await_sign(source + (STEPS - 1) * 32);
 #pragma unroll
     for (int i = 0; i < STEPS; i++) queries[i] = look(source + i * 32);
-    NOTE(const int again =) await(queries, source, 32);
-    NOTE(record(a, layer, 1, signed_at - entered, looks, now() - signed_at, again));
+    await(queries, source, 32);
   } else {
     collect_suffix(a, number, keys, memory);
   }
   barrier_wait(full, (KEEPING ? layer : number) & 1);
   block_barrier();
   STAMP(a, layer, 3);
+  if (resets) own.reset(number);
   float logits[T][4] = {};
-#if HALVED_QUERIES
   if constexpr (HALVED) halved_logits(logits, queries, memory, keys.count * 128, asks, exchange);
-  else
-#endif
-    multiply_keys(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
+  else multiply_pieces<T, DIM / 64>(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
   STAMP(a, layer, 4);
   if (asks) {
     int suffix_end[2];
@@ -319,23 +350,45 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     soften(logits, suffix_end, keys.prefix_end, rows, probabilities);
   }
   block_barrier();
+#if !EARLY_SUMS
   float sums[2][4][4] = {};
   multiply_values<T>(sums, shared_address(probabilities), memory + keys.bytes());
-  if (lane == 0) barrier_arrive(empty);
+  if (!LATE_PREFIX && lane == 0) barrier_arrive(empty);
+#endif
   if (threadIdx.x < QUERIES)
     put_tagged(a.softmax + (((number & 1) * 16 + group) * ATTENTION_CLUSTER + keys.rank) * QUERIES + threadIdx.x,
                make_uint2(__float_as_uint(rows.sum[0][threadIdx.x] + rows.sum[1][threadIdx.x]),
                           __float_as_uint(fmaxf(rows.top[0][threadIdx.x], rows.top[1][threadIdx.x]))),
                tag_of(number));
+#if EARLY_SUMS
+#pragma unroll
+  for (int part = 0; part < 2; part++) {
+    float sums[2][2][4] = {};
+    multiply_half_of_values<T>(sums, shared_address(probabilities), memory + keys.bytes(), part);
+    if (!LATE_PREFIX && part == 1 && lane == 0) barrier_arrive(empty);
+    send_half_of_sums(a, number, keys.rank, sums, part);
+  }
+#else
   send_sums(a, number, keys.rank, sums);
+#endif
   STAMP(a, layer, 5);
-  NOTE(const auto sent = now());
-  int looks;
-  float4 merged = merge_sums(a, number, looks);
-  NOTE(record(a, layer, 7, 0, 0, now() - sent, looks));
+  float4 merged = merge_sums(a, number);
+  if (LATE_PREFIX && lane == 0) barrier_arrive(empty);
   if (place.used)
     store_accumulator(P(), place.row, place.column,
                       make_float4(merged.x * inverse, merged.y * inverse, merged.z * inverse, merged.w * inverse),
-                      [&](int i, uint32_t word) { publish(a.attended, (size_t)ROWS * HEADS * DIM * P::SIZE / 4, number, i, word); });
+                      [&](int i, uint32_t word) {
+                        uint32_t* half = attended_half<P>(a, number);
+                        put(half + i, word);
+                        if (LATE_RESETS < 3) set_pending(attended_half<P>(a, number + 1) + i);
+                      });
   STAMP(a, layer, 6);
+}
+
+// What `attend` of this layer left to reset.
+template <class P>
+__device__ __forceinline__ void reset_attended(const Arguments& a, int number, const Merged& place) {
+  if (place.used)
+    store_accumulator(P(), place.row, place.column, make_float4(0, 0, 0, 0),
+                      [&](int i, uint32_t) { set_pending(attended_half<P>(a, number + 1) + i); });
 }

@@ -14,35 +14,23 @@
 #include "mma.cuh"
 
 // Trial switches (benchmarks/expert_notes.md, version 11).
-#ifndef SHORT_PARTS  // 1: partial sums are sent in bf16; 2: and by both warpgroups, without adding them up before
-#define SHORT_PARTS 0
-#endif
-#ifndef PATROL  // looks on their way of a warp that looks for signs for the whole block; 0: every warp looks itself
-#define PATROL 0
-#endif
-#ifndef PATROL_LANES  // words of as many writers it looks at ...
-#define PATROL_LANES 8
-#endif
-#ifndef PATROL_NEED  // ... of which as many have to be there
-#define PATROL_NEED 1
-#endif
-#ifndef QUERIES_NEED  // the same of the eight writers of a head's queries
-#define QUERIES_NEED PATROL_NEED
-#endif
-#ifndef HALVED_QUERIES  // a warpgroup reads half of the dimensions of the queries
-#define HALVED_QUERIES 0
-#endif
 #ifndef SUMS_SIGN  // one softmax state is looked for before all sums are
 #define SUMS_SIGN 0
 #endif
-#ifndef HALF_LOADS  // wrong on purpose: half of the inputs of products are not read, to see what reading them costs
-#define HALF_LOADS 0
+#ifndef LATE_RESETS  // 1: of queries, keys, values; 2: and of the hidden layer; 3: and of what is attended
+#define LATE_RESETS 0
 #endif
-#ifndef SPREAD  // blocks look for different signs
-#define SPREAD 0
+#ifndef WIDE_PARTS  // two tiles of short partial sums in one store
+#define WIDE_PARTS 0
 #endif
-#ifndef LEAN  // GELU with the hardware's tanh; a projection's factors are multiplied behind it
-#define LEAN 0
+#ifndef EARLY_SUMS  // half of attention's sums are sent before the other half is multiplied
+#define EARLY_SUMS 0
+#endif
+#ifndef BF16_TRIAL  // in bf16, too, halves of queries and a projection's factors behind its product
+#define BF16_TRIAL 0
+#endif
+#ifndef LATE_PREFIX  // the next layer's prefix is fetched when attention's sums are merged, not when they are multiplied
+#define LATE_PREFIX 0
 #endif
 
 constexpr int WIDTH = 1024;

@@ -36,47 +36,24 @@ __device__ __forceinline__ uint32_t look(const uint32_t* source) {
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint32_t v) { return max(top, v); }
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint4 v) { return max(max(max(max(top, v.x), v.y), v.z), v.w); }
 
-#ifdef TIMELINE
-#define NOTE(...) __VA_ARGS__
-__device__ __forceinline__ unsigned long long now() {
-  unsigned long long t;
-  asm volatile("mov.u64 %0, %%clock64;" : "=l"(t));
-  return t;
-}
-#else
-#define NOTE(...)
-#endif
-
-// Look again until no lane of the warp misses a word. Returns how often.
+// Look again until no lane of the warp misses a word.
 template <class T, int N>
-__device__ __forceinline__ int await(T (&v)[N], const T* source, int stride) {
+__device__ __forceinline__ void await(T (&v)[N], const T* source, int stride) {
   for (int patience = PATIENCE;; patience--) {
     uint32_t top = 0;
 #pragma unroll
     for (int i = 0; i < N; i++) top = largest(top, v[i]);
-    if (!__any_sync(0xffffffffu, top == PENDING)) return PATIENCE - patience;
+    if (!__any_sync(0xffffffffu, top == PENDING)) return;
     if (patience == 0) __trap();
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = look(source + i * stride);
   }
 }
 
-// Wait until one of what a warp is going to read is there. Returns how often it was not.
-__device__ __forceinline__ int await_sign(const uint4* source) {
-  int patience = PATIENCE;
-  for (; __any_sync(0xffffffffu, largest(0, look(source)) == PENDING); patience--)
+// Wait until one of what a warp is going to read is there.
+__device__ __forceinline__ void await_sign(const uint4* source) {
+  for (int patience = PATIENCE; __any_sync(0xffffffffu, largest(0, look(source)) == PENDING); patience--)
     if (patience == 0) __trap();
-  return PATIENCE - patience;
-}
-
-// Wait until another warp has seen that sign.
-__device__ __forceinline__ void await_seen(uint32_t seen, int sign) {
-  for (int patience = PATIENCE << 3;; patience--) {
-    int last;
-    asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(last) : "r"(seen) : "memory");
-    if (last >= sign) return;
-    if (patience == 0) __trap();
-  }
 }
 
 __device__ __forceinline__ void put(uint4* target, uint4 v) {
@@ -151,10 +128,10 @@ __device__ __forceinline__ void look_all(T (&v)[N], const T* source, int stride)
 }
 
 template <class T, int N>
-__device__ __forceinline__ int await_tagged(T (&v)[N], const T* source, int stride, uint32_t tag) {
+__device__ __forceinline__ void await_tagged(T (&v)[N], const T* source, int stride, uint32_t tag) {
   for (int patience = PATIENCE;; patience--) {
     look_all(v, source, stride);
-    if (!__any_sync(0xffffffffu, wrong_tags(v, tag))) return PATIENCE - patience;
+    if (!__any_sync(0xffffffffu, wrong_tags(v, tag))) return;
     if (patience == 0) __trap();
   }
 }

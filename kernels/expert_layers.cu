@@ -20,7 +20,6 @@
 // Tests of single phases use it, too: without ACTIONS_IN, x is kept.x[0].
 #include "expert_ends.cuh"
 #include "expert_feed.cuh"
-#include "expert_patrol.cuh"
 
 constexpr int ALL_THREADS = THREADS + 128;
 
@@ -70,10 +69,11 @@ __device__ __forceinline__ Residual residual(const Arguments& a, int layer, int 
 
 template <class P>
 __device__ __forceinline__ void attend_of_size(const Arguments& a, int layer, const Keys& keys, const Merged& place, Shared& shared,
-                                               uint8_t* memory, const Plan& plan, int first, int sign) {
+                                               uint8_t* memory, const Plan& plan, int first, const QkvPlace& own,
+                                               bool resets) {
   const auto call = [&](auto tiles) {
     attend<P, decltype(tiles)::value>(a, layer, keys, place, shared.rows, memory + plan.probabilities, shared_address(memory),
-                                      &shared.prefix_full, &shared.prefix_empty, first, shared_address(&shared.stream.seen), sign, shared.exchange);
+                                      &shared.prefix_full, &shared.prefix_empty, first, own, resets, shared.exchange);
   };
   if (keys.tiles == 3) call(Constant<3>());
   else if (keys.tiles == 5) call(Constant<5>());
@@ -124,29 +124,25 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
         r.parts = a.mixer_parts;
         r.parts_number = step;
         r.out = &a.normed_qkv;
-        stream.sign = 0;
-        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, place, fragment, x, -1, 0);
+        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, place, fragment, x, -1, 0, [] {});
       }
     }
     const int half = (first + layer) & 1;
     if constexpr (TABLES_AHEAD<P>)
       if (threadIdx.x == 0) atomicExch(&shared.begun, first + layer + 1);
     STAMP(a, layer, 0);
-    const int before = KEEPING ? 0 : (first + layer) * SIGNS;
-    stream.sign = KEEPING ? 0 : before + QKV_SIGN;
-    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first);
-    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, KEEPING ? 0 : before + QUERIES_SIGN);
-    stream.sign = KEEPING ? 0 : before + OUTPUT_SIGN;
+    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first, !(LATE_RESETS && attends));
+    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, qkv_place, LATE_RESETS && projects);
     if (a.phases & OUTPUT) {
       Residual r = residual(a, layer, 2 * layer + 1, a.output, 1, own, first);
       r.in = a.attended + (size_t)half * (ROWS * HEADS * DIM * P::SIZE / 4);
       r.parts = a.output_parts;
       r.out = &a.normed_gate_up;
-      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, place, fragment, x, layer, 7);
+      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, place, fragment, x, layer, 7, [&] {
+        if (LATE_RESETS >= 3 && attends) reset_attended<P>(a, first + layer, merged);
+      });
     }
-    stream.sign = KEEPING ? 0 : before + GATE_UP_SIGN;
     if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment, modulated, first);
-    stream.sign = KEEPING ? 0 : before + DOWN_SIGN;
     if (a.phases & DOWN) {
       Residual r = residual(a, layer, 2 * layer + 2, a.down, 3, own, first);
       r.in = a.hidden + (size_t)half * (ROWS * MLP * P::SIZE / 4);
@@ -154,7 +150,9 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.out = &a.normed_qkv;
       r.out_number++;
       r.writes_out = layer + 1 < a.normed_layers;
-      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, place, fragment, x, layer, 12);
+      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, place, fragment, x, layer, 12, [&] {
+        if (LATE_RESETS >= 2 && a.phases & GATE_UP) reset_hidden<P>(a, first + layer);
+      });
     }
     if (++layer < a.layers) continue;
     if (KEEPING) return;
@@ -188,7 +186,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     barrier_init(&shared.prefix_full, 32);
     barrier_init(&shared.prefix_empty, THREADS / 32);
     barrier_init_done();
-    shared.begun = shared.stream.seen = 0;
+    shared.begun = 0;
     shared.frozen = {a.frozen ? *a.frozen : 0, a.clean};
   }
   __syncthreads();
@@ -205,9 +203,6 @@ __device__ __forceinline__ void run(const Arguments& a) {
   } else if (warp == THREADS / 32 + 1 && blockIdx.x / ATTENTION_CLUSTER * QUERIES < HEADS * a.rows && a.phases & ATTENTION) {
     fetch_prefixes(a, keys, shared_address(memory), &shared.prefix_full, &shared.prefix_empty);
   }
-#if PATROL
-  if (!KEEPING && warp == THREADS / 32 + 3 && blockIdx.x < BLOCKS) patrol<P>(a, shared_address(&shared.stream.seen));
-#endif
   if constexpr (TABLES_AHEAD<P>)
     if (warp == THREADS / 32 + 2 && threadIdx.x % 32 == 0 && blockIdx.x < BLOCKS)
       prefetch_all_tables(a, shared.begun, shared.frozen.clean);

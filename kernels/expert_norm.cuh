@@ -19,7 +19,7 @@ __device__ __forceinline__ void multiply_normed(float (&accumulator)[COLUMNS / 2
 #pragma unroll
     for (int i = 0; i < SQUARES; i++) parts[i] = look(statistics + i * ROWS);
   });
-  NOTE(stream.again += 1000 *) await(parts, statistics, ROWS);
+  await(parts, statistics, ROWS);
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < SQUARES; i++) sum += __uint_as_float(parts[i]);

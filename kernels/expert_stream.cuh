@@ -30,7 +30,6 @@ struct Pace<Bf16> {
 
 struct StreamBarriers {
   uint64_t full[MAX_SLOTS], empty[MAX_SLOTS];
-  int seen;  // signs, over all layers (expert_patrol.cuh)
 };
 
 // A place in the ring, and the parity of its turn.
@@ -88,11 +87,6 @@ struct Stream {
   uint32_t memory;
   int slots;
   Cursor cursor;
-  int sign = 0;  // the one that announces the next product's input; 0: to be looked for here
-#ifdef TIMELINE
-  unsigned long long entered, signed_at, loaded_at;
-  int looks, again;
-#endif
 
   __device__ uint32_t take() {
     barrier_wait(&barriers.full[cursor.slot], cursor.parity);
@@ -114,35 +108,25 @@ __device__ __forceinline__ void leave(int32_t& v) { asm volatile("" : "=r"(v)); 
 template <class P, int COLUMNS, int SLOTS, class Then>
 __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then) {
   constexpr int STEPS = SLOT / (COLUMNS * 32);
-  constexpr int READ = HALF_LOADS ? 2 : 1;  // every second step stands for its successor
-  uint4 a[SLOTS][STEPS / READ];
+  uint4 a[SLOTS][STEPS];
   typename P::Sum sums[COLUMNS / 2];
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  NOTE(stream.entered = now());
-  NOTE(stream.looks = stream.again = 0);
-  if (PATROL && stream.sign) {
-    await_seen(shared_address(&stream.barriers.seen), stream.sign);
-  } else {
-    const int step = SPREAD ? blockIdx.x / 4 % (SLOTS * STEPS) : SLOTS * STEPS - 1;
-    NOTE(stream.looks =) await_sign(fragments + (step / STEPS * 2 * STEPS + step % STEPS) * STEP_FRAGMENTS);
-  }
-  NOTE(stream.signed_at = now());
+  await_sign(fragments + ((SLOTS - 1) * 2 * STEPS + STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll
-    for (int i = 0; i < STEPS / READ; i++) a[s][i] = look(fragments + (2 * s * STEPS + i * READ) * STEP_FRAGMENTS);
+    for (int i = 0; i < STEPS; i++) a[s][i] = look(fragments + (2 * s * STEPS + i) * STEP_FRAGMENTS);
   then();
   Cursor before = stream.cursor;
 #pragma unroll
   for (int s = 0; s < SLOTS; s++) {
-    NOTE(stream.again +=) await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, READ * STEP_FRAGMENTS);
-    if (s == SLOTS - 1) NOTE(stream.loaded_at = now());
+    await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS);
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i / READ], weights + i * (COLUMNS * 32 >> 4), s + i);
+    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

@@ -55,18 +55,3 @@ __device__ __forceinline__ void multiply_pieces(float (&d)[T][4], const uint4 (&
   wgmma_commit();
   wgmma_wait<0>();
 }
-
-// d [64, 8 T] = queries * keys over 256 dimensions; pieces of 64 dimensions of the keys are `piece` bytes apart.
-template <int T>
-__device__ __forceinline__ void multiply_keys(float (&d)[T][4], const uint4 (&queries)[DIM / 16], uint32_t keys, int piece) {
-  keys = __shfl_sync(0xffffffffu, keys, 0);  // uniform, as descriptors have to be
-  wgmma_begin();
-#pragma unroll
-  for (int i = 0; i < DIM / 64; i++) {
-    const uint64_t b = (uint64_t)((keys + i * piece & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
-#pragma unroll
-    for (int j = 0; j < 4; j++) multiply_queries(d, queries[i * 4 + j], b + j * 2);
-  }
-  wgmma_commit();
-  wgmma_wait<0>();
-}

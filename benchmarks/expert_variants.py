@@ -3,10 +3,10 @@
 usage: python -m benchmarks.expert_variants [--replays 120] [--rounds 2] [--timeline NAME] [--compile]
        FAMILY/PRECISION[/HORIZON] NAME[:CONSTANT=VALUE,...] ... [FAMILY/PRECISION NAME ...] ...
 
-Of every build: the worst cosine of two observations against the plain model in fp32, whether twelve repetitions
-on fresh exchange buffers, poisoned before, agree to the last bit, then p50 of graph replays in rounds over
-all builds of a policy, and p99 of the last round. --timeline: of the build of that name also when blocks pass
-the points of a layer. --compile: only compile, on a machine without a GPU, too.
+Of every build: the worst cosine of two observations against the plain model in fp32, whether twelve
+repetitions on fresh exchange buffers, poisoned before, agree to the last bit, then p50 of graph replays in
+rounds over all builds of a policy, and p99 of the last round. --timeline: of the build of that name also when
+blocks pass the points of a layer. --compile: only compile, on a machine without a GPU, too.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def compare(library: KernelLibrary, policy: Policy, arguments: argparse.Namespac
 def compile_all(policies: list[Policy], stamped: str | None) -> None:
     for policy in policies:
         builds = list(policy.builds.values())
-        builds += [policy.builds[name] | {'TIMELINE': LAYERS // 2} for name in policy.builds if name == stamped]
+        if stamped in policy.builds:
+            builds.append(policy.builds[stamped] | {'TIMELINE': LAYERS // 2})
         for constants in builds:
             compile_kernels('expert_layers', '90a', format_constants(policy.precision) | constants)
 

@@ -216,6 +216,30 @@ __device__ __forceinline__ void send_sums(const Arguments& a, int number, int ra
   }
 }
 
+#if BULK_SUMS
+// The same by way of `staging`, 16 KB of shared memory, which must not be written again before all bulk copies have read it.
+__device__ __forceinline__ void copy_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4], uint32_t staging) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
+  constexpr int WORDS = 256, BYTES = WORDS * sizeof(uint2);
+  uint2* target = a.sums + (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * WORDS;
+  staging += warp * BYTES;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float(&first)[4] = sums[i / 4][i / 2 % 2 * 2], (&second)[4] = sums[i / 4][i / 2 % 2 * 2 + 1];
+    const uint32_t low = pack_bf16(first[i % 2 * 2], first[i % 2 * 2 + 1]) & ~1u | tag_of(number);
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(staging + (i * 32 + lane) * 8), "r"(low),
+                 "r"(pack_bf16(second[i % 2 * 2], second[i % 2 * 2 + 1]))
+                 : "memory");
+  }
+  fence_shared_for_tensor_cores();
+  __syncwarp();
+  if (lane == 0)
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(target),
+                 "r"(staging), "r"(BYTES)
+                 : "memory");
+}
+#endif
+
 #if EARLY_SUMS
 __device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4], int part) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
@@ -353,7 +377,7 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
 #if !EARLY_SUMS
   float sums[2][4][4] = {};
   multiply_values<T>(sums, shared_address(probabilities), memory + keys.bytes());
-  if (!LATE_PREFIX && lane == 0) barrier_arrive(empty);
+  if (!LATE_PREFIX && !BULK_SUMS && lane == 0) barrier_arrive(empty);
 #endif
   if (threadIdx.x < QUERIES)
     put_tagged(a.softmax + (((number & 1) * 16 + group) * ATTENTION_CLUSTER + keys.rank) * QUERIES + threadIdx.x,
@@ -368,12 +392,17 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     if (!LATE_PREFIX && part == 1 && lane == 0) barrier_arrive(empty);
     send_half_of_sums(a, number, keys.rank, sums, part);
   }
+#elif BULK_SUMS
+  copy_sums(a, number, keys.rank, sums, memory);
 #else
   send_sums(a, number, keys.rank, sums);
 #endif
   STAMP(a, layer, 5);
   float4 merged = merge_sums(a, number);
-  if (LATE_PREFIX && lane == 0) barrier_arrive(empty);
+  if ((LATE_PREFIX || BULK_SUMS) && lane == 0) {
+    if (BULK_SUMS) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    barrier_arrive(empty);
+  }
   if (place.used)
     store_accumulator(P(), place.row, place.column,
                       make_float4(merged.x * inverse, merged.y * inverse, merged.z * inverse, merged.w * inverse),

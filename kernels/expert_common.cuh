@@ -26,6 +26,9 @@
 #ifndef EARLY_SUMS  // half of attention's sums are sent before the other half is multiplied
 #define EARLY_SUMS 0
 #endif
+#ifndef BULK_SUMS  // attention's sums go through shared memory, as a bulk copy for each block of the group; implies LATE_PREFIX
+#define BULK_SUMS 0
+#endif
 #ifndef BF16_TRIAL  // in bf16, too, halves of queries and a projection's factors behind its product
 #define BF16_TRIAL 0
 #endif

@@ -76,23 +76,19 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
   T v[TILES / 2];
 #pragma unroll
   for (int i = 0; i < TILES / 2; i++) v[i] = row_of_four(T(), sums + i * 4, odd);
-#if WIDE_PARTS
-  if constexpr (sizeof(T) == 8) {
-    const uint32_t tag = tag_of(number);  // in both, which are looked at apart
+  const uint32_t tag = tag_of(number);
+  if constexpr (WIDE_PARTS && sizeof(T) == 8) {  // the tag in both, as they are looked at apart
     put_tagged(reinterpret_cast<uint4*>(target) + lane % 4 / 2, make_uint4(v[0].x, v[0].y, (v[1].x & ~1u) | tag, v[1].y), tag);
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int i = 0; i < TILES / 2; i++) put_tagged(target + 2 * i + lane % 4 / 2, v[i], tag_of(number));
+    for (int i = 0; i < TILES / 2; i++) put_tagged(target + 2 * i + lane % 4 / 2, v[i], tag);
+  }
 }
 
 template <class T>
 __device__ __forceinline__ float4 gather_parts(const T* parts, int number) {
   int place = threadIdx.x;
-#if WIDE_PARTS
-  if (sizeof(T) == 8) place = place & ~3 | (place & 1) << 1 | place >> 1 & 1;
-#endif
+  if (WIDE_PARTS && sizeof(T) == 8) place = place & ~3 | (place & 1) << 1 | place >> 1 & 1;
   T v[GROUP];
   await_tagged(v, parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + place, 128, tag_of(number));
   float4 sum = make_float4(0, 0, 0, 0);

@@ -23,6 +23,9 @@
 #ifndef WIDE_PARTS  // two tiles of short partial sums in one store
 #define WIDE_PARTS 0
 #endif
+#ifndef OWN_PARTS  // a block's short partial sums for itself stay in shared memory
+#define OWN_PARTS 0
+#endif
 #ifndef EARLY_SUMS  // half of attention's sums are sent before the other half is multiplied
 #define EARLY_SUMS 0
 #endif

@@ -68,8 +68,9 @@ __device__ __forceinline__ uint2 row_of_four(uint2, const float* sums, int odd) 
 }
 
 // Send this warp's 16 rows of two tiles of partial sums, four neighbouring columns a lane.
+// own: where those for this block itself stay.
 template <class T>
-__device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS / 4], T* parts, int number) {
+__device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS / 4], T* parts, int number, Squares& own) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32, odd = lane % 2, row = lane / 4 + odd * 8;
   T* target = parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x / GROUP * GROUP + warp) * GROUP + blockIdx.x % GROUP) * 128 +
               row * 8 + threadIdx.x / 128 * (TILES / 2) * 2;
@@ -77,6 +78,15 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
 #pragma unroll
   for (int i = 0; i < TILES / 2; i++) v[i] = row_of_four(T(), sums + i * 4, odd);
   const uint32_t tag = tag_of(number);
+  if constexpr (OWN_PARTS && sizeof(T) == 8) {
+    if (warp == blockIdx.x % GROUP) {
+#pragma unroll
+      for (int i = 0; i < TILES / 2; i++)
+        reinterpret_cast<T*>(own)[row * 8 + threadIdx.x / 128 * (TILES / 2) * 2 + 2 * i + lane % 4 / 2] = v[i];
+      if (threadIdx.x >= 128) asm volatile("bar.arrive 6, 160;" ::: "memory");
+      return;
+    }
+  }
   if constexpr (WIDE_PARTS && sizeof(T) == 8) {  // the tag in both, as they are looked at apart
     put_tagged(reinterpret_cast<uint4*>(target) + lane % 4 / 2, make_uint4(v[0].x, v[0].y, (v[1].x & ~1u) | tag, v[1].y), tag);
   } else {
@@ -86,9 +96,24 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
 }
 
 template <class T>
-__device__ __forceinline__ float4 gather_parts(const T* parts, int number) {
+__device__ __forceinline__ float4 gather_parts(const T* parts, int number, const Squares& own) {
   int place = threadIdx.x;
   if (WIDE_PARTS && sizeof(T) == 8) place = place & ~3 | (place & 1) << 1 | place >> 1 & 1;
+  if constexpr (OWN_PARTS && sizeof(T) == 8) {
+    const T* sent = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + place;
+    const T* source[GROUP - 1];
+    T v[GROUP - 1];
+#pragma unroll
+    for (int i = 0; i < GROUP - 1; i++) source[i] = sent + (blockIdx.x + 1 + i) % GROUP * 128;
+    for (int patience = PATIENCE;; patience--) {
+#pragma unroll
+      for (int i = 0; i < GROUP - 1; i++) v[i] = look_whole(source[i]);
+      if (!__any_sync(0xffffffffu, wrong_tags(v, tag_of(number)))) break;
+      if (patience == 0) __trap();
+    }
+    asm volatile("bar.sync 6, 160;" ::: "memory");
+    return restored(reinterpret_cast<const T*>(own)[threadIdx.x]) + restored(v[0]) + restored(v[1]) + restored(v[2]);
+  }
   T v[GROUP];
   await_tagged(v, parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + place, 128, tag_of(number));
   float4 sum = make_float4(0, 0, 0, 0);
@@ -100,7 +125,7 @@ __device__ __forceinline__ float4 gather_parts(const T* parts, int number) {
 // x: this thread's part of the residual stream. then: called when the product's input is being loaded.
 template <class In, class Out, int K, class Then>
 __device__ __forceinline__ void project_back(const Arguments& a, const Residual& r, Stream& stream,
-                                             Exchange& exchange, const Place& place, int fragment, float4& x, int layer,
+                                             Exchange& exchange, Squares& squares, const Place& place, int fragment, float4& x, int layer,
                                              int point, Then then) {
   constexpr int STEPS = K / In::STEP / GROUP, SLOTS = STEPS * RESIDUAL_COLUMNS * 32 / SLOT / 2;
   // In 8 bits multiplied only behind the product, so that nothing waits for them before.
@@ -119,11 +144,11 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   float sums[RESIDUAL_COLUMNS / 4];
   add_groups(sums, accumulator, exchange);
   Part<In>* parts = reinterpret_cast<Part<In>*>(r.parts);
-  if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(sums, parts, r.parts_number);
+  if (threadIdx.x % 128 / 32 * 16 < a.rows) send_parts(sums, parts, r.parts_number, squares);
   if (!place.used) return;
 
   if (LATE) column_scale = column_scale * r.activation_scale * gate, next_factor = next_factor * r.next_inverse;
-  x = x + gather_parts(parts, r.parts_number) * column_scale;
+  x = x + gather_parts(parts, r.parts_number, squares) * column_scale;
   STAMP(a, layer, point + 1);
   float square = x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
 #pragma unroll

@@ -7,7 +7,8 @@
 //
 // A group of 8 blocks takes 32 flat rows; each block takes an eighth of the keys: `share` prefix keys, which a warp of its own
 // fetches ahead, and 8 suffix keys. Logits are wgmma, whose rows 32..63 are idle: it reads the keys once where warp-level products
-// would read them and the queries again and again, and shared memory is the bottleneck. Each warpgroup takes half of the keys.
+// would read them and the queries again and again, and shared memory is the bottleneck. Each warpgroup takes half of
+// the keys; in 8 bits and with up to 80 of them half of the dimensions, so that it reads half of the queries (halved_logits).
 // Probabilities x values: warp w holds dimensions 32 w .. of the sums, and sends them to block w of the group, which merges and
 // writes them.
 #pragma once
@@ -114,7 +115,8 @@ __device__ __forceinline__ void multiply_values(float (&out)[2][4][4], uint32_t 
 #if EARLY_SUMS
 // The same of 16 of the 32 dimensions.
 template <int STEPS>
-__device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], uint32_t probabilities, uint32_t values, int part) {
+__device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], uint32_t probabilities, uint32_t values,
+                                                        int part) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint32_t a[2][2][4], b[2][4];
   const auto load = [&](int step) {
@@ -218,7 +220,8 @@ __device__ __forceinline__ void send_sums(const Arguments& a, int number, int ra
 
 #if BULK_SUMS
 // The same by way of `staging`, 16 KB of shared memory, which must not be written again before all bulk copies have read it.
-__device__ __forceinline__ void copy_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4], uint32_t staging) {
+__device__ __forceinline__ void copy_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4],
+                                          uint32_t staging) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
   constexpr int WORDS = 256, BYTES = WORDS * sizeof(uint2);
   uint2* target = a.sums + (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * WORDS;
@@ -241,7 +244,8 @@ __device__ __forceinline__ void copy_sums(const Arguments& a, int number, int ra
 #endif
 
 #if EARLY_SUMS
-__device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4], int part) {
+__device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4],
+                                                  int part) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
   const size_t base = (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
 #pragma unroll
@@ -299,8 +303,8 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   return make_float4(out[0] * factor, out[1] * factor, out[2] * factor, out[3] * factor);
 }
 
-// Each warpgroup multiplies half of the dimensions for all keys, and so reads half of the queries; then each gets the sums of half of
-// the keys, as if it had multiplied those alone.
+// Each warpgroup multiplies half of the dimensions for all keys, and so reads half of the queries; then each gets the sums of
+// half of the keys, as if it had multiplied those alone.
 template <int T>
 __device__ __forceinline__ void halved_logits(float (&logits)[T][4], const uint4 (&queries)[DIM / 32], uint32_t keys, int piece,
                                               bool asks, Exchange& exchange) {
@@ -331,7 +335,8 @@ __device__ __forceinline__ uint32_t* attended_half(const Arguments& a, int numbe
   return a.attended + (number & 1) * (ROWS * HEADS * DIM * P::SIZE / 4);
 }
 
-// resets: whether to reset what this thread wrote a layer before at `own`. memory: the keys, then the values. full, empty: of the prefix rows in it.
+// resets: whether to reset what this thread wrote a layer before at `own`. memory: the keys, then the values. full, empty: of the
+// prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
                                        uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first,

@@ -131,7 +131,9 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     if constexpr (TABLES_AHEAD<P>)
       if (threadIdx.x == 0) atomicExch(&shared.begun, first + layer + 1);
     STAMP(a, layer, 0);
-    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first, !(LATE_RESETS && attends));
+    if (projects)
+      project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first,
+                     !(LATE_RESETS && attends));
     if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, qkv_place, LATE_RESETS && projects);
     if (a.phases & OUTPUT) {
       Residual r = residual(a, layer, 2 * layer + 1, a.output, 1, own, first);

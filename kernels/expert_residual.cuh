@@ -8,7 +8,8 @@
 //
 // 32 groups of 4 blocks: a group owns 32 columns, a block a quarter of K and, in the end, 16 of the rows, which its first
 // 128 threads hold in registers from layer to layer: thread t the columns 4 (t % 8) .. of row t / 8. Each warp sends its 16 rows
-// of partial sums to the block that finishes them: 4 partial sums a value, in bf16 if the product is of 8 bits.
+// of partial sums to the block that finishes them: 4 partial sums a value, in bf16 if the
+// product is of 8 bits.
 #pragma once
 #include <type_traits>
 
@@ -56,7 +57,8 @@ __device__ __forceinline__ float4 restored(uint2 v) {
 
 // Two neighbouring lanes have two columns of two rows each; the even one gets four of the upper row, the odd one of the lower.
 __device__ __forceinline__ uint4 row_of_four(uint4, const float* sums, int odd) {
-  const float k0 = odd ? sums[2] : sums[0], k1 = odd ? sums[3] : sums[1], g0 = odd ? sums[0] : sums[2], g1 = odd ? sums[1] : sums[3];
+  const float k0 = odd ? sums[2] : sums[0], k1 = odd ? sums[3] : sums[1];
+  const float g0 = odd ? sums[0] : sums[2], g1 = odd ? sums[1] : sums[3];
   const float r0 = __shfl_xor_sync(0xffffffffu, g0, 1), r1 = __shfl_xor_sync(0xffffffffu, g1, 1);
   return odd ? make_uint4(__float_as_uint(r0), __float_as_uint(r1), __float_as_uint(k0), __float_as_uint(k1))
              : make_uint4(__float_as_uint(k0), __float_as_uint(k1), __float_as_uint(r0), __float_as_uint(r1));
@@ -125,8 +127,8 @@ __device__ __forceinline__ float4 gather_parts(const T* parts, int number, const
 // x: this thread's part of the residual stream. then: called when the product's input is being loaded.
 template <class In, class Out, int K, class Then>
 __device__ __forceinline__ void project_back(const Arguments& a, const Residual& r, Stream& stream,
-                                             Exchange& exchange, Squares& squares, const Place& place, int fragment, float4& x, int layer,
-                                             int point, Then then) {
+                                             Exchange& exchange, Squares& squares, const Place& place, int fragment,
+                                             float4& x, int layer, int point, Then then) {
   constexpr int STEPS = K / In::STEP / GROUP, SLOTS = STEPS * RESIDUAL_COLUMNS * 32 / SLOT / 2;
   // In 8 bits multiplied only behind the product, so that nothing waits for them before.
   constexpr bool LATE = Out::SIZE == 1 || BF16_TRIAL;

@@ -7,11 +7,13 @@ Of every build: the worst cosine of two observations against the plain model in 
 repetitions on fresh exchange buffers, poisoned before, agree to the last bit, then p50 of graph replays in
 rounds over all builds of a policy, and p99 of the last round. --timeline: of the build of that name also when
 blocks pass the points of a layer. --compile: only compile, on a machine without a GPU, too.
+First rounds go to stderr at once: a build that waits for ever ends the process with an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -102,6 +104,7 @@ def compare(library: KernelLibrary, policy: Policy, arguments: argparse.Namespac
             cosine, equal = loop.check()
             found[name] = f'{cosine:.6f} {"equal" if equal else "REPETITIONS DIFFER"}'
             times[name] = [loop.time(arguments.replays)]
+            print(f'{name} {times[name][0].quantile(0.5):.3f} {found[name]}', file=sys.stderr, flush=True)
         except BackendError as error:
             found[name] = str(error)
     for _ in range(1, arguments.rounds):
@@ -118,7 +121,7 @@ def compare(library: KernelLibrary, policy: Policy, arguments: argparse.Namespac
         loop.use(policy.builds[arguments.timeline] | {'TIMELINE': LAYERS // 2})
         for line in timeline(loop.trial, loop.stamps):
             print(line)
-    print('', end='', flush=True)
+    sys.stdout.flush()
 
 
 def compile_all(policies: list[Policy], stamped: str | None) -> None:

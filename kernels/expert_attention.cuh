@@ -82,38 +82,7 @@ __device__ __forceinline__ void load_four_transposed(uint32_t (&r)[4], uint32_t 
                : "r"(address));
 }
 
-// Operands of one step of 16 keys: probabilities of both row tiles, values of this warp's 32 dimensions.
-struct Operands {
-  uint32_t a[2][4], b[2][4];
-};
-
-__device__ __forceinline__ void load_operands(Operands& o, uint32_t probabilities, int stride_bytes, uint32_t values, int step) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    load_four(o.a[i], probabilities + (i * 16 + lane % 16) * stride_bytes + step * 32 + lane / 16 * 16);
-    load_four_transposed(o.b[i], values + place_of_value(step * 16 + lane % 16, warp * 4 + i * 2 + lane / 16));
-  }
-}
-
-// Unnormalised sums of 32 rows and this warp's 32 dimensions: [row tile][dimension tile][accumulator].
-template <int STEPS>
-__device__ __forceinline__ void multiply_values(float (&out)[2][4][4], uint32_t probabilities, uint32_t values) {
-  Operands operands[2];
-  load_operands(operands[0], probabilities, STEPS * 32 + 16, values, 0);
-#pragma unroll
-  for (int step = 0; step < STEPS; step++) {
-    if (step + 1 < STEPS) load_operands(operands[(step + 1) % 2], probabilities, STEPS * 32 + 16, values, step + 1);
-    const Operands& now = operands[step % 2];
-#pragma unroll
-    for (int tile = 0; tile < 2; tile++)
-#pragma unroll
-      for (int d = 0; d < 4; d++) mma(out[tile][d], now.a[tile], now.b[d / 2][d % 2 * 2], now.b[d / 2][d % 2 * 2 + 1]);
-  }
-}
-
-#if EARLY_SUMS
-// The same of 16 of the 32 dimensions.
+// Unnormalised sums of 32 rows and 16 of this warp's 32 dimensions, those of `part`: [row tile][dimension tile][accumulator].
 template <int STEPS>
 __device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], uint32_t probabilities, uint32_t values,
                                                         int part) {
@@ -135,7 +104,6 @@ __device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], u
       for (int d = 0; d < 2; d++) mma(out[tile][d], a[step % 2][tile], b[step % 2][d * 2], b[step % 2][d * 2 + 1]);
   }
 }
-#endif
 
 // What of the softmax the warpgroups exchange: per row the maximum (times log2 e) and sum of what each has seen.
 struct Rows {
@@ -204,46 +172,8 @@ __device__ __forceinline__ void soften(float (&logits)[T][4], const int (&suffix
   }
 }
 
-// Unnormalised sums of 32 rows and this warp's dimensions, for block `warp` of the group: two neighbouring columns of two tiles of
-// a row are 8 bytes.
-__device__ __forceinline__ void send_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4]) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
-  const size_t base = (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const float(&first)[4] = sums[i / 4][i / 2 % 2 * 2], (&second)[4] = sums[i / 4][i / 2 % 2 * 2 + 1];
-    put_tagged(a.sums + base + i * 32,
-               make_uint2(pack_bf16(first[i % 2 * 2], first[i % 2 * 2 + 1]), pack_bf16(second[i % 2 * 2], second[i % 2 * 2 + 1])),
-               tag_of(number));
-  }
-}
-
-#if BULK_SUMS
-// The same by way of `staging`, 16 KB of shared memory, which must not be written again before all bulk copies have read it.
-__device__ __forceinline__ void copy_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4],
-                                          uint32_t staging) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
-  constexpr int WORDS = 256, BYTES = WORDS * sizeof(uint2);
-  uint2* target = a.sums + (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * WORDS;
-  staging += warp * BYTES;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const float(&first)[4] = sums[i / 4][i / 2 % 2 * 2], (&second)[4] = sums[i / 4][i / 2 % 2 * 2 + 1];
-    const uint32_t low = pack_bf16(first[i % 2 * 2], first[i % 2 * 2 + 1]) & ~1u | tag_of(number);
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(staging + (i * 32 + lane) * 8), "r"(low),
-                 "r"(pack_bf16(second[i % 2 * 2], second[i % 2 * 2 + 1]))
-                 : "memory");
-  }
-  fence_shared_for_tensor_cores();
-  __syncwarp();
-  if (lane == 0)
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(target),
-                 "r"(staging), "r"(BYTES)
-                 : "memory");
-}
-#endif
-
-#if EARLY_SUMS
+// Half of the unnormalised sums of 32 rows and this warp's dimensions, for block `warp` of the group: two neighbouring columns of two
+// tiles of a row are 8 bytes. It is on its way while the other half is multiplied.
 __device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4],
                                                   int part) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
@@ -256,7 +186,6 @@ __device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number
                tag_of(number));
   }
 }
-#endif
 
 // Where in the output a thread's merged values belong: four columns of one row.
 struct Merged {
@@ -278,10 +207,6 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
   const uint2* softmax = a.softmax + ((half * 16 + blockIdx.x / ATTENTION_CLUSTER) * ATTENTION_CLUSTER) * QUERIES + query;
   uint2 part[ATTENTION_CLUSTER], state[ATTENTION_CLUSTER];
-#if SUMS_SIGN
-  uint2 sign[1];
-  await_tagged(sign, softmax + (blockIdx.x + 3) % ATTENTION_CLUSTER * QUERIES, 0, tag_of(number));
-#endif
   for (int patience = PATIENCE;; patience--) {
     look_all(part, sums, 256);
     look_all(state, softmax, QUERIES);
@@ -346,7 +271,7 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
   // other warps hold has no consequence.
   const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
-  constexpr bool HALVED = T <= 5 && (P::SIZE == 1 || BF16_TRIAL);
+  constexpr bool HALVED = T <= 5;
   constexpr int STEPS = HALVED ? DIM / 32 : DIM / 16;
   uint4 queries[STEPS] = {};
   if (asks) {
@@ -379,50 +304,27 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     soften(logits, suffix_end, keys.prefix_end, rows, probabilities);
   }
   block_barrier();
-#if !EARLY_SUMS
-  float sums[2][4][4] = {};
-  multiply_values<T>(sums, shared_address(probabilities), memory + keys.bytes());
-  if (!LATE_PREFIX && !BULK_SUMS && lane == 0) barrier_arrive(empty);
-#endif
   if (threadIdx.x < QUERIES)
     put_tagged(a.softmax + (((number & 1) * 16 + group) * ATTENTION_CLUSTER + keys.rank) * QUERIES + threadIdx.x,
                make_uint2(__float_as_uint(rows.sum[0][threadIdx.x] + rows.sum[1][threadIdx.x]),
                           __float_as_uint(fmaxf(rows.top[0][threadIdx.x], rows.top[1][threadIdx.x]))),
                tag_of(number));
-#if EARLY_SUMS
 #pragma unroll
   for (int part = 0; part < 2; part++) {
     float sums[2][2][4] = {};
     multiply_half_of_values<T>(sums, shared_address(probabilities), memory + keys.bytes(), part);
-    if (!LATE_PREFIX && part == 1 && lane == 0) barrier_arrive(empty);
     send_half_of_sums(a, number, keys.rank, sums, part);
   }
-#elif BULK_SUMS
-  copy_sums(a, number, keys.rank, sums, memory);
-#else
-  send_sums(a, number, keys.rank, sums);
-#endif
   STAMP(a, layer, 5);
   float4 merged = merge_sums(a, number);
-  if ((LATE_PREFIX || BULK_SUMS) && lane == 0) {
-    if (BULK_SUMS) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-    barrier_arrive(empty);
-  }
+  if (lane == 0) barrier_arrive(empty);
   if (place.used)
     store_accumulator(P(), place.row, place.column,
                       make_float4(merged.x * inverse, merged.y * inverse, merged.z * inverse, merged.w * inverse),
                       [&](int i, uint32_t word) {
                         uint32_t* half = attended_half<P>(a, number);
                         put(half + i, word);
-                        if (LATE_RESETS < 3) set_pending(attended_half<P>(a, number + 1) + i);
+                        set_pending(attended_half<P>(a, number + 1) + i);
                       });
   STAMP(a, layer, 6);
-}
-
-// What `attend` of this layer left to reset.
-template <class P>
-__device__ __forceinline__ void reset_attended(const Arguments& a, int number, const Merged& place) {
-  if (place.used)
-    store_accumulator(P(), place.row, place.column, make_float4(0, 0, 0, 0),
-                      [&](int i, uint32_t) { set_pending(attended_half<P>(a, number + 1) + i); });
 }

@@ -13,32 +13,6 @@
 #pragma once
 #include "mma.cuh"
 
-// Trial switches (benchmarks/expert_notes.md, version 11).
-#ifndef SUMS_SIGN  // one softmax state is looked for before all sums are
-#define SUMS_SIGN 0
-#endif
-#ifndef LATE_RESETS  // 1: of queries, keys, values; 2: and of the hidden layer; 3: and of what is attended
-#define LATE_RESETS 0
-#endif
-#ifndef WIDE_PARTS  // two tiles of short partial sums in one store
-#define WIDE_PARTS 0
-#endif
-#ifndef OWN_PARTS  // a block's short partial sums for itself stay in shared memory
-#define OWN_PARTS 0
-#endif
-#ifndef EARLY_SUMS  // half of attention's sums are sent before the other half is multiplied
-#define EARLY_SUMS 0
-#endif
-#ifndef BULK_SUMS  // attention's sums go through shared memory, as a bulk copy for each block of the group; implies LATE_PREFIX
-#define BULK_SUMS 0
-#endif
-#ifndef BF16_TRIAL  // in bf16, too, halves of queries and a projection's factors behind its product
-#define BF16_TRIAL 0
-#endif
-#ifndef LATE_PREFIX  // the next layer's prefix is fetched when attention's sums are merged, not when they are multiplied
-#define LATE_PREFIX 0
-#endif
-
 constexpr int WIDTH = 1024;
 constexpr int HEADS = 8;
 constexpr int DIM = 256;

@@ -96,7 +96,6 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
       }
   }
   put(hidden_place(typename P::Down(), a.hidden, number), packed_hidden(typename P::Down(), result));
-  if (LATE_RESETS < 2) reset_hidden<P>(a, number);
 #ifdef KEEPS
 #pragma unroll
   for (int half = 0; half < 2; half++) {

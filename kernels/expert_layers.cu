@@ -133,16 +133,14 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
     STAMP(a, layer, 0);
     if (projects)
       project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first,
-                     !(LATE_RESETS && attends));
-    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, qkv_place, LATE_RESETS && projects);
+                     !attends);
+    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, qkv_place, projects);
     if (a.phases & OUTPUT) {
       Residual r = residual(a, layer, 2 * layer + 1, a.output, 1, own, first);
       r.in = a.attended + (size_t)half * (ROWS * HEADS * DIM * P::SIZE / 4);
       r.parts = a.output_parts;
       r.out = &a.normed_gate_up;
-      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 7, [&] {
-        if (LATE_RESETS >= 3 && attends) reset_attended<P>(a, first + layer, merged);
-      });
+      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 7, [] {});
     }
     if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment, modulated, first);
     if (a.phases & DOWN) {
@@ -153,7 +151,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.out_number++;
       r.writes_out = layer + 1 < a.normed_layers;
       project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 12, [&] {
-        if (LATE_RESETS >= 2 && a.phases & GATE_UP) reset_hidden<P>(a, first + layer);
+        if (a.phases & GATE_UP) reset_hidden<P>(a, first + layer);
       });
     }
     if (++layer < a.layers) continue;

@@ -80,7 +80,7 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
 #pragma unroll
   for (int i = 0; i < TILES / 2; i++) v[i] = row_of_four(T(), sums + i * 4, odd);
   const uint32_t tag = tag_of(number);
-  if constexpr (OWN_PARTS && sizeof(T) == 8) {
+  if constexpr (sizeof(T) == 8) {
     if (warp == blockIdx.x % GROUP) {
 #pragma unroll
       for (int i = 0; i < TILES / 2; i++)
@@ -89,7 +89,7 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
       return;
     }
   }
-  if constexpr (WIDE_PARTS && sizeof(T) == 8) {  // the tag in both, as they are looked at apart
+  if constexpr (sizeof(T) == 8) {  // the tag in both, as they are looked at apart
     put_tagged(reinterpret_cast<uint4*>(target) + lane % 4 / 2, make_uint4(v[0].x, v[0].y, (v[1].x & ~1u) | tag, v[1].y), tag);
   } else {
 #pragma unroll
@@ -100,8 +100,8 @@ __device__ __forceinline__ void send_parts(const float (&sums)[RESIDUAL_COLUMNS 
 template <class T>
 __device__ __forceinline__ float4 gather_parts(const T* parts, int number, const Squares& own) {
   int place = threadIdx.x;
-  if (WIDE_PARTS && sizeof(T) == 8) place = place & ~3 | (place & 1) << 1 | place >> 1 & 1;
-  if constexpr (OWN_PARTS && sizeof(T) == 8) {
+  if (sizeof(T) == 8) place = place & ~3 | (place & 1) << 1 | place >> 1 & 1;
+  if constexpr (sizeof(T) == 8) {
     const T* sent = parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * GROUP * 128 + place;
     const T* source[GROUP - 1];
     T v[GROUP - 1];
@@ -131,7 +131,7 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
                                              float4& x, int layer, int point, Then then) {
   constexpr int STEPS = K / In::STEP / GROUP, SLOTS = STEPS * RESIDUAL_COLUMNS * 32 / SLOT / 2;
   // In 8 bits multiplied only behind the product, so that nothing waits for them before.
-  constexpr bool LATE = Out::SIZE == 1 || BF16_TRIAL;
+  constexpr bool LATE = true;
   float4 column_scale = make_float4(0, 0, 0, 0), next_factor = column_scale, gate = make_float4(1, 1, 1, 1);
   if (place.used) {
     column_scale = *reinterpret_cast<const float4*>(r.column_scale + place.column);

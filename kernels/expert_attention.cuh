@@ -7,11 +7,12 @@
 //
 // A group of 8 blocks takes 32 flat rows; each block takes an eighth of the keys: `share` prefix keys, which a warp of its own
 // fetches ahead, and 8 suffix keys. Logits are wgmma, whose rows 32..63 are idle: it reads the keys once where warp-level products
-// would read them and the queries again and again, and shared memory is the bottleneck. Each warpgroup takes half of the keys.
+// would read them and the queries again and again, and shared memory is the bottleneck. Each warpgroup takes half of
+// the keys; in 8 bits and with up to 80 of them half of the dimensions, so that it reads half of the queries (halved_logits).
 // Probabilities x values: warp w holds dimensions 32 w .. of the sums, and sends them to block w of the group, which merges and
 // writes them.
 #pragma once
-#include "expert_arguments.cuh"
+#include "expert_qkv.cuh"
 #include "expert_wgmma.cuh"
 
 constexpr int SUFFIX_SHARE = ROWS / ATTENTION_CLUSTER;
@@ -81,33 +82,26 @@ __device__ __forceinline__ void load_four_transposed(uint32_t (&r)[4], uint32_t 
                : "r"(address));
 }
 
-// Operands of one step of 16 keys: probabilities of both row tiles, values of this warp's 32 dimensions.
-struct Operands {
-  uint32_t a[2][4], b[2][4];
-};
-
-__device__ __forceinline__ void load_operands(Operands& o, uint32_t probabilities, int stride_bytes, uint32_t values, int step) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    load_four(o.a[i], probabilities + (i * 16 + lane % 16) * stride_bytes + step * 32 + lane / 16 * 16);
-    load_four_transposed(o.b[i], values + place_of_value(step * 16 + lane % 16, warp * 4 + i * 2 + lane / 16));
-  }
-}
-
-// Unnormalised sums of 32 rows and this warp's 32 dimensions: [row tile][dimension tile][accumulator].
+// Unnormalised sums of 32 rows and 16 of this warp's 32 dimensions, those of `part`: [row tile][dimension tile][accumulator].
 template <int STEPS>
-__device__ __forceinline__ void multiply_values(float (&out)[2][4][4], uint32_t probabilities, uint32_t values) {
-  Operands operands[2];
-  load_operands(operands[0], probabilities, STEPS * 32 + 16, values, 0);
+__device__ __forceinline__ void multiply_half_of_values(float (&out)[2][2][4], uint32_t probabilities, uint32_t values,
+                                                        int part) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint32_t a[2][2][4], b[2][4];
+  const auto load = [&](int step) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      load_four(a[step % 2][i], probabilities + (i * 16 + lane % 16) * (STEPS * 32 + 16) + step * 32 + lane / 16 * 16);
+    load_four_transposed(b[step % 2], values + place_of_value(step * 16 + lane % 16, warp * 4 + part * 2 + lane / 16));
+  };
+  load(0);
 #pragma unroll
   for (int step = 0; step < STEPS; step++) {
-    if (step + 1 < STEPS) load_operands(operands[(step + 1) % 2], probabilities, STEPS * 32 + 16, values, step + 1);
-    const Operands& now = operands[step % 2];
+    if (step + 1 < STEPS) load(step + 1);
 #pragma unroll
     for (int tile = 0; tile < 2; tile++)
 #pragma unroll
-      for (int d = 0; d < 4; d++) mma(out[tile][d], now.a[tile], now.b[d / 2][d % 2 * 2], now.b[d / 2][d % 2 * 2 + 1]);
+      for (int d = 0; d < 2; d++) mma(out[tile][d], a[step % 2][tile], b[step % 2][d * 2], b[step % 2][d * 2 + 1]);
   }
 }
 
@@ -178,15 +172,16 @@ __device__ __forceinline__ void soften(float (&logits)[T][4], const int (&suffix
   }
 }
 
-// Unnormalised sums of 32 rows and this warp's dimensions, for block `warp` of the group: two neighbouring columns of two tiles of
-// a row are 8 bytes.
-__device__ __forceinline__ void send_sums(const Arguments& a, int number, int rank, const float (&sums)[2][4][4]) {
+// Half of the unnormalised sums of 32 rows and this warp's dimensions, for block `warp` of the group: two neighbouring columns of two
+// tiles of a row are 8 bytes. It is on its way while the other half is multiplied.
+__device__ __forceinline__ void send_half_of_sums(const Arguments& a, int number, int rank, const float (&sums)[2][2][4],
+                                                  int part) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = blockIdx.x / ATTENTION_CLUSTER;
   const size_t base = (((number & 1) * BLOCKS + group * ATTENTION_CLUSTER + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const float(&first)[4] = sums[i / 4][i / 2 % 2 * 2], (&second)[4] = sums[i / 4][i / 2 % 2 * 2 + 1];
-    put_tagged(a.sums + base + i * 32,
+  for (int i = 0; i < 4; i++) {
+    const float(&first)[4] = sums[i / 2][0], (&second)[4] = sums[i / 2][1];
+    put_tagged(a.sums + base + (i / 2 * 4 + part * 2 + i % 2) * 32,
                make_uint2(pack_bf16(first[i % 2 * 2], first[i % 2 * 2 + 1]), pack_bf16(second[i % 2 * 2], second[i % 2 * 2 + 1])),
                tag_of(number));
   }
@@ -233,22 +228,59 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
   return make_float4(out[0] * factor, out[1] * factor, out[2] * factor, out[3] * factor);
 }
 
-// memory: the keys, then the values. full, empty: of the prefix rows in it.
+// Each warpgroup multiplies half of the dimensions for all keys, and so reads half of the queries; then each gets the sums of
+// half of the keys, as if it had multiplied those alone.
+template <int T>
+__device__ __forceinline__ void halved_logits(float (&logits)[T][4], const uint4 (&queries)[DIM / 32], uint32_t keys, int piece,
+                                              bool asks, Exchange& exchange) {
+  const int group = threadIdx.x / 128;
+  float all[2 * T][4] = {};
+  multiply_pieces<2 * T, DIM / 128>(all, queries, keys + group * (DIM / 128) * piece, piece);
+  if (!asks) return;
+  float4* sent = &exchange[0][0][0] + threadIdx.x / 32 % 2 * 32 + threadIdx.x % 32;  // [warpgroup][tile][64 threads]
+#pragma unroll
+  for (int t = 0; t < T; t++) {
+    float given[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) given[i] = group ? all[t][i] : all[T + t][i];
+    sent[(group * T + t) * 64] = make_float4(given[0], given[1], given[2], given[3]);
+  }
+  asm volatile("bar.sync 2, 128;" ::: "memory");
+#pragma unroll
+  for (int t = 0; t < T; t++) {
+    const float4 other = sent[((1 - group) * T + t) * 64];
+    const float rest[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) logits[t][i] = (group ? all[T + t][i] : all[t][i]) + rest[i];
+  }
+}
+
+template <class P>
+__device__ __forceinline__ uint32_t* attended_half(const Arguments& a, int number) {
+  return a.attended + (number & 1) * (ROWS * HEADS * DIM * P::SIZE / 4);
+}
+
+// resets: whether to reset what this thread wrote a layer before at `own`. memory: the keys, then the values. full, empty: of the
+// prefix rows in it.
 template <class P, int T>
 __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys& keys, const Merged& place, Rows& rows,
-                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first) {
+                                       uint8_t* probabilities, uint32_t memory, uint64_t* full, uint64_t* empty, int first,
+                                       const QkvPlace& own, bool resets, Exchange& exchange) {
   const int lane = threadIdx.x % 32, number = first + layer, group = blockIdx.x / ATTENTION_CLUSTER;
   const float inverse = a.scales[(a.layers + layer) * 4 + 1];
   // Operand A: 16 rows of queries a warp, in two warps of either warpgroup, one for each quarter of the multiprocessor; what the
   // other warps hold has no consequence.
   const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
-  uint4 queries[DIM / 16] = {};
+  constexpr bool HALVED = T <= 5;
+  constexpr int STEPS = HALVED ? DIM / 32 : DIM / 16;
+  uint4 queries[STEPS] = {};
   if (asks) {
     const uint4* source = reinterpret_cast<const uint4*>(a.queries) +
                           (((number & 1) * 16 + group) * 2 + threadIdx.x / 32 % 2) * (DIM / 16) * 32 + lane;
-    await_sign(source + (DIM / 16 - 1) * 32);
+    if (HALVED) source += threadIdx.x / 128 * STEPS * 32;
+    await_sign(source + (STEPS - 1) * 32);
 #pragma unroll
-    for (int i = 0; i < DIM / 16; i++) queries[i] = look(source + i * 32);
+    for (int i = 0; i < STEPS; i++) queries[i] = look(source + i * 32);
     await(queries, source, 32);
   } else {
     collect_suffix(a, number, keys, memory);
@@ -256,8 +288,10 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
   barrier_wait(full, (KEEPING ? layer : number) & 1);
   block_barrier();
   STAMP(a, layer, 3);
+  if (resets) own.reset(number);
   float logits[T][4] = {};
-  multiply_keys(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
+  if constexpr (HALVED) halved_logits(logits, queries, memory, keys.count * 128, asks, exchange);
+  else multiply_pieces<T, DIM / 64>(logits, queries, memory + threadIdx.x / 128 * T * 1024, keys.count * 128);
   STAMP(a, layer, 4);
   if (asks) {
     int suffix_end[2];
@@ -270,20 +304,27 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     soften(logits, suffix_end, keys.prefix_end, rows, probabilities);
   }
   block_barrier();
-  float sums[2][4][4] = {};
-  multiply_values<T>(sums, shared_address(probabilities), memory + keys.bytes());
-  if (lane == 0) barrier_arrive(empty);
   if (threadIdx.x < QUERIES)
     put_tagged(a.softmax + (((number & 1) * 16 + group) * ATTENTION_CLUSTER + keys.rank) * QUERIES + threadIdx.x,
                make_uint2(__float_as_uint(rows.sum[0][threadIdx.x] + rows.sum[1][threadIdx.x]),
                           __float_as_uint(fmaxf(rows.top[0][threadIdx.x], rows.top[1][threadIdx.x]))),
                tag_of(number));
-  send_sums(a, number, keys.rank, sums);
+#pragma unroll
+  for (int part = 0; part < 2; part++) {
+    float sums[2][2][4] = {};
+    multiply_half_of_values<T>(sums, shared_address(probabilities), memory + keys.bytes(), part);
+    send_half_of_sums(a, number, keys.rank, sums, part);
+  }
   STAMP(a, layer, 5);
   float4 merged = merge_sums(a, number);
+  if (lane == 0) barrier_arrive(empty);
   if (place.used)
     store_accumulator(P(), place.row, place.column,
                       make_float4(merged.x * inverse, merged.y * inverse, merged.z * inverse, merged.w * inverse),
-                      [&](int i, uint32_t word) { publish(a.attended, (size_t)ROWS * HEADS * DIM * P::SIZE / 4, number, i, word); });
+                      [&](int i, uint32_t word) {
+                        uint32_t* half = attended_half<P>(a, number);
+                        put(half + i, word);
+                        set_pending(attended_half<P>(a, number + 1) + i);
+                      });
   STAMP(a, layer, 6);
 }

@@ -6,7 +6,7 @@
 // writers of integers leave it out (expert_common.cuh, pack_four).
 //
 // Buffers are double: layer n of the loop uses half n % 2. When a thread has written its words for layer n it resets the same
-// words of the other half. Their readers are done by then, because what the thread read in layer n depends on all that all
+// words of the other half, at once or a phase later. Their readers are done by then, because what the thread read in layer n depends on all that all
 // blocks wrote in layer n - 1; and the next look at them is most of a layer away. Words of rows beyond the last, which nobody
 // writes, are zero from the start.
 //

@@ -11,9 +11,17 @@
 
 constexpr int GATE_UP_COLUMNS = 64;
 
-// gelu_tanh(x) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+// gelu_tanh(x) = x * sigmoid(2 u) = x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3). In 8 bits with the hardware's tanh,
+// which is wrong by 2^-11.
+template <class P>
 __device__ __forceinline__ float gated(float gate, float up) {
   float u = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
+  if constexpr (P::SIZE == 1) {
+    float tanh;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(tanh) : "f"(u));
+    const float half = 0.5f * gate * up;
+    return fmaf(half, tanh, half);
+  }
   return __fdividef(gate, 1.0f + __expf(-2.0f * u)) * up;
 }
 
@@ -22,16 +30,27 @@ struct Hidden {
   float v[2][2][2];  // [tile][half][column]
 };
 
-__device__ __forceinline__ void publish_hidden(Fp8, uint32_t* fragments, int number, int thread, int group, const Hidden& h) {
-  publish(reinterpret_cast<uint2*>(fragments), (size_t)ROWS * MLP / 8, number,
-          (blockIdx.x * STEP_FRAGMENTS + thread) * 2 + group,
-          make_uint2(e4m3x4(h.v[0][0][0], h.v[0][0][1], h.v[1][0][0], h.v[1][0][1]),
-                     e4m3x4(h.v[0][1][0], h.v[0][1][1], h.v[1][1][0], h.v[1][1][1])));
+// Where in one half of the buffer this thread's values go.
+__device__ __forceinline__ uint2* hidden_place(Fp8, uint32_t* fragments, int number) {
+  return reinterpret_cast<uint2*>(fragments) + (number & 1) * (ROWS * MLP / 8) +
+         (blockIdx.x * STEP_FRAGMENTS + threadIdx.x % 128) * 2 + threadIdx.x / 128;
 }
-__device__ __forceinline__ void publish_hidden(Bf16, uint32_t* fragments, int number, int thread, int group, const Hidden& h) {
-  publish(reinterpret_cast<uint4*>(fragments), (size_t)ROWS * MLP / 8, number, (blockIdx.x * 2 + group) * STEP_FRAGMENTS + thread,
-          make_uint4(pack_bf16(h.v[0][0][0], h.v[0][0][1]), pack_bf16(h.v[0][1][0], h.v[0][1][1]),
-                     pack_bf16(h.v[1][0][0], h.v[1][0][1]), pack_bf16(h.v[1][1][0], h.v[1][1][1])));
+__device__ __forceinline__ uint4* hidden_place(Bf16, uint32_t* fragments, int number) {
+  return reinterpret_cast<uint4*>(fragments) + (number & 1) * (ROWS * MLP / 8) +
+         (blockIdx.x * 2 + threadIdx.x / 128) * STEP_FRAGMENTS + threadIdx.x % 128;
+}
+__device__ __forceinline__ uint2 packed_hidden(Fp8, const Hidden& h) {
+  return make_uint2(e4m3x4(h.v[0][0][0], h.v[0][0][1], h.v[1][0][0], h.v[1][0][1]),
+                    e4m3x4(h.v[0][1][0], h.v[0][1][1], h.v[1][1][0], h.v[1][1][1]));
+}
+__device__ __forceinline__ uint4 packed_hidden(Bf16, const Hidden& h) {
+  return make_uint4(pack_bf16(h.v[0][0][0], h.v[0][0][1]), pack_bf16(h.v[0][1][0], h.v[0][1][1]),
+                    pack_bf16(h.v[1][0][0], h.v[1][0][1]), pack_bf16(h.v[1][1][0], h.v[1][1][1]));
+}
+
+template <class P>
+__device__ __forceinline__ void reset_hidden(const Arguments& a, int number) {
+  if (threadIdx.x % 128 / 32 * 16 < a.rows) set_pending(hidden_place(typename P::Down(), a.hidden, number + 1));
 }
 
 template <class P>
@@ -70,13 +89,13 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
       for (int j = 0; j < 2; j++) {
         float gate = values[8 * tile + half * 2 + j] * factor * (&scale[2 * tile].x)[j] + (&shift[half][2 * tile].x)[j];
         float up = values[8 * tile + 4 + half * 2 + j] * factor * (&scale[2 * tile + 1].x)[j] + (&shift[half][2 * tile + 1].x)[j];
-        result.v[tile][half][j] = gated(gate, up) * inverse;
+        result.v[tile][half][j] = gated<P>(gate, up) * inverse;
 #ifdef KEEPS
         raw[half][tile][j] = gate, raw[half][2 + tile][j] = up;
 #endif
       }
   }
-  publish_hidden(typename P::Down(), a.hidden, number, thread, group, result);
+  put(hidden_place(typename P::Down(), a.hidden, number), packed_hidden(typename P::Down(), result));
 #ifdef KEEPS
 #pragma unroll
   for (int half = 0; half < 2; half++) {

@@ -69,10 +69,11 @@ __device__ __forceinline__ Residual residual(const Arguments& a, int layer, int 
 
 template <class P>
 __device__ __forceinline__ void attend_of_size(const Arguments& a, int layer, const Keys& keys, const Merged& place, Shared& shared,
-                                               uint8_t* memory, const Plan& plan, int first) {
+                                               uint8_t* memory, const Plan& plan, int first, const QkvPlace& own,
+                                               bool resets) {
   const auto call = [&](auto tiles) {
     attend<P, decltype(tiles)::value>(a, layer, keys, place, shared.rows, memory + plan.probabilities, shared_address(memory),
-                                      &shared.prefix_full, &shared.prefix_empty, first);
+                                      &shared.prefix_full, &shared.prefix_empty, first, own, resets, shared.exchange);
   };
   if (keys.tiles == 3) call(Constant<3>());
   else if (keys.tiles == 5) call(Constant<5>());
@@ -123,21 +124,23 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
         r.parts = a.mixer_parts;
         r.parts_number = step;
         r.out = &a.normed_qkv;
-        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, place, fragment, x, -1, 0);
+        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, -1, 0, [] {});
       }
     }
     const int half = (first + layer) & 1;
     if constexpr (TABLES_AHEAD<P>)
       if (threadIdx.x == 0) atomicExch(&shared.begun, first + layer + 1);
     STAMP(a, layer, 0);
-    if (projects) project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first);
-    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first);
+    if (projects)
+      project_qkv<P>(a, layer, stream, shared.exchange, shared.squares, fragment, qkv_place, modulated, first,
+                     !attends);
+    if (attends) attend_of_size<P>(a, layer, keys, merged, shared, memory, plan, first, qkv_place, projects);
     if (a.phases & OUTPUT) {
       Residual r = residual(a, layer, 2 * layer + 1, a.output, 1, own, first);
       r.in = a.attended + (size_t)half * (ROWS * HEADS * DIM * P::SIZE / 4);
       r.parts = a.output_parts;
       r.out = &a.normed_gate_up;
-      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, place, fragment, x, layer, 7);
+      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 7, [] {});
     }
     if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment, modulated, first);
     if (a.phases & DOWN) {
@@ -147,7 +150,9 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.out = &a.normed_qkv;
       r.out_number++;
       r.writes_out = layer + 1 < a.normed_layers;
-      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, place, fragment, x, layer, 12);
+      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 12, [&] {
+        if (a.phases & GATE_UP) reset_hidden<P>(a, first + layer);
+      });
     }
     if (++layer < a.layers) continue;
     if (KEEPING) return;

@@ -36,11 +36,19 @@ struct QkvPlace {
       for (int j = 0; j < 2; j++) angles[i][j] = a.rotary[(size_t)(*a.length + row) * HALF + dim + j];
     }
   }
+  __device__ void reset(int number) const {
+    const int other = (~number & 1) * half;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (target[i]) set_pending(target[i] + other), set_pending(target[i] + other + apart);
+  }
 };
 
+// resets: whether to reset the other half, too.
 template <class P>
 __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Stream& stream, Exchange& exchange,
-                                            Squares& squares, int place, const QkvPlace& own, const Modulated& frozen, int first) {
+                                            Squares& squares, int place, const QkvPlace& own, const Modulated& frozen, int first,
+                                            bool resets) {
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, number = first + layer;
   const int head = blockIdx.x / QKV_SLICES;
   const int column = layer * QKV_BLOCKS * QKV_COLUMNS + blockIdx.x * QKV_COLUMNS + group * 16 + thread % 4 * 2;
@@ -78,13 +86,11 @@ __device__ __forceinline__ void project_qkv(const Arguments& a, int layer, Strea
     pairs[i][0] = pack_bf16(low[0], low[1]);
     pairs[i][1] = pack_bf16(high[0], high[1]);
   }
-  const int mine = (number & 1) * own.half, other = (~number & 1) * own.half;
+  const int mine = (number & 1) * own.half;
 #pragma unroll
   for (int i = 0; i < 2; i++)
     if (own.target[i]) put(own.target[i] + mine, pairs[i][0]), put(own.target[i] + mine + own.apart, pairs[i][1]);
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    if (own.target[i]) set_pending(own.target[i] + other), set_pending(own.target[i] + other + own.apart);
+  if (resets) own.reset(number);
 #ifdef KEEPS
 #pragma unroll
   for (int i = 0; i < 2; i++) {

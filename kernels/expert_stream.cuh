@@ -113,7 +113,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  await_sign(fragments + ((2 * SLOTS - 2) * STEPS + STEPS - 1) * STEP_FRAGMENTS);
+  await_sign(fragments + ((SLOTS - 1) * 2 * STEPS + STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll

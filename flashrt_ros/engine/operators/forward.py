@@ -14,10 +14,13 @@ from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators import attention_sm90, wide_gemm
 from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, FusedProduct, Tiling, plain_tiling
 from flashrt_ros.engine.operators.gemm import Product
-from flashrt_ros.engine.weights.formats import INT8, constants
+from flashrt_ros.engine.weights.formats import E4M3, INT8, constants
 
 ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
 """GPUs whose blocks may use over 200 KB of shared memory; the others have 99 or 163."""
+
+OWN = (INT8, E4M3)
+"""Operands that `Operators.multiply` gives a kernel of ours on Hopper."""
 
 
 class Modulation(NamedTuple):
@@ -108,8 +111,7 @@ class Operators:
         )
 
     def multiply(self, product: Product, x: Tensor, out: Tensor) -> None:
-        """x [rows, in] -> out bf16 [rows, out], raw: by the library. Integers by a kernel of ours, since the
-        library leaves their sums in 32 bits."""
+        """x [rows, in] -> out bf16 [rows, out], raw: by the library, or by a kernel of ours (`has_own`)."""
         if self.has_own(product):
             self._multiply(product, x, out[None], self._plain_tiling(product, x, 1))
         else:
@@ -125,8 +127,9 @@ class Operators:
         return out
 
     def has_own(self, product: Product) -> bool:
-        """Whether `multiply` takes a kernel of ours."""
-        return product.dtype == INT8 and self.library.gpu.capability == (9, 0)
+        """Whether `multiply` takes a kernel of ours: for integers, since the library leaves their sums in 32
+        bits; for E4M3, since the library's kernels neither start early nor let others do so."""
+        return product.dtype in OWN and self.library.gpu.capability == (9, 0)
 
     def _plain_tiling(self, product: Product, x: Tensor, most_parts: int) -> Tiling:
         row_bytes, blocks = x.shape[1] * x.element_size(), self.library.gpu.multiprocessors

@@ -85,7 +85,8 @@ class Prefill:
         for i, layer in enumerate(self.layers):
             following = self.layers[i + 1]['qkv'] if i + 1 < len(self.layers) else self.last
             self._run_layer(layer, i, following, rows)
-        ops.multiply(self.last, as_input(normed, self.last.dtype), self._kv[:rows])
+        count = rows if ops.has_own(self.last) else library_rows(self.last, rows)
+        ops.multiply(self.last, as_input(self._normed[:count], self.last.dtype), self._kv[:count])
         ops.rope(self._kv[:rows], self.last, self._rotary, None, None, cache.keys[-1], cache.values[-1])
 
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:
@@ -119,10 +120,11 @@ class Prefill:
         """The raw output of down, bf16 [rows, width], or in parts of its K [parts, rows, width]."""
         if 'down' not in self._wide:
             return self._multiply(layer, 'down', rows)
-        width = self.spec.width
-        count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
+        width, x = self.spec.width, self._activated[:rows]
+        row_bytes = x.shape[1] * x.element_size()
+        count = part_count(rows, width, self.operators.library.gpu.multiprocessors, row_bytes)
         parts = self._parts[: count * rows * width].view(count, rows, width)
-        self.operators.split_product(self._activated[:rows], layer['down'], parts)
+        self.operators.split_product(x, layer['down'], parts)
         return parts
 
     def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> Tensor:

@@ -24,7 +24,7 @@ PART_COST = 1000
 
 
 TAKEN_IN = 110
-"""Tile area that a multiprocessor multiplies while it takes in a row of operands, which bounds these products."""
+"""Tile area that a multiprocessor multiplies while it takes in a row of operands: the products' bound."""
 
 TAIL = 8
 """Rows that may lie behind the last of the largest tiles."""

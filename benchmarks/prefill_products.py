@@ -91,7 +91,7 @@ def gate_times(mlp: Mlp) -> dict[str, float]:
 
 def down_times(mlp: Mlp, blocks: int) -> dict[str, float]:
     times = {'library': in_turn(mlp.library_down)}
-    chosen = part_count(mlp.rows, WIDTH, blocks, MLP * mlp.hidden.element_size())
+    chosen = part_count(mlp.rows, WIDTH, blocks)
     for count in sorted({3, 4, chosen}):
         parts = mlp.parts(count)
         for tiling in TILINGS:
@@ -102,7 +102,7 @@ def down_times(mlp: Mlp, blocks: int) -> dict[str, float]:
 
 
 def chain_times(mlp: Mlp, blocks: int) -> dict[str, float]:
-    parts = mlp.parts(part_count(mlp.rows, WIDTH, blocks, MLP * mlp.hidden.element_size()))
+    parts = mlp.parts(part_count(mlp.rows, WIDTH, blocks))
 
     def layer(i: int, gate: Callable[[int], None], down: Callable[[int], None]) -> None:
         mlp.norm(i, None)

@@ -14,8 +14,6 @@
 // Any grid of blocks of 128 * WARPGROUPS + 32 threads; one a multiprocessor is meant. steps is K over 128 bytes, rounded up. width
 // is a multiple of 32. Maps with 128-byte swizzle have boxes of 128 bytes by TILE_M and by TILE_N rows. Shared memory:
 // STAGES * ((TILE_M + TILE_N) * 128 + 16) bytes, with FP8 another (STAGES + 1) * TILE_N * 4.
-// Where a warpgroup more serves (192 x 256): 128 more threads instead of 32, boxes of 64 rows of a, 1024 bytes more and one place for
-// scales instead of STAGES + 1; K is a multiple of 128 bytes and a piece has more than STAGES steps. a_rows: a itself.
 #include "pipeline_sm90.cuh"
 
 #if FP8
@@ -79,35 +77,17 @@ __device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& 
   }
 }
 
-// A thread's part of the rows behind the last tile, whose accumulators are transposed: 64 columns of the product by eight rows. So a
-// gate and its up are eight rows of the accumulator apart.
-__device__ __forceinline__ void finish_tail(const Sum (&acc)[4], int row, int column, const float* scales, Hidden* out,
-                                            float half_inverse_scale, int rows, int width) {
-  int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, j = lane / 4;
-  row += lane % 4 * 2, column = column / 2 + j / 2 * 8 + warp * 2 + j % 2;
-  float gate_scale = FP8 ? scales[warp * 16 + j] : 1.0f, up_scale = FP8 ? scales[warp * 16 + 8 + j] : 1.0f;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    float hidden = twice_gated(acc[i] * gate_scale, acc[2 + i] * (up_scale * half_inverse_scale));
-    if (row + i < rows && column < width) out[(size_t)(row + i) * width + column] = Hidden(hidden);
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gated_gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const float* channel_scale,
-               Hidden* out, float inverse_scale, int rows, int width, int steps, const uint8_t* a_rows) {
+               Hidden* out, float inverse_scale, int rows, int width, int steps) {
   extern __shared__ __align__(1024) uint8_t shared[];
   Ring ring(shared);
   if (threadIdx.x == CONSUMERS) prefetch_map(a), prefetch_map(b);
   ring.prepare();
   release_successor();
   Schedule schedule(rows, 2 * width, steps, 1);
-  run_pieces(
-      ring, {a, b, channel_scale, a_rows}, schedule,
-      [&](const Sum(&acc)[TILES][4], const Piece& piece, const float* scales) {
-        finish(acc, piece, scales, out, 0.5f * inverse_scale, rows, width);
-      },
-      [&](const Sum(&acc)[4], int row, int column, int, const float* scales) {
-        finish_tail(acc, row, column, scales, out, 0.5f * inverse_scale, rows, width);
-      });
+  run_pieces(ring, {a, b, channel_scale}, schedule,
+             [&](const Sum(&acc)[TILES][4], const Piece& piece, const float* scales) {
+               finish(acc, piece, scales, out, 0.5f * inverse_scale, rows, width);
+             });
 }

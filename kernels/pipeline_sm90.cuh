@@ -3,9 +3,8 @@
 // acc [TILE_M, TILE_N] = a [rows, K] * b [columns, K]^T, a and b in bf16, e4m3 with FP8, or signed integers with
 // FP8 and INT8; accumulation as wgmma does it: in fp32, for e4m3 with the narrower sums that cuBLASLt calls fast accumulation,
 // for integers exactly. A stage of the ring is one step: 128 bytes of K
-// of both tiles, with the 128-byte swizzle. Tiles are 128 x 256 with two warpgroups, 192 x 192 or 192 x 256 with three: what bounds
-// these products is how fast a multiprocessor takes in operands, and registers bound the tiles. The largest needs a fourth warpgroup,
-// which gives its registers to the others: it feeds, and multiplies up to eight rows behind the last tile (tail_sm90.cuh).
+// of both tiles, with the 128-byte swizzle. Tiles are 128 x 256 with two warpgroups and 192 x 192 with three: what bounds these
+// products is how fast a multiprocessor takes in operands, and registers bound the tiles.
 //
 // A block has pieces of work, each a tile and a range of steps, and stays for all of them, so that what a piece needs is on its
 // way while the one before it is finished. Tiles of the same columns run side by side, so the weights b come from memory once.
@@ -16,27 +15,18 @@
 #ifndef WARPGROUPS
 #define WARPGROUPS 2
 #endif
-#ifndef COLUMNS
-#define COLUMNS (WARPGROUPS == 2 ? 256 : 192)
-#endif
 #ifndef STAGES
 #define STAGES 4
 #endif
-#define SERVED (WARPGROUPS * COLUMNS > 576)  // by a warpgroup more
 
-constexpr int TILE_M = 64 * WARPGROUPS, TILE_N = COLUMNS;
-#ifndef TAIL
-#define TAIL (SERVED ? 8 : 0)  // rows that the last tiles may have more
-#endif
-constexpr int SHARERS = TILE_N / 64;  // tiles that share those
+constexpr int TILE_M = 64 * WARPGROUPS, TILE_N = WARPGROUPS == 2 ? 256 : 192;
 constexpr int ROW_BYTES = 128;
 constexpr int STEP = ROW_BYTES / (FP8 ? 1 : 2);  // elements of K in a step
 constexpr int STAGE_BYTES = (TILE_M + TILE_N) * ROW_BYTES;
 constexpr int CONSUMERS = 128 * WARPGROUPS;
-constexpr int THREADS = CONSUMERS + (SERVED ? 128 : 32);
+constexpr int THREADS = CONSUMERS + 32;
 constexpr int TILES = TILE_N / 8;
 constexpr int SCALE_BYTES = FP8 ? TILE_N * 4 : 0;
-constexpr int TAIL_BYTES = SERVED ? 8 * ROW_BYTES : 0;
 
 #if INT8
 using Sum = int32_t;
@@ -55,18 +45,10 @@ struct Schedule {
 
   __device__ Schedule(int rows, int columns, int steps, int parts)
       : rows(rows), columns(columns), steps(steps), parts(parts), row_tiles((rows + TILE_M - 1) / TILE_M),
-        tiles(row_tiles * ((columns + TILE_N - 1) / TILE_N)) {
-    if (TAIL && (rows - 1) % TILE_M < TAIL && row_tiles > SHARERS) tiles -= tiles / row_tiles, row_tiles--;
-  }
-
-  // Which 64 columns of the rows behind the last tile a piece takes, negative: none.
-  __device__ int tail_share(const Piece& piece) const {
-    return rows > row_tiles * TILE_M ? piece.row / TILE_M - (row_tiles - SHARERS) : -1;
-  }
+        tiles(row_tiles * ((columns + TILE_N - 1) / TILE_N)) {}
 
   __device__ bool get(int item, Piece& piece) const {
-    // A block's place among the tiles of the same columns changes, because the last of them may have few rows.
-    int turn = SERVED && gridDim.x % row_tiles == 0 ? item : 0, i = (blockIdx.x + turn) % gridDim.x + item * gridDim.x;
+    int i = blockIdx.x + item * gridDim.x;
     if (i >= tiles * parts) return false;
     int tile = i % tiles, part = i / tiles, first = steps * part / parts;
     piece = {tile % row_tiles * TILE_M, tile / row_tiles * TILE_N, first, steps * (part + 1) / parts - first, part};
@@ -82,8 +64,6 @@ struct Cursor {
   bool more;
 
   __device__ explicit Cursor(const Schedule& schedule) : schedule(schedule), more(schedule.get(0, piece)) {}
-  __device__ Cursor(const Schedule& schedule, const Piece& piece, int item, int step)
-      : schedule(schedule), piece(piece), item(item), step(step), more(true) {}
 
   __device__ void advance() {
     if (++step == piece.count) step = 0, more = schedule.get(++item, piece);
@@ -91,25 +71,24 @@ struct Cursor {
 };
 
 // Channel scales are kept for so many pieces that, even with a step a piece, those of a piece are overwritten only after it has
-// been finished: the stage that the new ones come with has been given back since. SERVED, they come with the last step of a piece,
-// which has more than STAGES: one place is enough then.
-constexpr int SCALES = SERVED ? 1 : STAGES + 1;
-constexpr int SCALE_PLACE = STAGES * STAGE_BYTES + TAIL_BYTES, BARRIER_PLACE = SCALE_PLACE + SCALES * SCALE_BYTES;
+// been finished: the stage that the new ones come with has been given back since.
+constexpr int SCALES = STAGES + 1;
 
-// Shared memory, from an address that is a multiple of 1024: stages, a step of the rows behind the last tile, channel scales, barriers.
+// Shared memory, from an address that is a multiple of 1024: stages, channel scales, barriers.
 struct Ring {
   uint8_t* stages;
   uint64_t* full;
   uint64_t* empty;
 
   __device__ explicit Ring(uint8_t* shared)
-      : stages(shared), full(reinterpret_cast<uint64_t*>(shared + BARRIER_PLACE)), empty(full + STAGES) {}
+      : stages(shared), full(reinterpret_cast<uint64_t*>(shared + STAGES * STAGE_BYTES + SCALES * SCALE_BYTES)), empty(full + STAGES) {}
 
   __device__ uint8_t* a(int stage) const { return stages + stage * STAGE_BYTES; }
   __device__ uint8_t* b(int stage) const { return a(stage) + TILE_M * ROW_BYTES; }
-  __device__ uint8_t* tail() const { return stages + STAGES * STAGE_BYTES; }
-  // Of the piece number `item`.
-  __device__ float* scales(int item) const { return reinterpret_cast<float*>(stages + SCALE_PLACE + item % SCALES * SCALE_BYTES); }
+  // Of the piece number `item`: they arrive with its first step.
+  __device__ float* scales(int item) const {
+    return reinterpret_cast<float*>(stages + STAGES * STAGE_BYTES + item % SCALES * SCALE_BYTES);
+  }
 
   // Barriers, ready for all threads.
   __device__ void prepare() const {
@@ -134,29 +113,18 @@ struct Operands {
   const TensorMap& a;
   const TensorMap& b;
   const float* channel_scale;  // null: what follows does not use any
-  const uint8_t* rows;         // what the map a describes
 };
 
-// How many warpgroups have rows of a piece; only their boxes of 64 rows are fetched where a warpgroup more serves.
-__device__ __forceinline__ int row_boxes(const Cursor& at) { return min(WARPGROUPS, (at.schedule.rows - at.piece.row + 63) / 64); }
-
-// Announce what comes into a stage, and fetch the weights, and with one step of a piece their scales.
+// Announce what comes into a stage, and fetch the weights, and with the first step of a piece their scales.
 __device__ __forceinline__ void fetch_weights(const Ring& ring, const Operands& from, const Cursor& at, int stage) {
-  int scales = FP8 && at.step == (SERVED ? at.piece.count - 1 : 0) && from.channel_scale ? min(TILE_N, at.schedule.columns - at.piece.column) * 4 : 0;
-  int bytes = SERVED ? (row_boxes(at) * 64 + TILE_N) * ROW_BYTES : STAGE_BYTES;
-  barrier_expect(ring.full + stage, bytes + scales);
+  int scales = FP8 && at.step == 0 && from.channel_scale ? min(TILE_N, at.schedule.columns - at.piece.column) * 4 : 0;
+  barrier_expect(ring.full + stage, STAGE_BYTES + scales);
   copy_box(ring.b(stage), from.b, (at.piece.first + at.step) * STEP, at.piece.column, ring.full + stage);
   if (scales > 0) copy_bytes(ring.scales(at.item), from.channel_scale + at.piece.column, scales, ring.full + stage);
 }
 
 __device__ __forceinline__ void fetch_rows(const Ring& ring, const Operands& from, const Cursor& at, int stage) {
-  int column = (at.piece.first + at.step) * STEP;
-#if SERVED
-  for (int i = 0; i < row_boxes(at); i++)
-    copy_box(ring.a(stage) + i * 64 * ROW_BYTES, from.a, column, at.piece.row + i * 64, ring.full + stage);
-#else
-  copy_box(ring.a(stage), from.a, column, at.piece.row, ring.full + stage);
-#endif
+  copy_box(ring.a(stage), from.a, (at.piece.first + at.step) * STEP, at.piece.row, ring.full + stage);
 }
 
 // One thread feeds the ring. Weights may be fetched early; rows, which the predecessor wrote, only after it has finished.
@@ -181,27 +149,16 @@ __device__ __forceinline__ void give_back(const Ring& ring, int stage) {
   if (threadIdx.x % 128 == 0) barrier_arrive(ring.empty + stage);
 }
 
-// d [64, 8 * COUNT] = a [64, 32 bytes] * b^T (+ d)
-template <int COUNT>
-__device__ __forceinline__ void multiply(Sum (&d)[COUNT][4], const uint8_t* a, const uint8_t* b, bool accumulate) {
-#if INT8
-  wgmma_int8(d, swizzled_rows(a), swizzled_rows(b), accumulate);
-#elif FP8
-  wgmma_e4m3(d, swizzled_rows(a), swizzled_rows(b), accumulate);
-#else
-  wgmma_bf16(d, swizzled_rows(a), swizzled_rows(b), accumulate);
-#endif
-}
-
 __device__ __forceinline__ void multiply_step(Sum (&acc)[TILES][4], const uint8_t* a, const uint8_t* b, bool accumulate) {
   wgmma_begin();
 #pragma unroll
   for (int k = 0; k < ROW_BYTES; k += 32) {
-#if SERVED  // one of 256 columns needs more registers than ptxas has for 512 threads
-    multiply(reinterpret_cast<Sum(&)[TILES / 2][4]>(acc[0]), a + k, b + k, accumulate || k > 0);
-    multiply(reinterpret_cast<Sum(&)[TILES / 2][4]>(acc[TILES / 2]), a + k, b + TILE_N / 2 * ROW_BYTES + k, accumulate || k > 0);
+#if INT8
+    wgmma_int8(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
+#elif FP8
+    wgmma_e4m3(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
 #else
-    multiply(acc, a + k, b + k, accumulate || k > 0);
+    wgmma_bf16(acc, swizzled_rows(a + k), swizzled_rows(b + k), accumulate || k > 0);
 #endif
   }
   wgmma_commit();
@@ -226,28 +183,15 @@ __device__ __forceinline__ void consume(Sum (&acc)[TILES][4], const Ring& ring, 
   give_back(ring, before);
 }
 
-#if SERVED
-#include "tail_sm90.cuh"
-#endif
-
 // All work of a block. finish(acc, piece, scales): what the calling warpgroup does with its 64 rows; not called where all of
-// them are beyond `rows`. scales: of the piece's columns, in shared memory. finish_tail: see tail_sm90.cuh.
-template <class Finish, class FinishTail>
-__device__ __forceinline__ void run_pieces(const Ring& ring, const Operands& from, const Schedule& schedule, const Finish& finish,
-                                           const FinishTail& finish_tail) {
+// them are beyond `rows`. scales: of the piece's columns, in shared memory.
+template <class Finish>
+__device__ __forceinline__ void run_pieces(const Ring& ring, const Operands& from, const Schedule& schedule, const Finish& finish) {
   if (threadIdx.x >= CONSUMERS) {
-#if SERVED
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(SERVING_REGISTERS));
-    serve(ring, from, schedule, finish_tail);
-#else
     if (threadIdx.x == CONSUMERS) feed(ring, from, schedule);
     __syncwarp();
     wait_for_predecessor();
-#endif
   } else {
-#if SERVED
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MULTIPLYING_REGISTERS));
-#endif
     wait_for_predecessor();
     Position position;
     Piece piece;

@@ -32,28 +32,15 @@ __device__ __forceinline__ void finish(const Sum (&acc)[TILES][4], const Piece& 
   }
 }
 
-// A thread's part of the rows behind the last tile, whose accumulators are transposed: 64 columns by eight rows.
-__device__ __forceinline__ void finish_tail(const Sum (&acc)[4], int row, int column, int part, bf16* out, int rows, int columns) {
-  int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, j = lane / 4;
-  row += lane % 4 * 2, column += warp / 2 * 32 + j / 2 * 8 + warp % 2 * 4 + j % 2;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (row + i % 2 >= rows || column + i / 2 * 2 >= columns) continue;
-    out[((size_t)part * rows + row + i % 2) * columns + column + i / 2 * 2] = __float2bfloat16((float)acc[i]);
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     split_gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, bf16* out, int rows, int columns,
-               int steps, int parts, const uint8_t* a_rows) {
+               int steps, int parts) {
   extern __shared__ __align__(1024) uint8_t shared[];
   Ring ring(shared);
   if (threadIdx.x == CONSUMERS) prefetch_map(a), prefetch_map(b);
   ring.prepare();
   release_successor();
   Schedule schedule(rows, columns, steps, parts);
-  run_pieces(
-      ring, {a, b, nullptr, a_rows}, schedule,
-      [&](const Sum(&acc)[TILES][4], const Piece& piece, const float*) { finish(acc, piece, out, rows, columns); },
-      [&](const Sum(&acc)[4], int row, int column, int part, const float*) { finish_tail(acc, row, column, part, out, rows, columns); });
+  run_pieces(ring, {a, b, nullptr}, schedule,
+             [&](const Sum(&acc)[TILES][4], const Piece& piece, const float*) { finish(acc, piece, out, rows, columns); });
 }

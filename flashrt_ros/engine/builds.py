@@ -13,9 +13,9 @@ from flashrt_ros.engine.expert.launches import format_constants
 from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.operators.backward import backward_builds
 from flashrt_ros.engine.operators.forward import (
-    OWN,
     attention_builds,
     layer_norm_constants,
+    owns,
     vision_attention_build,
 )
 from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
@@ -44,7 +44,7 @@ def policy_builds(
         first = product_dtype('language.0.qkv', tower)
         builds.append(('embedding', {'WIDTH': spec.language.width, **constants(first)}))
         builds += wide_builds(tower) if wide else []
-        builds += _own_products(gpu, spec, views, first) if first in OWN and gpu.capability == (9, 0) else []
+        builds += _own_products(gpu, spec, views, first)
     if fused:
         return [*builds, ('expert_layers', format_constants(expert))]
     final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
@@ -99,5 +99,6 @@ def _own_products(gpu: Gpu, spec: PolicySpec, views: int, dtype: torch.dtype) ->
     ]
     cases = {(count, *shape) for count in rows for shape in shapes}
     cases |= {(count * patches, tower.width, spec.vision.width, 1) for count in counts}
-    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in cases}
+    own = [case for case in cases if owns(gpu, dtype, *case[1:3])]
+    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in own}
     return [build(tiling, RAW, dtype) for tiling in sorted(tilings, key=repr)]

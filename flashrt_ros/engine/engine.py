@@ -44,8 +44,7 @@ PROMPT_ROWS = (64, 128)
 """Prompt sizes captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
 
 PROMPT_MULTIPLE = 8
-"""What the longest is rounded up to: 200 tokens and three views are 968 rows, for which the prefill's
-products have tiles (`wide_gemm.TAIL`)."""
+"""What the longest is rounded up to: kernels run whole tiles, but what they read and write ends there."""
 
 
 def prompt_sizes(max_tokens: int) -> tuple[int, ...]:

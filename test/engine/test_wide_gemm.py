@@ -14,14 +14,9 @@ from flashrt_ros.engine.weights.wide_layout import gated_order, lane_order
 pytestmark = pytest.mark.gpu
 
 VARIANTS = [*TILINGS, Tiling(2, stages=2)]
-ROWS = [1, 64, 321, 576, 577, 700, 961, 965, 968, 969]
+ROWS = [1, 64, 321, 576, 577, 700, 968]
 TOLERANCE = {'bf16': 4e-3, 'fp8': 3.5e-2, 'int8': 3.5e-2}
 """Of the hidden layer, which is E4M3 behind integers too."""
-
-
-def row_bytes(depth, precision):
-    return depth * (2 if precision == 'bf16' else 1)
-
 
 precisions = pytest.mark.parametrize('precision', ['bf16', 'fp8', 'int8'])
 
@@ -69,9 +64,7 @@ def gated_case(rows, width, depth, precision):
 @pytest.mark.parametrize('tiling', VARIANTS, ids=str)
 @precisions
 def test_gate_up_and_gelu(hopper, rows, tiling, precision):
-    for width, depth in ((288, 144), (2048, 2048), (4096, 272), (416, 1280)):
-        if not tiling.covers(row_bytes(depth, precision), 1):
-            continue
+    for width, depth in ((288, 144), (2048, 2048), (4096, 272)):
         product, x, following, expected = gated_case(rows, width, depth, precision)
         out = poisoned(rows + 64, width, dtype=following.dtype)
         gated(hopper, x, product, out[:rows], following, tiling)
@@ -95,8 +88,6 @@ def test_what_does_not_fit_into_e4m3_saturates(hopper):
 @precisions
 def test_parts_of_k_add_up(hopper, rows, tiling, precision):
     for columns, depth, parts in ((480, 640, 2), (2048, 4096, 5), (2048, 16384, 3), (512, 144, 1)):
-        if not tiling.covers(row_bytes(depth, precision), parts):
-            continue
         product, x, raw, _ = make(rows, lane_order(columns), depth, precision)
         memory = poisoned(parts * rows + 64, columns)
         out = memory[: parts * rows].view(parts, rows, columns)

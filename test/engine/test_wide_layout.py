@@ -72,14 +72,14 @@ def test_one_view_in_bf16_is_left_to_the_library():
 @pytest.mark.parametrize('blocks', [78, 114, 132])
 def test_parts_of_k_occupy_the_gpu(blocks):
     for rows in range(64, 1089, 64):
-        parts = part_count(rows, GEMMA_2B.width, blocks, GEMMA_2B.mlp)
+        parts = part_count(rows, GEMMA_2B.width, blocks)
         assert 1 <= parts <= MOST_PARTS
-        tiling = choose(rows, GEMMA_2B.width, parts, blocks, GEMMA_2B.mlp)
+        tiling = choose(rows, GEMMA_2B.width, parts, blocks)
         tiles = tiling.tiles(rows, GEMMA_2B.width)
         busy = tiles * parts / (-(-tiles * parts // blocks) * blocks)
         assert busy > 0.6 or parts == MOST_PARTS
 
 
 def test_two_views_and_a_short_prompt_take_three_rows_of_tiles():
-    assert choose(576, 2 * GEMMA_2B.mlp, 1, 132, GEMMA_2B.width).warpgroups == 3
-    assert choose(640, 2 * GEMMA_2B.mlp, 1, 132, 144).warpgroups == 2
+    assert choose(576, 2 * GEMMA_2B.mlp, 1, 132).warpgroups == 3
+    assert choose(640, 2 * GEMMA_2B.mlp, 1, 132).warpgroups == 2

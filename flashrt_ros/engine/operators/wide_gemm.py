@@ -23,27 +23,12 @@ PART_COST = 1000
 """What writing and adding up a part takes, as tile area that a block could multiply by all of K meanwhile."""
 
 
-TAKEN_IN = 110
-"""Tile area that a multiprocessor multiplies while it takes in a row of operands: the products' bound."""
-
-TAIL = 8
-"""Rows that may lie behind the last of the largest tiles."""
-
-SHARERS = 4
-"""Of those tiles, each with a part of the rows behind them; with fewer, they take a tile of their own."""
-
-
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of 128 x 256 with two warpgroups, of 192 x 192 with three, of 192 x 256 with three that a fourth
-    serves.
-
-    stages: of 128 bytes of K. Where one serves, K is a multiple of that, and a part of it has more stages.
-    """
+    """Tiles of 128 x 256 with two warpgroups, of 192 x 192 with three. stages: of 128 bytes of K."""
 
     warpgroups: int
     stages: int = 4
-    served: bool = False
 
     @property
     def rows(self) -> int:
@@ -51,45 +36,24 @@ class Tiling:
 
     @property
     def columns(self) -> int:
-        return 256 if self.warpgroups == 2 or self.served else 192
-
-    @property
-    def threads(self) -> int:
-        return 128 * self.warpgroups + (128 if self.served else 32)
-
-    @property
-    def box_rows(self) -> int:
-        """Rows of the left operand that come in one piece."""
-        return 64 if self.served else self.rows
+        return 256 if self.warpgroups == 2 else 192
 
     def shared(self, narrow: bool) -> int:
-        """Bytes of dynamic shared memory: stages and their barriers, scales of stages + 1 tiles; where a
-        warpgroup serves, a step of the tail, scales of one tile and where it is."""
-        scales = (1 if self.served else self.stages + 1) * self.columns * 4 if narrow else 0
-        served = TAIL * ROW_BYTES + 64 if self.served else 0
-        return self.stages * ((self.rows + self.columns) * ROW_BYTES + 16) + scales + served
-
-    def covers(self, row_bytes: int, parts: int) -> bool:
-        """Whether it can take a product with so many bytes of K, in so many parts."""
-        return not self.served or (
-            row_bytes % ROW_BYTES == 0 and row_bytes // ROW_BYTES // parts > self.stages
-        )
+        """Bytes of dynamic shared memory: stages and their barriers, scales of stages + 1 tiles."""
+        scales = (self.stages + 1) * self.columns * 4 if narrow else 0
+        return self.stages * ((self.rows + self.columns) * ROW_BYTES + 16) + scales
 
     def tiles(self, rows: int, columns: int) -> int:
         """How many cover a result."""
-        down = -(-rows // self.rows)
-        if self.served and down > SHARERS and (rows - 1) % self.rows < TAIL:
-            down -= 1
-        return down * -(-columns // self.columns)
+        return -(-rows // self.rows) * -(-columns // self.columns)
 
     def cost(self, rows: int, columns: int, parts: int, blocks: int) -> float:
-        """Time on `blocks` multiprocessors, as tile area that the busiest one could multiply by all of K."""
+        """Time on `blocks` multiprocessors, as tile area that the busiest one multiplies by all of K."""
         rounds = -(-self.tiles(rows, columns) * parts // blocks)
-        tile = max(self.rows * self.columns, TAKEN_IN * (self.rows + self.columns))
-        return rounds * tile / parts + parts * PART_COST
+        return rounds * self.rows * self.columns / parts + parts * PART_COST
 
 
-TILINGS = (Tiling(3, served=True), Tiling(2), Tiling(3))
+TILINGS = (Tiling(2), Tiling(3))
 """The choice between them follows from the number of rows."""
 
 
@@ -105,7 +69,7 @@ def covers(gpu: Gpu, spec: PolicySpec, precision: str, views: int) -> bool:
 
 def build(kernel: str, dtype: torch.dtype, tiling: Tiling) -> tuple[str, dict[str, int]]:
     """Kernel file and constants, as `KernelLibrary.compile` takes them. dtype: of the operands."""
-    sizes = {'WARPGROUPS': tiling.warpgroups, 'STAGES': tiling.stages, 'COLUMNS': tiling.columns}
+    sizes = {'WARPGROUPS': tiling.warpgroups, 'STAGES': tiling.stages}
     return f'{kernel}_sm90', sizes | constants(dtype)
 
 
@@ -116,20 +80,18 @@ def builds(tower_format: str) -> list[tuple[str, dict[str, int]]]:
     return [build(kernel, dtypes[kernel], tiling) for kernel in KERNELS for tiling in TILINGS]
 
 
-def choose(rows: int, columns: int, parts: int, blocks: int, row_bytes: int) -> Tiling:
-    """The tiling that takes least time for a product in `parts` ranges of K. row_bytes: of K."""
-    able = [tiling for tiling in TILINGS if tiling.covers(row_bytes, parts)]
-    return min(able, key=lambda tiling: tiling.cost(rows, columns, parts, blocks))
+def choose(rows: int, columns: int, parts: int, blocks: int) -> Tiling:
+    """The tiling that takes least time for a product in `parts` ranges of K."""
+    return min(TILINGS, key=lambda tiling: tiling.cost(rows, columns, parts, blocks))
 
 
-def part_count(rows: int, columns: int, blocks: int, row_bytes: int) -> int:
+def part_count(rows: int, columns: int, blocks: int) -> int:
     """Into how many parts of K to cut a product so that `blocks` multiprocessors are busy and few parts are
     added."""
-
-    def cost(parts: int) -> float:
-        return choose(rows, columns, parts, blocks, row_bytes).cost(rows, columns, parts, blocks)
-
-    return min(range(1, MOST_PARTS + 1), key=cost)
+    return min(
+        range(1, MOST_PARTS + 1),
+        key=lambda parts: min(tiling.cost(rows, columns, parts, blocks) for tiling in TILINGS),
+    )
 
 
 def gated(
@@ -142,7 +104,7 @@ def gated(
 ) -> None:
     """x [rows, K] -> out [rows, width] = gelu(gate) * up for `following`; weight in `gated_order`."""
     rows, width = out.shape
-    tiling = tiling or choose(rows, 2 * width, 1, library.gpu.multiprocessors, _row_bytes(x))
+    tiling = tiling or choose(rows, 2 * width, 1, library.gpu.multiprocessors)
     arguments = (product.channel_scale, out, following.inverse_scale, rows, width, _steps(x))
     _launch(library, 'gated_gemm', product, x, arguments, 1, tiling)
 
@@ -152,16 +114,12 @@ def split(
 ) -> None:
     """x [rows, K] -> out bf16 [parts, rows, columns], unscaled, over ranges of K; weight in `lane_order`."""
     parts, rows, columns = out.shape
-    tiling = tiling or choose(rows, columns, parts, library.gpu.multiprocessors, _row_bytes(x))
+    tiling = tiling or choose(rows, columns, parts, library.gpu.multiprocessors)
     _launch(library, 'split_gemm', product, x, (out, rows, columns, _steps(x), parts), parts, tiling)
 
 
-def _row_bytes(x: Tensor) -> int:
-    return x.shape[1] * x.element_size()
-
-
 def _steps(x: Tensor) -> int:
-    return -(-_row_bytes(x) // ROW_BYTES)
+    return -(-x.shape[1] * x.element_size() // ROW_BYTES)
 
 
 def _launch(
@@ -177,11 +135,10 @@ def _launch(
     tiles = tiling.tiles(x.shape[0], product.weight.shape[0])
     library.kernel(file, kernel, **sizes)(
         min(tiles * parts, library.gpu.multiprocessors),
-        tiling.threads,
-        tensor_map(x, tiling.box_rows),
+        128 * tiling.warpgroups + 32,
+        tensor_map(x, tiling.rows),
         tensor_map(product.weight, tiling.columns),
         *arguments,
-        x,
         shared=tiling.shared(product.narrow),
         dependent=True,
     )

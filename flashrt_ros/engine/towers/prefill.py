@@ -120,11 +120,10 @@ class Prefill:
         """The raw output of down, bf16 [rows, width], or in parts of its K [parts, rows, width]."""
         if 'down' not in self._wide:
             return self._multiply(layer, 'down', rows)
-        width, x = self.spec.width, self._activated[:rows]
-        row_bytes = x.shape[1] * x.element_size()
-        count = part_count(rows, width, self.operators.library.gpu.multiprocessors, row_bytes)
+        width = self.spec.width
+        count = part_count(rows, width, self.operators.library.gpu.multiprocessors)
         parts = self._parts[: count * rows * width].view(count, rows, width)
-        self.operators.split_product(x, layer['down'], parts)
+        self.operators.split_product(self._activated[:rows], layer['down'], parts)
         return parts
 
     def _multiply(self, layer: Mapping[str, Product], part: str, rows: int) -> Tensor:

@@ -22,10 +22,6 @@ MOST_PARTS = 5
 PART_COST = 1000
 """What writing and adding up a part takes, as tile area that a block could multiply by all of K meanwhile."""
 
-SLOWNESS = {2: 1.0, 3: 1.06}
-"""Time of a tile over its area, by warpgroups: one of 192 x 192 takes 1.13 to 1.4 times as long as one of
-128 x 256, with 1.125 times its area (benchmarks/notes.md)."""
-
 
 @dataclass(frozen=True)
 class Tiling:
@@ -54,8 +50,7 @@ class Tiling:
     def cost(self, rows: int, columns: int, parts: int, blocks: int) -> float:
         """Time on `blocks` multiprocessors, as tile area that the busiest one multiplies by all of K."""
         rounds = -(-self.tiles(rows, columns) * parts // blocks)
-        tile = self.rows * self.columns * SLOWNESS[self.warpgroups]
-        return rounds * tile / parts + parts * PART_COST
+        return rounds * self.rows * self.columns / parts + parts * PART_COST
 
 
 TILINGS = (Tiling(2), Tiling(3))

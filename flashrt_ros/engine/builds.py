@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from flashrt_ros.engine.cuda.device import Gpu
 from flashrt_ros.engine.engine import prompt_sizes
 from flashrt_ros.engine.expert.denoise import covers
@@ -13,13 +15,14 @@ from flashrt_ros.engine.operators.backward import backward_builds
 from flashrt_ros.engine.operators.forward import (
     attention_builds,
     layer_norm_constants,
+    owns,
     vision_attention_build,
 )
 from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
 from flashrt_ros.engine.operators.wide_gemm import builds as wide_builds
 from flashrt_ros.engine.operators.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.towers.vision_tilings import sum_parts, tiling_builds, tower_tilings
-from flashrt_ros.engine.weights.formats import BF16, INT8, TOWERS, constants, product_dtype, tower_format
+from flashrt_ros.engine.weights.formats import BF16, TOWERS, constants, product_dtype, tower_format
 from flashrt_ros.models.spec import GemmaSpec, PolicySpec, VisionSpec
 
 Builds = list[tuple[str, dict[str, int]]]
@@ -41,8 +44,7 @@ def policy_builds(
         first = product_dtype('language.0.qkv', tower)
         builds.append(('embedding', {'WIDTH': spec.language.width, **constants(first)}))
         builds += wide_builds(tower) if wide else []
-    if language == 'int8':
-        builds += _integer_products(gpu, spec, views)
+        builds += _own_products(gpu, spec, views, first)
     if fused:
         return [*builds, ('expert_layers', format_constants(expert))]
     final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
@@ -85,7 +87,7 @@ def _gemma(gpu: Gpu, spec: GemmaSpec, name: str, tower: str) -> Builds:
     ]
 
 
-def _integer_products(gpu: Gpu, spec: PolicySpec, views: int) -> Builds:
+def _own_products(gpu: Gpu, spec: PolicySpec, views: int, dtype: torch.dtype) -> Builds:
     """Of `Operators.multiply`: in the prefill QKV and output, the last layer's KV, and the projector."""
     tower, patches = spec.language, spec.vision.tokens
     attended, counts = tower.heads * tower.head_dim, range(1, views + 1)
@@ -97,5 +99,6 @@ def _integer_products(gpu: Gpu, spec: PolicySpec, views: int) -> Builds:
     ]
     cases = {(count, *shape) for count in rows for shape in shapes}
     cases |= {(count * patches, tower.width, spec.vision.width, 1) for count in counts}
-    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in cases}
-    return [build(tiling, RAW, INT8) for tiling in sorted(tilings, key=repr)]
+    own = [case for case in cases if owns(gpu, dtype, *case[1:3])]
+    tilings = {plain_tiling(*case[:3], gpu.multiprocessors, case[3]) for case in own}
+    return [build(tiling, RAW, dtype) for tiling in sorted(tilings, key=repr)]

@@ -44,10 +44,13 @@ from flashrt_ros.pictures import CameraImage
 PROMPT_ROWS = (64, 128)
 """Prompt sizes captured besides the longest: most prompts are 20 to 60 tokens, and rows cost prefill time."""
 
+PROMPT_MULTIPLE = 8
+"""What the longest is rounded up to: kernels run whole tiles, but what they read and write ends there."""
+
 
 def prompt_sizes(max_tokens: int) -> tuple[int, ...]:
     """Rows that the prompt may take in a graph, ascending; the last holds the longest prompt."""
-    longest = round_up(max_tokens)
+    longest = round_up(max_tokens, PROMPT_MULTIPLE)
     return tuple(sorted({rows for rows in PROMPT_ROWS if rows < longest} | {longest}))
 
 

@@ -89,13 +89,17 @@ def test_repeated_launches_give_the_same_bits(hopper, tiling, precision):
 
 
 @pytest.mark.parametrize(
-    'shape', [(576, 2560, 2048), (832, 2048, 2048), (576, 512, 2048), (512, 2048, 1152)], ids=str
+    'shape',
+    [(576, 2560, 2048), (968, 2560, 2048), (968, 2048, 2048), (320, 512, 2048), (768, 2048, 1152)],
+    ids=str,
 )
+@pytest.mark.parametrize('precision', ['int8', 'fp8'])
 @pytest.mark.parametrize('most_parts', [1, 2])
-def test_integers_without_a_library(hopper, shape, most_parts, monkeypatch):
+def test_products_without_a_library(hopper, shape, precision, most_parts, monkeypatch):
     monkeypatch.setattr(operators, 'MOST_PARTS', most_parts)
-    product, x, raw, _ = make(shape, 'int8')
+    product, x, raw, _ = make(shape, precision)
     ops, out = operators.Operators(hopper), poisoned(*raw.shape)
+    assert ops.has_own(product)
     ops.multiply(product, x, out)
     assert relative_error(out, raw) < 4e-3
     memory = poisoned(3 * raw.numel())

@@ -10,7 +10,7 @@ from engine.reference import NANO_PI0, relative_error
 from flashrt_ros.engine import builds, frame_inputs
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.calibration.ranges import Ranges
-from flashrt_ros.engine.operators import attention_sm90, wide_gemm
+from flashrt_ros.engine.operators import attention_sm90, forward, fused_gemm, wide_gemm
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.operators.gemm import Product
 from flashrt_ros.engine.towers.denoise import PlainDenoise
@@ -151,9 +151,19 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp8'])
 def test_so_are_those_of_the_wide_prefill(precision, monkeypatch):
-    for module in (attention_sm90, wide_gemm):
+    for module in (attention_sm90, wide_gemm, fused_gemm):
         monkeypatch.setattr(module, 'tensor_map', lambda *_: None)
+    monkeypatch.setattr(fused_gemm, 'plain_map', lambda *_: None)
     monkeypatch.setattr(builds, 'covers_prefill', lambda *_: True)
+    tower, patch = NANO_PI05.language, NANO_PI05.vision.width
+    attended, pair = tower.heads * tower.head_dim, 2 * tower.head_dim
+    shapes = [
+        (attended + pair, tower.width),
+        (tower.width, attended),
+        (pair, tower.width),
+        (tower.width, patch),
+    ]
+    monkeypatch.setattr(forward, 'OWN_E4M3', shapes)
     monkeypatch.setattr(Product, '__call__', lambda *_: None)  # the CPU multiplies no E4M3
     library, spec = RecordingLibrary((9, 0)), NANO_PI05
     packed = pack(random_tensors(spec, 1), spec, precision, wide=True)
@@ -165,4 +175,5 @@ def test_so_are_those_of_the_wide_prefill(precision, monkeypatch):
         (f, tuple(sorted(c.items()))) for f, c in builds.policy_builds(library.gpu, spec, precision, VIEWS)
     }
     assert library.asked <= compiled
-    assert {file for file, _ in library.asked} >= {'gated_gemm_sm90', 'split_gemm_sm90'}
+    own = {'gemm_sm90'} if precision == 'fp8' else set()
+    assert {file for file, _ in library.asked} >= {'gated_gemm_sm90', 'split_gemm_sm90'} | own

@@ -14,10 +14,22 @@ from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators import attention_sm90, wide_gemm
 from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, FusedProduct, Tiling, plain_tiling
 from flashrt_ros.engine.operators.gemm import Product
-from flashrt_ros.engine.weights.formats import INT8, constants
+from flashrt_ros.engine.weights.formats import E4M3, INT8, constants
 
 ROOMY = ((9, 0), (10, 0), (10, 3), (11, 0))
 """GPUs whose blocks may use over 200 KB of shared memory; the others have 99 or 163."""
+
+OWN_E4M3 = ((2560, 2048), (2048, 2048), (512, 2048), (2048, 1152))
+"""(out, in) of E4M3 products that a kernel of ours multiplies on Hopper: the prefill's QKV, output, last keys
+and values, and the projector. The library's kernels neither start early nor let their successor do so."""
+
+
+def owns(gpu: Gpu, dtype: torch.dtype, columns: int, depth: int) -> bool:
+    """Whether `Operators.multiply` takes a kernel of ours: for all integers, since the library leaves their
+    sums in 32 bits."""
+    if gpu.capability != (9, 0):
+        return False
+    return dtype == INT8 or (dtype == E4M3 and (columns, depth) in OWN_E4M3)
 
 
 class Modulation(NamedTuple):
@@ -108,8 +120,7 @@ class Operators:
         )
 
     def multiply(self, product: Product, x: Tensor, out: Tensor) -> None:
-        """x [rows, in] -> out bf16 [rows, out], raw: by the library. Integers by a kernel of ours, since the
-        library leaves their sums in 32 bits."""
+        """x [rows, in] -> out bf16 [rows, out], raw: by the library, or by a kernel of ours (`has_own`)."""
         if self.has_own(product):
             self._multiply(product, x, out[None], self._plain_tiling(product, x, 1))
         else:
@@ -125,8 +136,9 @@ class Operators:
         return out
 
     def has_own(self, product: Product) -> bool:
-        """Whether `multiply` takes a kernel of ours."""
-        return product.dtype == INT8 and self.library.gpu.capability == (9, 0)
+        """Whether `multiply` takes a kernel of ours (`owns`)."""
+        columns, depth = product.weight.shape
+        return owns(self.library.gpu, product.dtype, columns, depth)
 
     def _plain_tiling(self, product: Product, x: Tensor, most_parts: int) -> Tiling:
         row_bytes, blocks = x.shape[1] * x.element_size(), self.library.gpu.multiprocessors

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flashrt_ros.engine.buffers import round_up
 from flashrt_ros.engine.calibration.ranges import Ranges
 from flashrt_ros.engine.weights.formats import BF16, E4M3, INT8, scale_ratio
 
@@ -37,7 +38,7 @@ def library_rows(product: Product, rows: int) -> int:
     for first, last, better in FASTER_ROWS.get((product.dtype, columns, depth), ()) if hopper else ():
         if first <= rows <= last:
             return better
-    return rows
+    return round_up(rows, ROWS_MULTIPLE) if product.narrow else rows
 
 
 class Product:

@@ -85,7 +85,8 @@ class Prefill:
         for i, layer in enumerate(self.layers):
             following = self.layers[i + 1]['qkv'] if i + 1 < len(self.layers) else self.last
             self._run_layer(layer, i, following, rows)
-        ops.multiply(self.last, as_input(normed, self.last.dtype), self._kv[:rows])
+        count = rows if ops.has_own(self.last) else library_rows(self.last, rows)
+        ops.multiply(self.last, as_input(self._normed[:count], self.last.dtype), self._kv[:count])
         ops.rope(self._kv[:rows], self.last, self._rotary, None, None, cache.keys[-1], cache.values[-1])
 
     def _run_layer(self, layer: dict[str, Product], index: int, following: Product, rows: int) -> None:

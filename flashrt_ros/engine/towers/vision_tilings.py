@@ -28,7 +28,11 @@ _THREE_VIEWS = {
 }
 
 SO400M: Mapping[str, Tilings] = {
-    'fp8': {256: _ONE_VIEW, 512: _TWO_VIEWS | {'qkv': Tiling(112, 4)}, 768: _THREE_VIEWS},
+    'fp8': {
+        256: _ONE_VIEW,
+        512: _TWO_VIEWS | {'qkv': Tiling(112, 4)},
+        768: _THREE_VIEWS | {'o': Tiling(112, 4, 2), 'down': Tiling(176, 5, 3)},
+    },
     'bf16': {256: _ONE_VIEW, 512: _TWO_VIEWS, 768: _THREE_VIEWS},
 }
 """By precision. As many blocks as fit the 132 multiprocessors at once; with four stages QKV leaves room for a

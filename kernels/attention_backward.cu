@@ -272,6 +272,91 @@ extern "C" __global__ void __launch_bounds__(128)
   add_keys(value_parts, probabilities + own_keys, upstream_tile, first, rows, lane);
 }
 
+// What the first two do, in one kernel, where the forward pass has left its results: then no block has to know what others find.
+// sum(p * dp) is the product of a row's result and of its gradient. attended bf16 [rows, HEADS * DIM]; log_sums fp32 [rows][HEADS],
+// log2 of the sum of exponentials. Both, like queries, keys and values, are read before the wait.
+extern "C" __global__ void __launch_bounds__(128)
+    attention_pull(const bf16* queries, const bf16* keys, const bf16* values, const bf16* attended, const float* log_sums,
+                   const bf16* upstream, const int* length, int constant, int rows, float* query_parts, float* key_parts,
+                   float* value_parts) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ float row_means[QUERIES];
+  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
+  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
+  bf16 *slopes = value_tile, *probabilities = slopes + QUERIES * WEIGHTS_STRIDE;  // behind the use of the values
+  const Place place;
+  const int lane = place.lane, count = rows * HEADS, first_query = blockIdx.x * QUERIES;
+  release_successor();
+  const int fixed = *length + constant, total = fixed + rows;
+  if ((int)blockIdx.y * KEYS >= total) return;
+  load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
+  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  // four threads a row: the pieces of 8 values that each multiplies with the gradient
+  constexpr int PIECES = DIM / 8 / 4;
+  const int mean_row = threadIdx.x / 4, piece = threadIdx.x % 4;
+  uint4 results[PIECES];
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    const bf16* at = attended + (size_t)(first_query + mean_row) * DIM + (piece + 4 * i) * 8;
+    results[i] = first_query + mean_row < count ? *reinterpret_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
+  }
+  float log_sum[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) log_sum[half] = place.row(half) < count ? log_sums[place.row(half)] : 0.0f;
+  wait_copies<1>();
+  __syncthreads();
+  float p[KEY_TILES][4], dp[KEY_TILES][4];
+  multiply_rows(p, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, lane);
+  const float scale = rsqrtf((float)DIM);
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const bool seen = place.column(t) + i % 2 < total && place.row(i / 2) < count;
+      p[t][i] = seen ? exp2f(p[t][i] * scale * LOG2_E - log_sum[i / 2]) : 0.0f;
+    }
+  }
+  wait_for_predecessor();
+  load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+  float mean = 0;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    const Float8 u = load_bf16x8(upstream_tile + mean_row * STRIDE + (piece + 4 * i) * 8);
+    const Float8 o = load_bf16x8(reinterpret_cast<const bf16*>(results + i));
+#pragma unroll
+    for (int j = 0; j < 8; j++) mean += u.v[j] * o.v[j];
+  }
+  mean = quad_sum(mean);
+  if (piece == 0) row_means[mean_row] = mean;
+  multiply_rows(dp, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, lane);
+  __syncthreads();
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int own = place.query + lane / 4 + half * 8;
+    const float row_mean = row_means[own];
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+      const float *weight = &p[t][half * 2], *slope = &dp[t][half * 2];
+      const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
+      *reinterpret_cast<uint32_t*>(slopes + at) =
+          pack_bf16(weight[0] * (slope[0] - row_mean) * scale, weight[1] * (slope[1] - row_mean) * scale);
+      *reinterpret_cast<uint32_t*>(probabilities + at) = pack_bf16(weight[0], weight[1]);
+    }
+  }
+  __syncthreads();
+  add_queries(query_parts, slopes, key_tile, place, count);
+  const int own_keys = threadIdx.x / 32 * 16, first = blockIdx.y * KEYS + own_keys - fixed;
+  if (first + 16 <= 0 || first >= rows) return;
+  add_keys(key_parts, slopes + own_keys, query_tile, first, rows, lane);
+  add_keys(value_parts, probabilities + own_keys, upstream_tile, first, rows, lane);
+}
+
 // The sums of `count` parts, `stride` values apart, of two values.
 __device__ __forceinline__ float2 add_up(const float* first, const float* second, int count, size_t stride) {
   constexpr int BATCH = 14;

@@ -41,7 +41,7 @@ class PlainBackwardOperators:
         out.copy_(torch.cat([gradient, u * F.gelu(gate, approximate='tanh')], -1))
 
     def attention(
-        self, queries, keys, values, length, table, upstream, out, scratch, constant=0
+        self, queries, keys, values, length, table, upstream, out, scratch, constant=0, results=None
     ):  # fmt: skip
         rows, dim, fixed = len(queries), keys.shape[1], int(length) + constant
         wide = _wide(queries)

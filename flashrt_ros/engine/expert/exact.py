@@ -18,10 +18,12 @@ from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.guidance import GuideInputs
+from flashrt_ros.engine.operators.back_product import BackPlan, empty_parts, launch_product
 from flashrt_ros.engine.operators.backward import AttentionScratch, BackwardOperators
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import Modulations
 from flashrt_ros.engine.towers.flow import FlowHeads
+from flashrt_ros.engine.weights.back_layout import pack_back
 from flashrt_ros.models.spec import PolicySpec
 
 PREFIX = 'exact.'
@@ -62,6 +64,7 @@ class Forward(Protocol):
     def residual(self, norm: int) -> Tensor: ...
     def queries(self, layer: int) -> Tensor: ...
     def gate_up(self, layer: int) -> Tensor: ...
+    def attended(self, layer: int) -> tuple[Tensor, Tensor] | None: ...
 
 
 def own_weights(packed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -80,6 +83,9 @@ class ExactDenoise:
         forward: Forward,
         packed: Mapping[str, Tensor],
         cache: PrefixCache,
+        plans: Mapping[str, BackPlan] | None = None,
+        eight_bits: bool = False,
+        fused_attention: bool = False,
     ) -> None:
         self.operators, self.forward, self._backward = operators, forward, backward
         self.spec, self.cache = forward.spec, cache
@@ -89,6 +95,10 @@ class ExactDenoise:
         self._weights = {
             part: [weights[f'expert.{i}.{part}.weight'].to(forward.device) for i in layers]
             for part in ('qkv', 'o', 'gate_up', 'down')
+        }
+        self._plans, self._fused_attention = plans or {}, fused_attention
+        self._boxes = {
+            part: [pack_back(weight, eight_bits) for weight in self._weights[part]] for part in self._plans
         }
         self._allocate()
 
@@ -126,6 +136,9 @@ class ExactDenoise:
 
         self._arriving = {}
         for part, (weight, *_) in self._weights.items():
+            if part in self._plans:
+                self._arriving[part] = empty_parts(self._plans[part], weight.shape[1], device)
+                continue
             parts = 1 if part == 'o' else self._backward.parts(weight, rows)  # attention takes a whole one
             self._arriving[part] = buffer(parts, rows, weight.shape[1])
         self._start = buffer(1, rows, spec.width)
@@ -139,11 +152,24 @@ class ExactDenoise:
 
     def _multiply(self, part: str, index: int, gradient: Tensor) -> Tensor:
         """Back through a product of a layer, bf16 [parts, padded rows, columns]."""
-        self._backward.product(gradient, self._weights[part][index], self._arriving[part])
-        return self._arriving[part]
+        out = self._arriving[part]
+        if part in self._plans:
+            self._launch(part, index, gradient, out)
+        else:
+            self._backward.product(gradient, self._weights[part][index], out)
+        return out
+
+    def _launch(
+        self, part: str, index: int, gradient: Tensor, out: Tensor, gated: Tensor | None = None
+    ) -> None:
+        weight, library = self._boxes[part][index], self._backward.library
+        launch_product(library, self._plans[part], gradient, weight, out, self.forward.rows, gated)
 
     def _through_gate(self, index: int) -> None:
         """From `_to_product` of the down projection to `_to_gate_up`."""
+        if 'down' in self._plans:
+            self._launch('down', index, self._to_product, self._to_gate_up, self.forward.gate_up(index))
+            return
         self._backward.gated_product(
             self._to_product,
             self._weights['down'][index],
@@ -172,6 +198,7 @@ class ExactDenoise:
     def _through_attention(self, index: int, upstream: Tensor) -> None:
         """From `upstream` of its result to `_to_qkv`."""
         forward, cache = self.forward, self.cache
+        results = forward.attended(index) if self._fused_attention else None
         self._backward.attention(
             self._rows(forward.queries(index)),
             cache.keys[index],
@@ -182,4 +209,5 @@ class ExactDenoise:
             self._rows(self._to_qkv),
             self._scratch,
             constant=self._first,
+            results=results and (self._rows(results[0]), self._rows(results[1])),
         )

@@ -79,6 +79,10 @@ class FusedForward:
         """bf16 [64, 2 * mlp]."""
         return self._kept['gate_up'][layer]
 
+    def attended(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The result bf16 [64, heads * dim], and log2 of its sums of exponentials fp32 [64, heads]."""
+        return self._kept['attended'][layer], self._kept['log_sums'][layer]
+
     def _allocate(self, cache: PrefixCache) -> None:
         tower = self.spec.expert
 
@@ -92,4 +96,6 @@ class FusedForward:
             'keys': cache.keys,
             'values': cache.values,
             'gate_up': buffer(tower.layers, 2 * tower.mlp),
+            'attended': buffer(tower.layers, tower.heads * tower.head_dim),
+            'log_sums': buffer(tower.layers, tower.heads, torch.float32),
         }

@@ -68,6 +68,8 @@ class BackwardOperators:
     """Kernels of one library, launched on the current stream, each depending on the one before it."""
 
     library: KernelLibrary
+    most_shared: bool = False
+    """Kernels leave multiprocessors as much shared memory as there is, for those beside them."""
 
     def parts(self, weight: Tensor, rows: int) -> int:
         """In how many parts `product` leaves gradient [rows, out] @ weight [out, in]."""
@@ -130,9 +132,8 @@ class BackwardOperators:
         (rows, width), (parts, stride) = gradient.shape, _parts(upstream)
         kernel = self.library.kernel('norm_backward', 'norm_backward', WIDTH=width)
         threads = round_up(width // 8, 32)
-        kernel(
-            rows, threads, x, upstream, parts, stride, scale, gate, gradient, int(begins), out, dependent=True
-        )
+        arguments = x, upstream, parts, stride, scale, gate, gradient, int(begins), out
+        kernel(rows, threads, *arguments, dependent=True, most_shared=self.most_shared)
 
     def gelu_gate(self, x: Tensor, upstream: Tensor, out: Tensor) -> None:
         """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up, bf16 [parts,
@@ -152,11 +153,13 @@ class BackwardOperators:
         out: Tensor,
         scratch: AttentionScratch,
         constant: int = 0,
+        results: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Gradient of the raw product q, k, v, bf16 [rows, (heads + 2) * dim], from that of the result.
 
         queries, upstream: bf16 [rows, heads * dim]. keys, values: the cache of one layer, whose
-        first *length + constant rows are constant. table: rotations.
+        first *length + constant rows are constant. table: rotations. results: what the forward
+        pass found, bf16 [rows, heads * dim], and log2 of the sums of exponentials, fp32 [rows, heads].
         """
         rows, dim = queries.shape[0], keys.shape[1]
         heads, grid = queries.shape[1] // dim, (scratch.tiles, scratch.splits)
@@ -166,13 +169,17 @@ class BackwardOperators:
             name: str, *arguments: object, grid: tuple[int, int] = grid, threads: int = 128, shared: int = 0
         ) -> None:
             kernel = self.library.kernel('attention_backward', name, HEADS=heads, DIM=dim)
-            kernel(grid, threads, *arguments, shared=shared, dependent=True)  # type: ignore[arg-type]
+            kernel(grid, threads, *arguments, shared=shared, dependent=True, most_shared=self.most_shared)  # type: ignore[arg-type]
 
         between = scratch.scores, scratch.statistics
         parts = scratch.query_parts, scratch.key_parts, scratch.value_parts
-        given = length, constant, rows, *between
-        launch('attention_scores', queries, keys, values, upstream, *given, shared=shared)
-        launch('attention_backward', queries, keys, upstream, *given, *parts, shared=shared)
+        if results is not None:
+            known = queries, keys, values, *results
+            launch('attention_pull', *known, upstream, length, constant, rows, *parts, shared=shared)
+        else:
+            given = length, constant, rows, *between
+            launch('attention_scores', queries, keys, values, upstream, *given, shared=shared)
+            launch('attention_backward', queries, keys, upstream, *given, *parts, shared=shared)
         ends = *parts, table, length, constant, scratch.tiles, out
         launch('attention_gradients', *ends, grid=(rows, heads + 2), threads=dim // 2)
 

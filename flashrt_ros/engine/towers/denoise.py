@@ -83,6 +83,9 @@ class PlainDenoise:
     def gate_up(self, layer: int) -> Tensor:
         return self._gate_up[layer % len(self._gate_up)]
 
+    def attended(self, layer: int) -> None:
+        """Attention's kernel keeps none of its sums."""
+
     def _allocate(self, layers: int, norms: int) -> None:
         """layers, norms: how many have buffers of their own."""
         spec = self.spec.expert

@@ -20,6 +20,7 @@ from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators.back_product import BackPlan, empty_parts, launch_product
 from flashrt_ros.engine.operators.backward import AttentionScratch, BackwardOperators
+from flashrt_ros.engine.operators.exact_ends import ExactEnds
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import Modulations
 from flashrt_ros.engine.towers.flow import FlowHeads
@@ -59,6 +60,7 @@ class Forward(Protocol):
     guide: GuideInputs
 
     def begin(self) -> None: ...
+    def run_layers(self, step: int) -> None: ...
     def velocity(self, step: int) -> Tensor: ...
     def modulations(self, step: int) -> Modulations: ...
     def residual(self, norm: int) -> Tensor: ...
@@ -86,6 +88,7 @@ class ExactDenoise:
         plans: Mapping[str, BackPlan] | None = None,
         eight_bits: bool = False,
         fused_attention: bool = False,
+        fused_ends: bool = False,
     ) -> None:
         self.operators, self.forward, self._backward = operators, forward, backward
         self.spec, self.cache = forward.spec, cache
@@ -101,11 +104,15 @@ class ExactDenoise:
             part: [pack_back(weight, eight_bits) for weight in self._weights[part]] for part in self._plans
         }
         self._allocate()
+        self._ends = self._fused_ends() if fused_ends else None
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
         self.forward.begin()
         for step in range(self.spec.steps):
+            if self._ends:
+                self._fused_step(self._ends, step)
+                continue
             velocity = self.forward.velocity(step)
             self._backward.pull(self.actions, velocity, self.guide, step, self._pull)
             product = self.product(step, self._pull)
@@ -115,17 +122,44 @@ class ExactDenoise:
         """`upstream` [H, A] times the Jacobian of the velocity that was computed last, fp32 [H, A]."""
         forward, modulations = self.forward, self.forward.modulations(step)
         self._rows(self._start[0]).copy_(forward.heads.velocity_gradient(upstream))
+        self._through_norm(2 * self.spec.expert.layers, self._start, modulations)
+        arriving = self._through_layers(modulations)
+        self._through_norm(0, arriving, modulations)
+        return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+
+    def _fused_step(self, ends: ExactEnds, step: int) -> None:
+        """A flow step forward and back, whose ends are kernels of their own."""
+        forward, modulations = self.forward, self.forward.modulations(step)
+        forward.run_layers(step)
+        last, before = 2 * self.spec.expert.layers, modulations[-2]
+        x, gate, heads = self._rows(forward.residual(last)), before and before.gate, forward.heads
+        out = heads.out_weight, heads.out_bias, self._rows(self._to_product)
+        ends.begin(step, x, modulations[-1], gate, *out)
+        arriving = self._through_layers(modulations)
+        if not self.spec.has_state_token:
+            ends.end(step, self._rows(forward.residual(0)), arriving, modulations[0], heads.into_actions)
+            return
+        self._through_norm(0, arriving, modulations)
+        product = heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+        self.operators.flow_step(self.actions, ends.velocity, self.guide, step, product)
+
+    def _fused_ends(self) -> ExactEnds:
+        velocity, gradient = torch.zeros_like(self.actions), self._rows(self._gradient)
+        return ExactEnds(self._backward.library, self.actions, velocity, self.guide, gradient)
+
+    def _through_layers(self, modulations: Modulations) -> Tensor:
+        """From the last layer's `_to_product` to what arrives at the first norm, [parts, rows, width]."""
         arriving = self._start
         for index in reversed(range(self.spec.expert.layers)):
-            self._through_norm(2 * index + 2, arriving, modulations)
+            if index + 1 < self.spec.expert.layers:
+                self._through_norm(2 * index + 2, arriving, modulations)
             self._through_gate(index)
             arriving = self._multiply('gate_up', index, self._to_gate_up)
             self._through_norm(2 * index + 1, arriving, modulations)
             attended = self._multiply('o', index, self._to_product)
             self._through_attention(index, attended[0])
             arriving = self._multiply('qkv', index, self._to_qkv)
-        self._through_norm(0, arriving, modulations)
-        return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+        return arriving
 
     def _allocate(self) -> None:
         """What arrives behind each product in parts, and what goes back into each, [padded rows, columns]."""

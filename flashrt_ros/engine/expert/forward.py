@@ -56,9 +56,13 @@ class FusedForward:
         if self.spec.has_state_token:
             self._buffers.base[0].copy_(self.heads.state_token(self.state))
 
+    def run_layers(self, step: int) -> None:
+        """A flow step up to its last layer: `residual` of the final norm."""
+        self._steps[step]()
+
     def velocity(self, step: int) -> Tensor:
         """The flow field at the actions, fp32 [H, A]."""
-        self._steps[step]()
+        self.run_layers(step)
         final = self.modulations(step)[-1]
         self.operators.norm(self.residual(2 * self.spec.expert.layers), self._final, None, modulation=final)
         return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])

@@ -63,6 +63,11 @@ class PlainDenoise:
 
     def velocity(self, step: int) -> Tensor:
         """The flow field at the actions, fp32 [H, A]."""
+        self.run_layers(step)
+        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
+
+    def run_layers(self, step: int) -> None:
+        """A flow step up to its final norm."""
         observer = self.layers[0]['qkv'].observer
         if observer is not None:
             observer.step = step
@@ -70,7 +75,6 @@ class PlainDenoise:
         self._run_tower(step)
         if observer is not None:
             observer.step = None
-        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
 
     def residual(self, norm: int) -> Tensor:
         """The residual stream that a norm, by order of use, has normalised, fp32 [padded rows, width]."""

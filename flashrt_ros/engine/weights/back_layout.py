@@ -39,8 +39,8 @@ def pack_back(weight: Tensor, eight_bits: bool) -> BackWeight:
 def _fragments(weight: Tensor) -> Tensor:
     """A warp has 16 columns; a lane (g, t) has of those g and g + 8, of every 16 of K 2t, 2t + 1, and 8 more.
 
-    Operand a of m64k16 is the transposed weight, its four registers begin at (g, 2t), (g + 8, 2t), (g, 2t + 8)
-    and (g + 8, 2t + 8).
+    Operand a of m64k16 is the transposed weight; its four registers begin at (g, 2t), (g + 8, 2t),
+    (g, 2t + 8) and (g + 8, 2t + 8).
     """
     depth, columns = weight.shape
     # of K: box, chunk, upper half, t, one of two; of columns: box, warp, lower eight, g
@@ -49,7 +49,7 @@ def _fragments(weight: Tensor) -> Tensor:
 
 
 def _narrow_fragments(weight: Tensor) -> Tensor:
-    """Likewise, two chunks of K in 16 bytes; column g of a word is in its odd bytes, g + 8 in the even ones."""
+    """Likewise, two chunks of K in 16 bytes; g is in the odd bytes of a word, g + 8 in the even ones."""
     depth, columns = weight.shape
     # of K: box, pair of chunks, chunk, upper half, t, one of two; of columns: box, warp, lower eight, g
     parts = weight.reshape(depth // BOX, 2, 2, 2, 4, 2, columns // BOX, 4, 2, 8).flip(8)

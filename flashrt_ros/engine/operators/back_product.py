@@ -47,7 +47,10 @@ def plan_product(
     slots: tuple[int, int] = (16, 8),
     early: bool = False,
 ) -> BackPlan:
-    """As many ranges as occupy BLOCKS; whole: the cluster adds all of them up."""
+    """As many ranges as occupy BLOCKS; whole: the cluster adds all of them up.
+
+    slots: of weights and of gradient at most; of gradient two at least, as one is given back a step later.
+    """
     boxes, tiles = depth // BOX, columns // BOX
     possible = [n for n in range(1, boxes + 1) if boxes % n == 0 and n * tiles <= BLOCKS] or [1]
     if whole:
@@ -56,9 +59,8 @@ def plan_product(
     largest = ranges if whole else min(most_cluster, ranges)
     cluster = max(n for n in (1, 2, 4) if ranges % n == 0 and n <= largest)
     steps = boxes // ranges
-    return BackPlan(
-        steps, ranges, cluster, min(slots[0], steps, MOST_SLOTS), min(slots[1], steps, MOST_SLOTS), early
-    )
+    weight_slots, row_slots = (min(count, steps, MOST_SLOTS) for count in (slots[0], max(2, slots[1])))
+    return BackPlan(steps, ranges, cluster, weight_slots, row_slots, early)
 
 
 def row_box(rows: int) -> int:

@@ -18,9 +18,9 @@
 // behind may start at once, else when this one has begun to work: a chain needs one such product between a
 // kernel that writes something and one that reads it before its wait.
 //
-// Grid (columns / 64, K / 64 / steps), clusters (1, CLUSTER), 192 threads: one warpgroup multiplies, a warp fetches weights, one the
-// gradient. Map: boxes of ROWS by 64 with the 128-byte swizzle. Dynamic shared memory: 1 KB, a ring of gradient boxes of
-// ROWS * 128 bytes, one of weight boxes of 8 KB (FP8: 4), and sums of 64 * ROWS * 4.
+// Grid (columns / 64, K / 64 / steps), clusters (1, CLUSTER), 128 * GROUPS + 64 threads: warpgroups take turns at the steps, a warp
+// fetches weights, one the gradient, in a ring of more than GROUPS boxes unless it holds all. Map: boxes of ROWS by 64 with the 128-byte swizzle. Dynamic shared memory: 1 KB, a ring of gradient boxes of
+// ROWS * 128 bytes, one of weight boxes of 8 KB (FP8: 4), and sums of GROUPS * 64 * ROWS * 4.
 // Gate and up of the action expert (K 8192, 1024 columns): 16.8 MB, 5.6 us at 3 TB/s (FP8: half). Sums have a fixed order.
 #include "tma.cuh"
 #include "wgmma.cuh"
@@ -34,8 +34,11 @@
 #ifndef ROWS
 #define ROWS 64
 #endif
+#ifndef GROUPS
+#define GROUPS 1
+#endif
 
-constexpr int BOX = 64, ROW_BOX = ROWS * 128, STEP_BYTES = FP8 ? 4096 : 8192, CONSUMERS = 128, MOST_SLOTS = 16;
+constexpr int BOX = 64, ROW_BOX = ROWS * 128, STEP_BYTES = FP8 ? 4096 : 8192, CONSUMERS = 128 * GROUPS, MOST_SLOTS = 16;
 constexpr int TILES = ROWS / 8, OWN = BOX / CLUSTER, VECTORS = OWN / 8, ITEMS = (ROWS * VECTORS + CONSUMERS - 1) / CONSUMERS;
 
 struct Barriers {
@@ -137,7 +140,7 @@ struct Consumer {
     for (int c = 0; c < 4; c++) multiply_chunk(d, a[c], swizzled_rows(rows + row_slot * ROW_BOX + c * 32));
     wgmma_commit();
     wgmma_wait<1>();
-    if (i > 0) warp_arrive(barriers.rows_empty + (i - 1) % row_slots, lane);
+    if (i >= GROUPS) warp_arrive(barriers.rows_empty + (i - GROUPS) % row_slots, lane);
   }
 };
 
@@ -153,9 +156,9 @@ __device__ __forceinline__ uint32_t address_at(const void* own, int rank) {
   return remote;
 }
 
-// Hand sums to who finishes their columns: sums [CLUSTER blocks][OWN columns][ROWS].
-__device__ __forceinline__ void exchange(const float (&d)[TILES][4], float* sums, uint64_t* barrier, int warp, int lane) {
-  const int rank = CLUSTER > 1 ? cluster_rank() : 0, column = (warp * 16 + lane / 4) % OWN, row = lane % 4 * 2;
+// Hand sums to who finishes their columns: sums [CLUSTER blocks * GROUPS][OWN columns][ROWS].
+__device__ __forceinline__ void exchange(const float (&d)[TILES][4], float* sums, uint64_t* barrier, int group, int warp, int lane) {
+  const int rank = (CLUSTER > 1 ? cluster_rank() * GROUPS : 0) + group, column = (warp * 16 + lane / 4) % OWN, row = lane % 4 * 2;
   float* place = sums + (rank * OWN + column) * ROWS + row;
   if (CLUSTER == 1) {
 #pragma unroll
@@ -163,7 +166,7 @@ __device__ __forceinline__ void exchange(const float (&d)[TILES][4], float* sums
       *reinterpret_cast<float2*>(place + t * 8) = make_float2(d[t][0], d[t][1]);
       *reinterpret_cast<float2*>(place + 8 * ROWS + t * 8) = make_float2(d[t][2], d[t][3]);
     }
-    asm volatile("bar.sync 1, 128;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
     return;
   }
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");  // all blocks have their barriers
@@ -190,7 +193,7 @@ struct Item {
 __device__ __forceinline__ Float8 gather(const float* sums, const Item& item, const float* scale) {
   Float8 out = {};
 #pragma unroll
-  for (int block = 0; block < CLUSTER; block++) {
+  for (int block = 0; block < CLUSTER * GROUPS; block++) {
 #pragma unroll
     for (int j = 0; j < 8; j++) out.v[j] += sums[(block * OWN + item.column + j) * ROWS + item.row];
   }
@@ -216,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 64)
     for (int i = 0; i < row_slots; i++) barrier_init(barriers.rows_full + i, 1), barrier_init(barriers.rows_empty + i, 4);
     barrier_init(&barriers.sums, 1);
     barrier_init_done();
-    if (CLUSTER > 1) barrier_expect(&barriers.sums, BOX * ROWS * 4);
+    if (CLUSTER > 1) barrier_expect(&barriers.sums, GROUPS * BOX * ROWS * 4);
   }
   __syncthreads();
   if (CLUSTER > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -251,15 +254,17 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 64)
   }
   float result[TILES][4] = {};
   uint32_t even[4][4], odd[4][4];
-  const Consumer consumer{barriers, weight_ring, row_ring, weight_slots, row_slots, warp, lane};
+  const int group = warp / 4;
+  const Consumer consumer{barriers, weight_ring, row_ring, weight_slots, row_slots, warp % 4, lane};
+  int i = group;
 #pragma unroll 1
-  for (int i = 0; i + 1 < steps; i += 2) {
+  for (; i + GROUPS < steps; i += 2 * GROUPS) {
     consumer.step(result, even, i);
-    consumer.step(result, odd, i + 1);
+    consumer.step(result, odd, i + GROUPS);
   }
-  if (steps % 2) consumer.step(result, even, steps - 1);
+  if (i < steps) consumer.step(result, even, i);
   finish_products(result);
-  exchange(result, sums, &barriers.sums, warp, lane);
+  exchange(result, sums, &barriers.sums, group, warp % 4, lane);
   wait_for_predecessor();  // no product has been finished before
   if (!GATED) out += (size_t)(blockIdx.y / CLUSTER) * 64 * columns;
 #pragma unroll

@@ -71,14 +71,17 @@ def test_published_sizes_occupy_the_gpu_and_leave_few_parts():
 
 
 @gpu
+@pytest.mark.parametrize('groups', [1, 2])
 @pytest.mark.parametrize('eight_bits', [False, True])
 @pytest.mark.parametrize('rows', [50, 64])
 @pytest.mark.parametrize(
     ('name', 'slots'), [(n, s) for n in SIZES for s in ((16, 8), (3, 2))] + [('tiny', (1, 1))]
 )
-def test_product_kernel(library, name, slots, rows, eight_bits):
+def test_product_kernel(library, name, slots, rows, eight_bits, groups):
     depth, columns = SIZES.get(name, (64, 64))
-    plan = plan_product(depth, columns, whole=name in ('down', 'o'), slots=slots, early=name == 'o')
+    plan = plan_product(
+        depth, columns, whole=name in ('down', 'o'), slots=slots, early=name == 'o', groups=groups
+    )
     gradient, weight = (normal(*sizes, dtype=torch.bfloat16) for sizes in ((64, depth), (depth, columns)))
     packed, out = pack_back(weight, eight_bits), poisoned(plan.parts, 64, columns)
     launch_product(library, plan, gradient, packed, out, rows)

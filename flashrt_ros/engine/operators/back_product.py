@@ -12,13 +12,15 @@ from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.cuda.tensor_map import tensor_map
 from flashrt_ros.engine.weights.back_layout import BOX, BackWeight
 
-BLOCKS, MOST_SLOTS, THREADS = 128, 16, 192
+BLOCKS, MOST_SLOTS = 128, 16
 
 
 @dataclass(frozen=True)
 class BackPlan:
     """How a product is divided: ranges of K of `steps` boxes each, the ranges that a cluster adds up, and how
-    many boxes of weights and of gradient a block has room for. early: the kernel behind may start at once."""
+    many boxes of weights and of gradient a block has room for. early: the kernel behind may start at once.
+    groups: warpgroups that multiply.
+    """
 
     steps: int
     ranges: int
@@ -26,6 +28,7 @@ class BackPlan:
     weight_slots: int
     row_slots: int
     early: bool = False
+    groups: int = 1
 
     @property
     def parts(self) -> int:
@@ -35,7 +38,7 @@ class BackPlan:
     def shared(self, rows: int, eight_bits: bool) -> int:
         """Bytes of dynamic shared memory."""
         boxes = self.row_slots * rows * 128 + self.weight_slots * BOX * BOX * (1 if eight_bits else 2)
-        return 1024 + boxes + BOX * rows * 4
+        return 1024 + boxes + self.groups * BOX * rows * 4
 
 
 def plan_product(
@@ -46,10 +49,11 @@ def plan_product(
     most_cluster: int = 4,
     slots: tuple[int, int] = (16, 8),
     early: bool = False,
+    groups: int = 1,
 ) -> BackPlan:
     """As many ranges as occupy BLOCKS; whole: the cluster adds all of them up.
 
-    slots: of weights and of gradient at most; of gradient two at least, as one is given back a step later.
+    slots: of weights and of gradient at most; of gradient more than `groups`, as each is given back late.
     """
     boxes, tiles = depth // BOX, columns // BOX
     possible = [n for n in range(1, boxes + 1) if boxes % n == 0 and n * tiles <= BLOCKS] or [1]
@@ -59,8 +63,10 @@ def plan_product(
     largest = ranges if whole else min(most_cluster, ranges)
     cluster = max(n for n in (1, 2, 4) if ranges % n == 0 and n <= largest)
     steps = boxes // ranges
-    weight_slots, row_slots = (min(count, steps, MOST_SLOTS) for count in (slots[0], max(2, slots[1])))
-    return BackPlan(steps, ranges, cluster, weight_slots, row_slots, early)
+    weight_slots, row_slots = (
+        min(count, steps, MOST_SLOTS) for count in (slots[0], max(groups + 1, slots[1]))
+    )
+    return BackPlan(steps, ranges, cluster, weight_slots, row_slots, early, groups)
 
 
 def row_box(rows: int) -> int:
@@ -69,7 +75,8 @@ def row_box(rows: int) -> int:
 
 
 def constants(plan: BackPlan, rows: int, eight_bits: bool, gated: bool) -> dict[str, int]:
-    return {'FP8': int(eight_bits), 'GATED': int(gated), 'CLUSTER': plan.cluster, 'ROWS': row_box(rows)}
+    sizes = {'CLUSTER': plan.cluster, 'ROWS': row_box(rows), 'GROUPS': plan.groups}
+    return {'FP8': int(eight_bits), 'GATED': int(gated), **sizes}
 
 
 def launch_product(
@@ -90,7 +97,7 @@ def launch_product(
     )
     kernel(
         (weight.columns // BOX, plan.ranges),
-        THREADS,
+        128 * plan.groups + 64,
         tensor_map(gradient, row_box(rows)),
         weight.boxes,
         weight.scale,
@@ -113,7 +120,10 @@ def empty_parts(plan: BackPlan, columns: int, device: torch.device) -> Tensor:
 
 
 def expert_plans(
-    sizes: Mapping[str, tuple[int, int]], slots: Mapping[str, tuple[int, int]], gate_up_cluster: int = 2
+    sizes: Mapping[str, tuple[int, int]],
+    slots: Mapping[str, tuple[int, int]],
+    gate_up_cluster: int = 2,
+    groups: int = 1,
 ) -> dict[str, BackPlan]:
     """Of the four products of a layer, by name; sizes: depth and columns, slots: of weights and of gradient.
 
@@ -122,7 +132,9 @@ def expert_plans(
     """
     return {
         'down': plan_product(*sizes['down'], whole=True, slots=slots['down'], early=True),
-        'gate_up': plan_product(*sizes['gate_up'], most_cluster=gate_up_cluster, slots=slots['gate_up']),
+        'gate_up': plan_product(
+            *sizes['gate_up'], most_cluster=gate_up_cluster, slots=slots['gate_up'], groups=groups
+        ),
         'o': plan_product(*sizes['o'], whole=True, slots=slots['o'], early=True),
         'qkv': plan_product(*sizes['qkv'], slots=slots['qkv']),
     }

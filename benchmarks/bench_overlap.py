@@ -69,7 +69,6 @@ class SeenEarly:
     def see(self, slot: int, image: CameraImage) -> None:
         with torch.cuda.stream(self.stream):
             self.frames.write_view(slot, f'view {slot}', image)
-            self.frames.send(2)
         self.graphs[slot].replay()
 
     def finish(self) -> None:

@@ -1,109 +1,127 @@
-"""The image path alone, from a message that has arrived to the network's input, ours and as it is usually
-written, on the same messages in the same process.
+"""The image path alone, from two cameras' stamp to the network's input, ours and as it is usually written.
 
-usual: typed callback, numpy view of the pixels, cv2.resize (or Pillow where OpenCV is missing) with padding,
-upload, float, scale to [-1, 1], channels first. ours: serialized take into the ring, and what the backend
-makes of a frame; on the CPU that is antialiased, which cv2.resize is not.
+usual: rclpy.spin, typed callbacks, numpy view of the pixels, cv2.resize (or Pillow without OpenCV) with
+padding, upload, float, scale to [-1, 1], channels first. ours: the sources of the policy node, and what the
+backend makes of the frames; on the CPU that is antialiased, which cv2.resize is not. Cameras are a process of
+their own, the same for both; their transport is in the figures.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
 import torch
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
-from benchmarks.e2e.camera import SENSOR, pictures, size_of, stamped
+from benchmarks.e2e.camera import SENSOR, topic_of
+from benchmarks.e2e.setting import VIEWS
 from benchmarks.e2e.stages import percentiles
+from demo.children import Family
 from flashrt_ros.frame import Frame
 from flashrt_ros.ingest.ring import FrameRing, pinned_memory, plain_memory
+from flashrt_ros.ingest.stream import stamp_ns
 from flashrt_ros.models.image import resize_with_pad
 from flashrt_ros.models.spec import PI05
 from flashrt_ros.nodes.frame_sources import DirectSource
 from flashrt_ros.pictures import CameraImage
 
-FRAMES = 200
+RATE_HZ, SECONDS = 60.0, 4.0
+WARM_UP = 30
+"""Frames that do not count."""
+
 SQUARE = 224
 
+Done = Callable[[int], None]
+"""Called with the stamp of the pictures [ns] that are the network's input now."""
 
-def compare(size: str, device: str, frames: int = FRAMES) -> dict[str, Any]:
-    """Milliseconds of each way and how many times faster ours is, for one camera of this size."""
-    rclpy.init()
-    node = rclpy.create_node('image_path')
-    try:
-        width, height = size_of(size)
-        messages = pictures(width, height)
-        found = {
-            'usual': _times(*_usual(node, device), node, messages, frames),
-            'ours': _times(*_ours(node, device), node, messages, frames),
-        }
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    usual, ours = (np.array(found[name]) for name in ('usual', 'ours'))
+
+def compare(size: str, device: str) -> dict[str, Any]:
+    """Milliseconds of each way, processor time that it takes, and how many times faster ours is."""
+    usual, usual_cpu = _measured(_usual, size, device)
+    ours, ours_cpu = _measured(_ours, size, device)
     return {
         'size': size,
         'device': device,
         'resize': _resize.__name__,
-        'usual_take_ms': percentiles(usual[:, 0]),
-        'ours_take_ms': percentiles(ours[:, 0]),
-        'usual_ms': percentiles(usual[:, 1]),
-        'ours_ms': percentiles(ours[:, 1]),
-        'times_faster': float(np.median(usual[:, 1]) / np.median(ours[:, 1])),
+        'usual_ms': percentiles(usual),
+        'ours_ms': percentiles(ours),
+        'usual_cpu_ms': usual_cpu,
+        'ours_cpu_ms': ours_cpu,
+        'times_faster': float(np.median(usual) / np.median(ours)),
     }
 
 
-Take = Callable[[], Any]
-"""A message of the reader, or None if there is none."""
+def _measured(
+    start: Callable[[Node, str, Done], Callable[[], None]], size: str, device: str
+) -> tuple[np.ndarray, float]:
+    """Milliseconds of each pair of pictures, and of processor for a pair (all threads of this process)."""
+    ready_ns: dict[int, int] = {}
 
-Prepare = Callable[[Any], None]
-"""What was taken -> the network's input."""
+    def done(stamp: int) -> None:
+        ready_ns[stamp] = time.time_ns()
+
+    rclpy.init()
+    node, executor = rclpy.create_node('image_path'), SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin)
+    stop = start(node, device, done)
+    spinning.start()
+    began = time.process_time()
+    try:
+        sent = _run_cameras(size)
+    finally:
+        executor.shutdown()
+        spinning.join()
+        stop()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    spent = time.process_time() - began
+    latencies = [(ready - stamp) * 1e-6 for stamp, ready in sorted(ready_ns.items())][WARM_UP:]
+    if len(latencies) < (sent - WARM_UP) / 2:
+        raise RuntimeError(f'only {len(ready_ns)} of {sent} pairs of frames came')
+    return np.array(latencies), spent / len(ready_ns) * 1e3
 
 
-def _times(
-    take: Take, prepare: Prepare, node: Node, messages: list[bytearray], frames: int
-) -> list[tuple[float, float]]:
-    """Milliseconds from a message that lies in the reader to when it is taken, and to the network's input."""
-    publisher = node.create_publisher(Image, 'camera', SENSOR)
-    time.sleep(0.5)
-    spent = []
-    for index in range(frames + 20):
-        publisher.publish(stamped(messages[index % len(messages)], time.time_ns()))
-        time.sleep(0.01)  # until it lies in the reader
-        begin = time.perf_counter()
-        found = take()
-        taken = time.perf_counter()
-        if found is None:
-            continue
-        prepare(found)
-        if index >= 20:
-            spent.append(((taken - begin) * 1e3, (time.perf_counter() - begin) * 1e3))
-    node.destroy_publisher(publisher)
-    if len(spent) < frames / 2:
-        raise RuntimeError(f'only {len(spent)} of {frames} frames came')
-    return spent
+def _run_cameras(size: str) -> int:
+    """Pictures that each camera has sent."""
+    with tempfile.TemporaryDirectory() as name:
+        family, log = Family(Path(name)), Path(name) / 'cameras.log'
+        arguments = ['--views', *VIEWS, '--size', size, '--rate', str(RATE_HZ), '--seconds', str(SECONDS)]
+        camera = family.start('cameras', 'benchmarks.e2e.camera', arguments)
+        try:
+            camera.process.wait(60.0)
+        finally:
+            family.end()
+        return int(json.loads(log.read_text().strip().splitlines()[-1])['sent'])
 
 
-def _usual(node: Node, device: str) -> tuple[Take, Prepare]:
-    subscription = node.create_subscription(Image, 'camera', lambda message: None, SENSOR)
+def _usual(node: Node, device: str, done: Done) -> Callable[[], None]:
+    ready: dict[str, int] = {}
+    inputs = torch.zeros(len(VIEWS), 3, SQUARE, SQUARE, device=device)
 
-    def take() -> Any:
-        taken = subscription.handle.take_message(Image, False)
-        return None if taken is None else taken[0]
-
-    def prepare(message: Any) -> None:
+    def keep(index: int, view: str, message: Image) -> None:
         pixels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
         tensor = torch.from_numpy(_letterbox(pixels)).to(device)
-        _ = (tensor.float() / 255 * 2 - 1).permute(2, 0, 1)[None].contiguous()
+        inputs[index] = (tensor.float() / 255 * 2 - 1).permute(2, 0, 1)
         if device == 'cuda':
             torch.cuda.synchronize()
+        ready[view] = stamp_ns(message.header.stamp)
+        if len(set(ready.values())) == 1 and len(ready) == len(VIEWS):
+            done(ready[view])
 
-    return take, prepare
+    for index, view in enumerate(VIEWS):
+        node.create_subscription(Image, topic_of(view), lambda m, i=index, v=view: keep(i, v, m), SENSOR)
+    return lambda: None
 
 
 def _letterbox(pixels: np.ndarray) -> np.ndarray:
@@ -116,35 +134,70 @@ def _letterbox(pixels: np.ndarray) -> np.ndarray:
     return square
 
 
-def _ours(node: Node, device: str) -> tuple[Take, Prepare]:
-    mapped = device == 'cuda'
-    ring = FrameRing(pinned_memory if mapped else plain_memory, mapped)
-    latest: list[Frame] = []
+class _Pairs:
+    """Frames of all views with the same stamp, for one thread that waits for them."""
 
-    class Latest:
-        def keep(self, frame: Frame) -> None:
-            latest[:] = [frame]
+    def __init__(self) -> None:
+        self._latest: dict[str, Frame] = {}
+        self._lock, self._complete = threading.Lock(), threading.Event()
+        self.ended = False
 
-        def drop(self, reason: str) -> None:
-            raise RuntimeError(reason)
+    def sink(self, view: str) -> Any:
+        class Sink:
+            def keep(sink, frame: Frame) -> None:
+                self._keep(view, frame)
 
-    DirectSource(node, 'camera', 'raw', ring).start(Latest())
-    waiting = next(one for one in node.waitables if type(one).__name__ == '_Frames')
+            def drop(sink, reason: str) -> None:
+                raise RuntimeError(reason)
 
-    def take() -> Frame | None:
-        latest.clear()
-        waiting.take_data()
-        return latest[0] if latest else None
+        return Sink()
 
-    return take, _preparation(device)
+    def wait(self) -> dict[str, Frame]:
+        self._complete.wait()
+        self._complete.clear()
+        with self._lock:
+            return {view: self._latest[view] for view in VIEWS} if not self.ended else {}
+
+    def end(self) -> None:
+        self.ended = True
+        self._complete.set()
+
+    def _keep(self, view: str, frame: Frame) -> None:
+        with self._lock:
+            self._latest[view] = frame
+            stamps = {one.stamp_ns for one in self._latest.values()}
+            complete = len(stamps) == 1 and len(self._latest) == len(VIEWS)
+        if complete:
+            self._complete.set()
 
 
-def _preparation(device: str) -> Callable[[Frame], None]:
-    """The network's input as the backends make it: on a GPU one kernel, which reads the slot itself."""
+def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
+    mapped, pairs, prepare = device == 'cuda', _Pairs(), _preparation(device)
+
+    def work() -> None:
+        while frames := pairs.wait():
+            prepare(frames)
+            done(min(frame.stamp_ns for frame in frames.values()))
+
+    rings = {view: FrameRing(pinned_memory if mapped else plain_memory, mapped) for view in VIEWS}
+    stops = [DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS]
+    worker = threading.Thread(target=work)
+    worker.start()
+
+    def stop() -> None:
+        for end in (*stops, pairs.end, worker.join):
+            end()
+
+    return stop
+
+
+def _preparation(device: str) -> Callable[[dict[str, Frame]], None]:
+    """The network's input as the backends make it: on a GPU one kernel, which reads the slots itself."""
     if device == 'cpu':
 
-        def on_cpu(frame: Frame) -> None:
-            resize_with_pad(CameraImage(frame).array('camera'), SQUARE, 'pil')
+        def on_cpu(frames: dict[str, Frame]) -> None:
+            for view, frame in frames.items():
+                resize_with_pad(CameraImage(frame).array(view), SQUARE, 'pil')
 
         return on_cpu
     from flashrt_ros.engine.cuda.device import find_gpu
@@ -152,12 +205,13 @@ def _preparation(device: str) -> Callable[[Frame], None]:
     from flashrt_ros.engine.frame_inputs import FrameInputs
 
     vision = PI05.vision
-    inputs = FrameInputs(KernelLibrary(find_gpu()), vision, 'pil', views=1)
-    patches = torch.empty(vision.tokens, inputs.sizes.columns, dtype=torch.bfloat16, device='cuda')
+    inputs = FrameInputs(KernelLibrary(find_gpu()), vision, 'pil', views=len(VIEWS))
+    rows = len(VIEWS) * vision.tokens
+    patches = torch.empty(rows, inputs.sizes.columns, dtype=torch.bfloat16, device='cuda')
 
-    def prepare(frame: Frame) -> None:
-        inputs.write({'camera': CameraImage(frame)})
-        inputs.launch(0, 1, patches)
+    def prepare(frames: dict[str, Frame]) -> None:
+        inputs.write({view: CameraImage(frame) for view, frame in frames.items()})
+        inputs.launch(0, len(VIEWS), patches)
         torch.cuda.synchronize()
 
     return prepare

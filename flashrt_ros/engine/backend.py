@@ -42,6 +42,7 @@ from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
 from flashrt_ros.models.guidance import guidance_refusals, make_guide
 from flashrt_ros.models.spec import PolicySpec
 from flashrt_ros.models.tensors import parameter_count
+from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import Guidance, Observation, PolicyOptions, Prediction
 from flashrt_ros.tracing import stage
 
@@ -146,14 +147,16 @@ class CudaPolicy:
     ) -> Callable[[], Prediction]:
         began = perf_counter()
         engine = self._require_engine()
-        start, guide = self._start(noise), None
-        self.processing.check(observation)
+        if not _only_frames(observation, self.processing.views):
+            self.processing.check(observation)
         frames = self.processing.frames(observation)
         before, number = self._flights[self._last], 1 - self._last
         flight = self._flights[number]
         with gpu_failures(self.info.name, self._abandon):
             flight.see(frames, before)
         # While the GPU sees:
+        self.processing.check(observation)
+        start, guide = self._start(noise), None
         if guidance is not None:
             guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
         tokens, state = self.processing.text_and_state(observation)
@@ -215,6 +218,12 @@ class CudaPolicy:
             return torch.randn(*shape, generator=self._generator)
         check_noise(noise, shape)
         return torch.from_numpy(noise)
+
+
+def _only_frames(observation: Observation, views: tuple[str, ...]) -> bool:
+    """Whether what the GPU sees first is checked when it is written for it (`FrameInputs.write_view`)."""
+    images = [observation.images.get(view) for view in views if view in observation.images]
+    return bool(images) and all(isinstance(image, CameraImage) for image in images)
 
 
 def _check_precision(gpu: Gpu, precision: str) -> None:

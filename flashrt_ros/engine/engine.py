@@ -14,6 +14,7 @@ GPU sees:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -76,6 +77,8 @@ class Engine:
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
+        # Not at the interpreter's end, when torch frees what it has in an order of its own.
+        weakref.finalize(self, library.context.return_stream, self.stream).atexit = False
         torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
         with torch.cuda.stream(self.stream):
             self.inputs = Inputs.allocate(spec, views, device)

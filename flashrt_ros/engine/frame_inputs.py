@@ -1,11 +1,12 @@
 """Camera frames as inputs of a captured graph: kernels/preprocess.cu and what it reads.
 
     inputs = FrameInputs(library, spec.vision, 'pil', views=2)
-    inputs.write({'front': image, 'wrist': image})      # on the engine's stream, before the graph
+    inputs.write({'front': image, 'wrist': image})      # before the graph, when the one before has seen
     inputs.launch(0, 2, patch_rows)                     # what the graph holds
 
-A frame may have any resolution, encoding and address: those are read on the device, so that nothing is ever
-captured again. Frames in memory that the GPU can read (`Frame.device_address`) are not touched by the CPU.
+A frame may have any resolution, encoding and address: every launch copies those to the device, so that
+nothing is ever captured again. Frames in memory that the GPU can read (`Frame.device_address`) are not
+touched by the CPU.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ class FrameInputs:
         self._lengths: dict[tuple[int, int], tuple[int, int]] = {}
         self._pinned = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
         self._staged = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
+        self._written: list[tuple[object, ...]] = [()] * views
         for view in range(views):
             self.write_view(view, 'warm-up', CameraImage.of(np.zeros((3, 4, 3), np.uint8)))
-        self.send(views)
 
     def write(self, images: Mapping[str, CameraImage]) -> None:
         """Prepare these frames, in this order, for `launch(0, len(images), ...)`, on the current stream.
@@ -122,35 +123,40 @@ class FrameInputs:
         """
         for slot, (view, image) in enumerate(images.items()):
             self.write_view(slot, view, image)
-        self.send(len(images))
 
     def launch(self, first: int, count: int, out: Tensor) -> None:
         """Slots from `first` on -> patch rows bf16 [count * patches, columns]. May be captured."""
         slots = slice(first, first + count)
+        self._geometry.send(slots)
         geometry, tables = self._geometry.device[slots], self._tables.device[slots]
         self._upload((UPLOAD_BLOCKS, count), THREADS, geometry)
         shared = self.sizes.shared if self._resize == 'pil' else 0
         grid = (*self.sizes.grid, count)
         self._kernel(grid, THREADS, geometry, tables, out, shared=shared, dependent=True)
 
-    def send(self, count: int) -> None:
-        """Copy what `write_view` left for the first slots to the device."""
-        self._geometry.send(slice(0, count))
-
     def write_view(self, slot: int, view: str, image: CameraImage) -> None:
-        """See `write`; `send` has to follow."""
+        """See `write`."""
+        source, data = self._addresses(slot, image)
+        shape = _shape(image)
+        if shape != self._written[slot]:  # it hardly ever changes
+            self._written[slot] = ()
+            self._write_geometry(slot, view, image)
+            self._written[slot] = shape
+        fields = self._fields[slot]
+        fields['source'], fields['data'] = source, data
+
+    def _write_geometry(self, slot: int, view: str, image: CameraImage) -> None:
         frame, size = image.frame, self.sizes.size
         encoding = check_frame(frame, view)
         width, height = image.framing.size(frame.width, frame.height, view)
         fitted = fitted_size(width, height, size, view)
         self._write_tables(slot, (width, height), fitted, view)
         first, along, down = image.framing.steps(frame.width, frame.height, view)
-        source, data = self._addresses(slot, image)
         wide = 0 if encoding.size == 1 else 1 + frame.is_bigendian
         border = (size - fitted[0]) // 2, (size - fitted[1]) // 2
         self._fields[slot] = (
-            source,
-            data,
+            0,
+            0,
             frame.data.size,
             frame.step,
             (frame.width, frame.height),
@@ -201,6 +207,13 @@ class FrameInputs:
             staged = torch.empty(frame.data.size + 16, dtype=torch.uint8, device=self._device)
             self._staged[slot] = staged
         return source, staged.data_ptr() + source % 16
+
+
+def _shape(image: CameraImage) -> tuple[object, ...]:
+    """All that the geometry of a frame is made of, except for where it lies."""
+    frame = image.frame
+    sizes = frame.width, frame.height, frame.step, frame.data.size
+    return (*sizes, frame.encoding, frame.is_bigendian, image.framing)
 
 
 class _Mirrored:

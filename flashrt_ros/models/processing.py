@@ -67,13 +67,13 @@ class Processing:
 
     def prepare(self, observation: Observation) -> Prepared:
         """Raises ObservationError for anything that the checkpoint cannot take."""
+        self.check(observation)
         tokens, state = self.text_and_state(observation)
         return Prepared(self.images(observation), tokens, state)
 
     def text_and_state(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """`Prepared.tokens` and `Prepared.state` of an observation that is checked as a whole; raises as
-        `prepare`."""
-        self.check(observation)
+        """`Prepared.tokens` and `Prepared.state` of an observation that has been checked. Raises
+        ObservationError for a prompt that is too long."""
         state = self.normalized_state(observation.state)
         tokens = self.tokens(observation.prompt, state)
         return torch.tensor([tokens]), self.padded_state(state)

@@ -12,12 +12,12 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from sensor_msgs.msg import JointState
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Limits
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
+from flashrt_ros.nodes.attending import Attendant
 from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
 from flashrt_ros.nodes.description import described_limits
@@ -26,7 +26,7 @@ from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
 from flashrt_ros.nodes.operator import OperatorInterface
 from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
-from flashrt_ros.nodes.polling import serialized, subscribe_polled
+from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import COMMAND
 from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
 
@@ -44,6 +44,8 @@ class ActionStreamer(ManagedNode):
         self._worker: CommandWorker | None = None
         self._loop: FixedRateLoop | None = None
         self._inputs: list[Any] = []
+        self._states: PolledStates | None = None
+        self._chunks: Attendant | None = None
         self._outputs: list[Any] = []
         self._operator: OperatorInterface | None = None
         self._watchdog: Any = None
@@ -73,10 +75,12 @@ class ActionStreamer(ManagedNode):
             'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
+        self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
         self._inputs = [
-            self.create_subscription(ActionChunk, 'action_chunk', self._take_chunk, COMMAND),
-            subscribe_polled(self, JointState, config.joint_states.topic),
+            self.create_subscription(ActionChunk, 'action_chunk', never, COMMAND, callback_group=Polled()),
+            self._states.subscription,
         ]
+        self._chunks = Attendant(self, self._inputs[0], self._take_chunk)
         self._operator = OperatorInterface(self, config, self._act, self._worker.deadman)
         self._watchdog = self.create_timer(
             WATCH_S, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -96,6 +100,8 @@ class ActionStreamer(ManagedNode):
             self._worker.come_to_rest(self.ending or 'deactivated')
 
     def teardown(self) -> None:
+        if self._chunks is not None:
+            self._chunks.stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         if self._watchdog is not None:
@@ -105,7 +111,7 @@ class ActionStreamer(ManagedNode):
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
         self._inputs, self._outputs = [], []
-        self._worker = self._loop = self._operator = self._watchdog = None
+        self._worker = self._loop = self._operator = self._watchdog = self._chunks = self._states = None
 
     def config_changed(self, config: RobotConfig) -> None:
         if self._worker is not None:
@@ -154,17 +160,15 @@ class ActionStreamer(ManagedNode):
         if self._priority is not None:
             outrank(self._priority)
 
-    def _take_states(self) -> None:
-        for message in serialized(self._inputs[1]):
-            self._worker.keep_state(message)
-
-    def _take_chunk(self, message: ActionChunk) -> None:
-        self._take_states()
-        if self.state == 'active':
-            self._worker.take_chunk(message)
+    def _take_chunk(self) -> None:
+        """By the thread that waits for chunks: they come in time also while the executor is busy."""
+        taken = self._inputs[0].handle.take_message(ActionChunk, False)
+        self._states.take()
+        if taken is not None and self.state == 'active':
+            self._worker.take_chunk(taken[0])
 
     def _watch(self) -> None:
-        self._take_states()
+        self._states.take()
         if self.state == 'active':
             self._worker.watch(self._loop.failure)
 

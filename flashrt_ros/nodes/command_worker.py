@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import JointState
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import ActionKinds, ChunkError, ExecutorSettings, Limits, Phase, chunk_from_message
@@ -27,6 +25,7 @@ from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_message
 from flashrt_ros.nodes.output import ChunkOutput, StepOutput
+from flashrt_ros.nodes.polling import UnreadState
 from flashrt_ros.tracing import stage
 
 REST_S = 2.0
@@ -34,7 +33,8 @@ REST_S = 2.0
 
 
 class CommandWorker:
-    """`tick` is called by the command thread, everything else by the node's executor.
+    """`tick` is called by the command thread, `take_chunk` by one that waits for chunks, `keep_state` by any,
+    one at a time, everything else by the node's executor.
 
     tell: publishes on executing_chunk. stopped: called with True and False when motion is stopped and
     allowed.
@@ -63,6 +63,7 @@ class CommandWorker:
         self._lock, self._telling = threading.RLock(), threading.Lock()
         self._clock, self._output = clock, output
         self._tell, self._tell_stopped = tell, stopped
+        self._taking = False
         self._told: object = None
         self._told_stopped: bool | None = None
 
@@ -112,16 +113,17 @@ class CommandWorker:
         """Forget all motion: the next chunk starts from standstill."""
         with self._lock:
             self._motion.begin()
+            self._taking = True
         self._announce(self._clock.now().nanoseconds)
 
-    def keep_state(self, message: bytes) -> None:
+    def keep_state(self, message: bytes, received_ns: int) -> None:
         """message: a serialized JointState. Few are ever read; bytes cost the garbage collector nothing."""
         try:
             stamp_ns = header_stamp_ns(message)
         except MalformedMessage as error:
             self.state.drop(str(error))
             return
-        self.state.put(message, stamp_ns, self._clock.now().nanoseconds)
+        self.state.put(message, stamp_ns, received_ns)
         self._history.add(stamp_ns, message)
 
     def take_chunk(self, message: ActionChunk) -> None:
@@ -139,6 +141,8 @@ class CommandWorker:
             return
         measured = self._measured(now_ns)
         with self._lock:
+            if not self._taking:
+                return
             refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), measured)
             self._told = None  # every chunk is answered, also a refused one
         self._announce(now_ns)
@@ -199,6 +203,7 @@ class CommandWorker:
         """Send the way to rest and the safe action, last of all. The command thread must have ended."""
         now_ns, until = self._clock.now().nanoseconds, time.monotonic() + REST_S
         with self._lock:
+            self._taking = False
             self._motion.end(reason)
             moving = True
             while moving:
@@ -261,13 +266,7 @@ class CommandWorker:
             return None
 
     def _positions(self, message: bytes) -> np.ndarray:
-        try:
-            state = deserialize_message(message, JointState)
-        except RuntimeError as error:
-            raise ObservationError(
-                f'{len(message)} bytes are no JointState: {error}', STATE, 'check who publishes it'
-            ) from error
-        return self._joints.positions(state)
+        return self._joints.positions(UnreadState(message))
 
 
 def _named(stops: dict[str, int]) -> dict[str, int]:

@@ -7,12 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.subscription import Subscription
-from rclpy.waitable import NumberOfEntities, Waitable
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashrt_ros.errors import BackendError
@@ -20,7 +18,8 @@ from flashrt_ros.frame import FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
-from flashrt_ros.nodes.polling import Unattended, never
+from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.nodes.polling import Polled, never
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
 
@@ -62,13 +61,13 @@ class DirectSource:
         """See `FrameSource.start`."""
         node = self._node
         subscription = subscribe_latest(
-            node, _TYPES[self._transport], self._topic, never, Unattended(), LATEST_FRAMES
+            node, _TYPES[self._transport], self._topic, never, Polled(), LATEST_FRAMES
         )
-        waiting = _Frames(node, subscription, self._transport, self._ring, sink)
-        node.add_waitable(waiting)
+        frames = _Frames(node, subscription, self._transport, self._ring, sink)
+        attendant = Attendant(node, subscription, frames.take_one)
 
         def stop() -> None:
-            node.remove_waitable(waiting)
+            attendant.stop()
             node.destroy_subscription(subscription)
 
         return stop
@@ -93,48 +92,18 @@ def frame_source(
     return DirectSource(node, topic, transport, make_ring())
 
 
-class _Frames(Waitable):
-    """Waits for messages of a subscription and takes one after the other; the last one wins."""
+class _Frames:
+    """Takes the messages of a subscription, one at each call; the last one wins."""
 
     def __init__(
         self, node: Node, subscription: Subscription[Any], transport: str, ring: FrameRing, sink: FrameSink
     ) -> None:
-        super().__init__(node.default_callback_group)
-        self._handle, self._clock = subscription.handle, node.get_clock()
+        self._clock = node.get_clock()
         self._take, self._layout = SerializedTake(subscription, ring), Repeated(transport)
         self._ring, self._sink = ring, sink
-        self._index = 0
         self._sequence = 0
 
-    def __enter__(self) -> None:
-        self._handle.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._handle.__exit__(kind, error, traceback)
-
-    def get_num_entities(self) -> NumberOfEntities:
-        return NumberOfEntities(num_subs=1)
-
-    def add_to_wait_set(self, wait_set: Any) -> None:
-        self._index = wait_set.add_subscription(self._handle)
-
-    def is_ready(self, wait_set: Any) -> bool:
-        return bool(wait_set.is_ready('subscription', self._index))
-
-    def take_data(self) -> None:
-        """Here rather than in `execute`: what is left in the reader would wake the executor at once, as it
-        is meant to do where more than one message has come."""
-        self._take_one()
-
-    async def execute(self, taken_data: None) -> None:
-        pass
-
-    def _take_one(self) -> None:
+    def take_one(self) -> None:
         slot = self._ring.free_slot()
         try:
             size = self._take(slot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 
@@ -28,8 +30,9 @@ def chunk_to_message(chunk: Chunk, now_ns: int) -> ActionChunk:
     message.start, message.step = to_time(chunk.start_ns), to_duration(chunk.step_ns)
     message.horizon, message.action_dim = chunk.actions.shape
     message.names = list(chunk.names)
-    message.kinds = [ActionChunk.JOINT_POSITION] * len(chunk.names)
-    message.data = chunk.actions.astype(np.float32).ravel().tolist()
+    # Arrays are taken as they are; of lists every value is checked, which takes longer than all the rest.
+    message.kinds = array('B', [ActionChunk.JOINT_POSITION] * len(chunk.names))
+    message.data = array('f', chunk.actions.astype(np.float32).tobytes())
     message.prefix = chunk.prefix
     message.delay = chunk.rows_due(now_ns)
     return message

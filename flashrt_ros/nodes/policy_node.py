@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import STRATEGIES
-from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
@@ -31,8 +30,10 @@ from flashrt_ros.nodes.loop import FixedRateLoop
 from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
 from flashrt_ros.nodes.policy_worker import PolicyWorker
-from flashrt_ros.nodes.qos import COMMAND, RECORD, subscribe_latest
+from flashrt_ros.nodes.polling import PolledStates
+from flashrt_ros.nodes.qos import COMMAND, RECORD
 from flashrt_ros.policy import Policy
+from flashrt_ros.scheduling import switch_quickly
 
 _SECTIONS = (
     'robot',
@@ -49,6 +50,9 @@ _SECTIONS = (
     'tracing',
 )
 
+LISTEN_S = 0.05
+"""How often joint states are taken while no inference asks for them, so that all of them are counted."""
+
 
 class PolicyNode(ManagedNode):
     """configure loads and warms up the policy; activate starts the worker; deactivate stops it first."""
@@ -60,6 +64,8 @@ class PolicyNode(ManagedNode):
         self._inputs: list[Any] = []
         self._stop_frames: list[Callable[[], None]] = []
         self._outputs: list[Any] = []
+        self._states: PolledStates | None = None
+        self._listening: Any = None
         self._reset: Any = None
         self._epoch = 0
         self._monitor: diagnostics.InputMonitor | None = None
@@ -105,6 +111,8 @@ class PolicyNode(ManagedNode):
             stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
+        if self._listening is not None:
+            self.destroy_timer(self._listening)
         if self._reset is not None:
             self.destroy_service(self._reset)
         for publisher in self._outputs:
@@ -114,7 +122,7 @@ class PolicyNode(ManagedNode):
         if self._worker is not None:
             self._worker.ingest.decoding.close()
         self._stop_frames, self._inputs, self._outputs = [], [], []
-        self._policy = self._worker = self._loop = self._reset = None
+        self._policy = self._worker = self._loop = self._reset = self._states = self._listening = None
 
     def config_changed(self, config: RobotConfig) -> None:
         if self._worker is not None:
@@ -148,10 +156,11 @@ class PolicyNode(ManagedNode):
             make_ring = functools.partial(ring_of, config)
             source = frame_source(self, camera.topic, camera.transport, config.ingest.source, make_ring)
             self._stop_frames.append(source.start(worker.ingest.streams[view]))
-        self._inputs.append(
-            subscribe_latest(
-                self, JointState, config.joint_states.topic, functools.partial(worker.keep, STATE)
-            )
+        self._states = PolledStates(self, config.joint_states.topic, worker.keep_state)
+        worker.take_states = self._states.take
+        self._inputs.append(self._states.subscription)
+        self._listening = self.create_timer(
+            LISTEN_S, self._states.take, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         executing = self.create_subscription(ActionChunk, 'executing_chunk', worker.keep_executing, COMMAND)
         prompts = self.create_subscription(String, config.prompt_topic, self._take_prompt, COMMAND)
@@ -170,6 +179,7 @@ class PolicyNode(ManagedNode):
 
 
 def main(args: list[str] | None = None) -> int:
+    switch_quickly()  # of the process, not of the node: others may run beside it in theirs
     return run(PolicyNode, args)
 
 

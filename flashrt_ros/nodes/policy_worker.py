@@ -17,11 +17,14 @@ from flashrt_ros.control import Plan, Planner, PlannerSettings
 from flashrt_ros.control.chunk import ChunkError
 from flashrt_ros.errors import FlashRTError
 from flashrt_ros.ingest import Blocked, Ingest, Taken
+from flashrt_ros.ingest.cdr import MalformedMessage, header_stamp_ns
 from flashrt_ros.ingest.gates import Limits
+from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
+from flashrt_ros.nodes.polling import UnreadState
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.policy import Policy
 from flashrt_ros.tracing import stage
@@ -34,7 +37,8 @@ class PolicyWorker:
     """Every tick ends in one InferenceStats, whatever happens; but with sync a tick before the end of a chunk
     is none.
 
-    `tick` is called by one thread; `keep` and `apply` by another.
+    `tick` is called by one thread; `keep_state` and `apply` by others.
+    take_states: called when joint states are needed; gives them to `keep_state`.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class PolicyWorker:
         self._planner = Planner(
             policy, self.ingest.joints, config.rates.action_rate_hz, PlannerSettings.of(config)
         )
+        self.take_states: Callable[[], None] = lambda: None
         self._wanted_epoch: int | None = None
         self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._writer = StatsWriter(
@@ -62,9 +67,13 @@ class PolicyWorker:
         )
         self._publish_chunk, self._publish_stats = publish_chunk, publish_stats
 
-    def keep(self, name: str, message: Any) -> None:
-        """Keep the latest message of an input; cheap, because frames come while inference runs."""
-        self.ingest.offer(name, message, self._clock.now().nanoseconds)
+    def keep_state(self, message: bytes, received_ns: int) -> None:
+        """message: a serialized JointState. received_ns: ROS time. One call at a time."""
+        state = self.ingest.streams[STATE]
+        try:
+            state.put(UnreadState(message), header_stamp_ns(message), received_ns)
+        except MalformedMessage as error:
+            state.drop(str(error))
 
     def apply(self, config: RobotConfig) -> None:
         """Use the dynamic values of a configuration from the next tick on."""
@@ -111,6 +120,7 @@ class PolicyWorker:
             self._wanted_epoch = None
         if not self._planner.due(now_ns):
             return
+        self.take_states()
         outcome = self.ingest.observe(now_ns)
         if isinstance(outcome, Blocked):
             self.counts.ticks_blocked += 1

@@ -38,7 +38,7 @@ class _Allocator(ctypes.Structure):
     )
 
 
-class _Bytes(ctypes.Structure):
+class SerializedMessage(ctypes.Structure):
     """rcutils_uint8_array_t, also called rcl_serialized_message_t."""
 
     _fields_ = (
@@ -66,7 +66,7 @@ class SerializedTake:
         Returns its length in bytes, or None if there was nothing to take. Raises TakeError.
         """
         self._slot, self._trouble = slot, ''
-        message = _Bytes(allocator=self._allocator)
+        message = SerializedMessage(allocator=self._allocator)
         if slot is not None:
             message.buffer, message.buffer_capacity = slot.address, slot.capacity
         try:
@@ -116,11 +116,11 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     """librcl and librcutils, which rclpy has loaded."""
     rcl, utils = ctypes.CDLL('librcl.so'), ctypes.CDLL('librcutils.so')
     rcl.rcl_take_serialized_message.restype = c_int
-    rcl.rcl_take_serialized_message.argtypes = (c_void_p, POINTER(_Bytes), c_void_p, c_void_p)
+    rcl.rcl_take_serialized_message.argtypes = (c_void_p, POINTER(SerializedMessage), c_void_p, c_void_p)
     utils.rcutils_uint8_array_init.restype = c_int
-    utils.rcutils_uint8_array_init.argtypes = (POINTER(_Bytes), c_size_t, POINTER(_Allocator))
+    utils.rcutils_uint8_array_init.argtypes = (POINTER(SerializedMessage), c_size_t, POINTER(_Allocator))
     utils.rcutils_uint8_array_resize.restype = c_int
-    utils.rcutils_uint8_array_resize.argtypes = (POINTER(_Bytes), c_size_t)
+    utils.rcutils_uint8_array_resize.argtypes = (POINTER(SerializedMessage), c_size_t)
     utils.rcutils_reset_error.restype, utils.rcutils_reset_error.argtypes = None, ()
     return rcl, utils
 
@@ -157,7 +157,7 @@ def _layout_agrees(utils: ctypes.CDLL) -> bool:
         return ctypes.addressof(memory)
 
     allocator = _allocator(grow)
-    guarded = (_Bytes * 2)()
+    guarded = (SerializedMessage * 2)()
     before = bytes(guarded[1])
     first = utils.rcutils_uint8_array_init(byref(guarded[0]), 24, byref(allocator))
     second = utils.rcutils_uint8_array_resize(byref(guarded[0]), 48)

@@ -212,7 +212,7 @@ def test_auto_falls_back_with_the_reason_and_direct_refuses(graph, monkeypatch):
 
 def test_another_layout_of_the_librarys_structures_is_recognised(monkeypatch):
     assert serialized_take.unavailable() == ''
-    fields = [('length', serialized_take.c_size_t), *serialized_take._Bytes._fields_]
-    other = type('_Bytes', (serialized_take.ctypes.Structure,), {'_fields_': tuple(fields)})
-    monkeypatch.setattr(serialized_take, '_Bytes', other)
+    fields = [('length', serialized_take.c_size_t), *serialized_take.SerializedMessage._fields_]
+    other = type('SerializedMessage', (serialized_take.ctypes.Structure,), {'_fields_': tuple(fields)})
+    monkeypatch.setattr(serialized_take, 'SerializedMessage', other)
     assert 'another layout' in serialized_take.unavailable()

@@ -1,7 +1,8 @@
 """The fused action expert step by step, keeping what the way back of exact guidance needs.
 
 The kernel is that of `expert.loop`, compiled to run one flow step and to write also what each norm
-normalises, the rotated queries, keys and values, and gate and up (kernels/expert_arguments.cuh, Kept).
+normalises, the rotated queries, keys and values, attention's result and sums, and gate and up
+(kernels/expert_arguments.cuh, Kept).
 """
 
 from __future__ import annotations
@@ -60,13 +61,6 @@ class FusedForward:
         """A flow step up to its last layer: `residual` of the final norm."""
         self._steps[step]()
 
-    def velocity(self, step: int) -> Tensor:
-        """The flow field at the actions, fp32 [H, A]."""
-        self.run_layers(step)
-        final = self.modulations(step)[-1]
-        self.operators.norm(self.residual(2 * self.spec.expert.layers), self._final, None, modulation=final)
-        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
-
     def modulations(self, step: int) -> Modulations:
         """Of every norm in order of use."""
         return expert_modulations(self.spec, self.heads, self.guide.frozen, step)
@@ -83,7 +77,7 @@ class FusedForward:
         """bf16 [64, 2 * mlp]."""
         return self._kept['gate_up'][layer]
 
-    def attended(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def attended(self, layer: int) -> tuple[Tensor, Tensor]:
         """The result bf16 [64, heads * dim], and log2 of its sums of exponentials fp32 [64, heads]."""
         return self._kept['attended'][layer], self._kept['log_sums'][layer]
 
@@ -93,7 +87,6 @@ class FusedForward:
         def buffer(count: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(count, ROWS, columns, dtype=dtype, device=self.device)
 
-        self._final = buffer(1, tower.width)[0]
         self._kept = {
             'x': buffer(2 * tower.layers + 1, tower.width, torch.float32),
             'queries': buffer(tower.layers, tower.heads * tower.head_dim),

@@ -11,6 +11,20 @@ from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators.forward import Modulation
 
 
+def refusal(width: int, actions: int) -> str:
+    """Why there is no kernel for a residual stream and actions of these widths; '' where there is."""
+    if width > 1024 or width % 128:
+        return f'the ends of a flow step take widths of 128, 256, ..., 1024, not of {width}'
+    if actions > 32 or actions % 8:
+        return f'the ends of a flow step take 8, 16, 24 or 32 actions, not {actions}'
+    return ''
+
+
+def ends_build(width: int, actions: int) -> tuple[str, dict[str, int]]:
+    """Kernel file and constants."""
+    return 'exact_ends', {'WIDTH': width, 'ACTIONS': actions}
+
+
 @dataclass(frozen=True)
 class ExactEnds:
     """Of one chunk: actions and velocity fp32 [H, A], which the kernels read and write.
@@ -23,6 +37,7 @@ class ExactEnds:
     velocity: Tensor
     guide: GuideInputs
     gradient: Tensor
+    most_shared: bool = True
 
     def begin(
         self,
@@ -61,6 +76,6 @@ class ExactEnds:
         return 1 - step / len(self.guide.gammas)
 
     def _launch(self, name: str, *arguments: Tensor | int | float | None) -> None:
-        rows, actions = self.actions.shape
-        kernel = self.library.kernel('exact_ends', name, WIDTH=self.gradient.shape[1], ACTIONS=actions)
-        kernel(rows, 256, *arguments, dependent=True)
+        file, constants = ends_build(self.gradient.shape[1], self.actions.shape[1])
+        kernel, rows = self.library.kernel(file, name, **constants), len(self.actions)
+        kernel(rows, 256, *arguments, dependent=True, most_shared=self.most_shared)

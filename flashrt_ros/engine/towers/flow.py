@@ -96,14 +96,8 @@ class FlowHeads:
         """Normed tokens [H, width] -> velocities fp32 [H, A]."""
         return self._linear(tokens.float(), 'action_out_proj')
 
-    def velocity_gradient(self, upstream: Tensor) -> Tensor:
-        """The gradient of the normed tokens, fp32 [H, width], from that of the velocities."""
-        return upstream @ self._weights['flow.action_out_proj.weight']
-
     def embed_gradient(self, upstream: Tensor, actions: Tensor, step: int) -> Tensor:
-        """The gradient of the actions at a step, fp32 [H, A], from that of their tokens."""
-        if not self.spec.has_state_token:
-            return F.linear(upstream, self.into_actions)
+        """The gradient of pi0's actions at a step, fp32 [H, A], from that of their tokens."""
         mixing = self._weights['flow.action_time_mlp_in.weight']
         mixed = F.linear(self._linear(actions, 'action_in_proj'), mixing) + self.table[step]
         inner = upstream @ self._weights['flow.action_time_mlp_out.weight']

@@ -188,6 +188,14 @@ def test_heads_without_kernels_are_refused_with_the_reason(dim, refused):
     assert (f'not of {dim}' in reason) == refused
 
 
+@pytest.mark.parametrize(
+    ('width', 'actions', 'named'), [(2048, 32, '2048'), (192, 32, '192'), (1024, 7, '7')]
+)
+def test_ends_without_kernels_are_refused_with_the_reason(width, actions, named):
+    spec = replace(NANO_PI05, expert=replace(NANO_PI05.expert, width=width), action_dim=actions)
+    assert named in refusal(spec)
+
+
 @gpu
 @pytest.mark.parametrize(
     ('depth', 'columns'), [(8192, 1024), (1024, 4096), (2560, 1024), (1024, 2048), (64, 64)]

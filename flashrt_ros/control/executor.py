@@ -100,6 +100,10 @@ class Executor:
         self._timeline.clear(now_ns)
         self._blend = None
 
+    def starts_from_measured(self, now_ns: int) -> bool:
+        """Whether `accept` needs to know where the robot is: nothing was commanded, or time begins anew."""
+        return self._previous is None or self._jumped_back(now_ns)
+
     def accept(self, chunk: Chunk, now_ns: int, measured: np.ndarray | None) -> str:
         """Take a new chunk. measured: float64 [D], where the robot is; needed to start from standstill.
 
@@ -256,13 +260,16 @@ class Executor:
 
     def _notice_clock_jump(self, now_ns: int) -> None:
         """Time that jumped back began anew: so does the motion. A stop stays a stop."""
-        if now_ns < self._now_ns - CLOCK_JUMP_NS:
+        if self._jumped_back(now_ns):
             self.counts.clock_jumps += 1
             if self._stopped_by is None:
                 self.reset()
             else:
                 self._timeline.clear()
         self._now_ns = now_ns
+
+    def _jumped_back(self, now_ns: int) -> bool:
+        return now_ns < self._now_ns - CLOCK_JUMP_NS
 
     def _new_timeline(self) -> Timeline:
         settings = self._settings

@@ -69,6 +69,10 @@ class Motion:
         self.executor.reset()
         self._stopped = ''
 
+    def starts_from_measured(self, ros_ns: int) -> bool:
+        """Whether `accept` needs to know where the robot is; else it goes on from the last command."""
+        return self.supervisor.awaits_chunk or self.executor.starts_from_measured(ros_ns)
+
     def accept(self, chunk: Chunk, ros_ns: int, wall_ns: int, measured: np.ndarray | None) -> str:
         """Take a new chunk; see `Executor.accept`. Returns why it was refused, or ''.
 

@@ -8,8 +8,9 @@ each of them with the prompt sizes of `prompt_sizes`. The length inside a size i
 nothing is ever captured again. They are two, so that the host can turn state and prompt into tokens while the
 GPU sees:
 
-    engine.write_frames(frames); engine.see()
-    engine.write_inputs(tokens, state, noise); engine.act()
+    with torch.cuda.stream(engine.stream):
+        engine.write_frames(frames); engine.see()
+        engine.write_inputs(tokens, state, noise); engine.act()
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Engine:
         torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
         with torch.cuda.stream(self.stream):
             self.inputs = Inputs.allocate(spec, views, device)
-            self.frames = FrameInputs(library, spec.vision, resize, views) if resize else None
+            frames = FrameInputs(library, spec.vision, resize, views, self.stream) if resize else None
+            self.frames = frames
             self.cache = PrefixCache.allocate(spec, views, device)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
@@ -158,11 +160,11 @@ class Engine:
         views = len(images)
         if not 1 <= views <= self.views:
             raise ObservationError(f'{views} images came', 'images', f'give 1 to {self.views}')
-        with torch.cuda.stream(self.stream):
-            if isinstance(images, Tensor):
+        if isinstance(images, Tensor):
+            with torch.cuda.stream(self.stream):
                 self.inputs.images[:views].copy_(images, non_blocking=True)
-            elif self.frames is not None:
-                self.frames.write(images)
+        elif self.frames is not None:
+            self.frames.write(images)
         self._views = views
 
     def write_inputs(
@@ -202,16 +204,17 @@ class Engine:
 
     def replay(self) -> None:
         """Launch both graphs for what was written last; returns at once."""
-        self.see()
-        self.act()
+        with torch.cuda.stream(self.stream):
+            self.see()
+            self.act()
 
     def see(self) -> None:
-        """Launch what needs the frames alone; returns at once."""
-        self._seeing[self._views].replay()
+        """Launch what needs the frames alone; returns at once. The engine's stream has to be current."""
+        self._seeing[self._views].launch()
 
     def act(self) -> None:
-        """Launch the rest; returns at once."""
-        self._acting[self._chosen].replay()
+        """Launch the rest, as `see`."""
+        self._acting[self._chosen].launch()
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage in the last replay; call after `read`."""

@@ -25,8 +25,9 @@ class Flight:
         self._frames: Mapping[str, CameraImage] = {}
         spec = engine.spec
         self._result = torch.empty(spec.horizon, spec.action_dim, pin_memory=True)
-        self._staged, self._seen = torch.cuda.Event(), torch.cuda.Event()
+        self._staged = torch.cuda.Event()
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._seen = self._started = False
 
     def see(self, frames: Mapping[str, CameraImage], before: Flight | None) -> None:
         """Stage the frames and launch what needs them alone; returns at once, and `start` has to follow.
@@ -34,33 +35,47 @@ class Flight:
         before: the flight started last. Its inputs must have left the host memory that all flights share.
         """
         engine = self._engine
-        self._end.synchronize()  # a result that nobody waited for
-        self._seen.synchronize()  # a start that never came
+        self._finish()
         self._frames = {view: pinned(image) for view, image in frames.items()}
         if before is not None:
-            before._staged.synchronize()
+            before._leave_the_host()
         engine.write_frames(self._frames)
         with torch.cuda.stream(engine.stream):
             self._begin.record()
+            self._seen = True
             engine.see()
-            self._seen.record()
 
     def start(self, inputs: Mapping[str, Tensor], guide: Guide | None) -> None:
         """Stage the rest and launch it; returns at once. inputs: tokens, state, noise as `Engine.write`."""
         engine = self._engine
         staged = {name: self._pin(name, tensor) for name, tensor in inputs.items()}
-        engine.write_inputs(**staged, guide=guide)
         with torch.cuda.stream(engine.stream):
+            engine.write_inputs(**staged, guide=guide)
             self._staged.record()
             engine.act()
             self._result.copy_(engine.actions, non_blocking=True)
             self._end.record()
+        self._seen, self._started = False, True
 
     def land(self) -> Tensor:
         """Wait for the actions, fp32 [H, A] on the host; valid until the next start."""
-        self._end.synchronize()
+        self._finish()
         self._frames = {}
         return self._result
+
+    def _finish(self) -> None:
+        """Wait for what was launched. Events are waited for only then: each costs as long as a launch."""
+        if self._seen:  # a start that never came
+            self._engine.stream.synchronize()
+        if self._started:
+            self._end.synchronize()
+        self._seen = self._started = False
+
+    def _leave_the_host(self) -> None:
+        if self._seen:
+            self._engine.stream.synchronize()
+        elif self._started:
+            self._staged.synchronize()
 
     def seconds(self) -> float:
         """On the GPU, from the staged frames to the actions; call after `land`."""

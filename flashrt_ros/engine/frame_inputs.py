@@ -98,9 +98,20 @@ class Sizes:
 
 
 class FrameInputs:
-    """The frames of up to `views` views. Whoever writes them keeps them until the launches have finished."""
+    """The frames of up to `views` views. Whoever writes them keeps them until the launches have finished.
 
-    def __init__(self, library: KernelLibrary, spec: VisionSpec, resize: str, views: int) -> None:
+    stream: of the launches, where it is not the current one when something is written.
+    """
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        spec: VisionSpec,
+        resize: str,
+        views: int,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        self._stream = stream
         self.sizes, self._resize = Sizes.of(spec), resize
         self._device = library.gpu.device
         self._upload = library.kernel('preprocess', 'upload', **self.sizes.constants)
@@ -117,7 +128,7 @@ class FrameInputs:
             self.write_view(view, 'warm-up', CameraImage.of(np.zeros((3, 4, 3), np.uint8)))
 
     def write(self, images: Mapping[str, CameraImage]) -> None:
-        """Prepare these frames, in this order, for `launch(0, len(images), ...)`, on the current stream.
+        """Prepare these frames, in this order, for `launch(0, len(images), ...)`.
 
         Raises ObservationError, which names the view.
         """
@@ -189,7 +200,8 @@ class FrameInputs:
             entries = self._tables.host[slot, axis].numpy()
             entries[: pair[1], 0], entries[: pair[1], 1] = table.first, table.count
             entries[: pair[1], 2 : 2 + count] = table.weights.view(np.int32)
-            self._tables.send((slot, axis))
+            with torch.cuda.stream(self._stream):
+                self._tables.send((slot, axis))
             self._lengths[slot, axis] = pair
 
     def _addresses(self, slot: int, image: CameraImage) -> tuple[int, int]:

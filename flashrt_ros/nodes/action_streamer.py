@@ -76,6 +76,7 @@ class ActionStreamer(ManagedNode):
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
+        self._worker.take_states = self._states.take
         self._inputs = [
             self.create_subscription(ActionChunk, 'action_chunk', never, COMMAND, callback_group=Polled()),
             self._states.subscription,
@@ -163,7 +164,6 @@ class ActionStreamer(ManagedNode):
     def _take_chunk(self) -> None:
         """By the thread that waits for chunks: they come in time also while the executor is busy."""
         taken = self._inputs[0].handle.take_message(ActionChunk, False)
-        self._states.take()
         if taken is not None and self.state == 'active':
             self._worker.take_chunk(taken[0])
 

@@ -25,7 +25,7 @@ from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_message
 from flashrt_ros.nodes.output import ChunkOutput, StepOutput
-from flashrt_ros.nodes.polling import UnreadState
+from flashrt_ros.nodes.unread_state import StateReader
 from flashrt_ros.tracing import stage
 
 REST_S = 2.0
@@ -36,6 +36,7 @@ class CommandWorker:
     """`tick` is called by the command thread, `take_chunk` by one that waits for chunks, `keep_state` by any,
     one at a time, everything else by the node's executor.
 
+    take_states: called when joint states are needed; gives those that have come to `keep_state`.
     tell: publishes on executing_chunk. stopped: called with True and False when motion is stopped and
     allowed.
     """
@@ -57,12 +58,13 @@ class CommandWorker:
         self._simulated = clock.ros_time_is_active
         self._max_age_ns = round(config.joint_states.max_age_s * 1e9)
         self._joints, self._ranges = JointMap.of(config), ActionKinds.of(config)
-        self._history = StateHistory()
+        self._history, self._reader = StateHistory(), StateReader()
         self._period_s = 1.0 / config.rates.control_rate_hz
         self._motion = Motion(ExecutorSettings.of(config), SafetySettings.of(config, self._simulated), limits)
         self._lock, self._telling = threading.RLock(), threading.Lock()
         self._clock, self._output = clock, output
         self._tell, self._tell_stopped = tell, stopped
+        self.take_states: Callable[[], None] = lambda: None
         self._taking = False
         self._told: object = None
         self._told_stopped: bool | None = None
@@ -139,10 +141,11 @@ class CommandWorker:
             self.malformed += 1
             self.refused.trouble(error.what, str(error))
             return
-        measured = self._measured(now_ns)
         with self._lock:
             if not self._taking:
                 return
+            needed = self._motion.starts_from_measured(now_ns)
+            measured = self._measured(now_ns) if needed else None
             refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), measured)
             self._told = None  # every chunk is answered, also a refused one
         self._announce(now_ns)
@@ -244,6 +247,7 @@ class CommandWorker:
 
     def _measured(self, now_ns: int) -> np.ndarray | None:
         """Where the robot is, if that is known and recent; else the executor starts no motion and says so."""
+        self.take_states()
         sample = self.state.latest()
         if sample is None or now_ns - sample.stamp_ns > self._max_age_ns:
             return None
@@ -257,6 +261,7 @@ class CommandWorker:
 
     def _measured_at(self, time_ns: int) -> np.ndarray | None:
         """Where the robot was when something was observed."""
+        self.take_states()
         message = self._history.at(time_ns, self._max_age_ns)
         if message is None:
             return None
@@ -266,7 +271,7 @@ class CommandWorker:
             return None
 
     def _positions(self, message: bytes) -> np.ndarray:
-        return self._joints.positions(UnreadState(message))
+        return self._joints.positions(self._reader.unread(message))
 
 
 def _named(stops: dict[str, int]) -> dict[str, int]:

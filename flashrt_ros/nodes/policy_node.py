@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -24,6 +23,7 @@ from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.loading import load_for
 from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes import diagnostics
+from flashrt_ros.nodes.attending import Attendant
 from flashrt_ros.nodes.frame_sources import frame_source
 from flashrt_ros.nodes.gpu import gpu_values
 from flashrt_ros.nodes.loop import FixedRateLoop
@@ -50,9 +50,6 @@ _SECTIONS = (
     'tracing',
 )
 
-LISTEN_S = 0.05
-"""How often joint states are taken while no inference asks for them, so that all of them are counted."""
-
 
 class PolicyNode(ManagedNode):
     """configure loads and warms up the policy; activate starts the worker; deactivate stops it first."""
@@ -62,10 +59,8 @@ class PolicyNode(ManagedNode):
         self._worker: PolicyWorker | None = None
         self._loop: FixedRateLoop | None = None
         self._inputs: list[Any] = []
-        self._stop_frames: list[Callable[[], None]] = []
+        self._stop_inputs: list[Callable[[], None]] = []
         self._outputs: list[Any] = []
-        self._states: PolledStates | None = None
-        self._listening: Any = None
         self._reset: Any = None
         self._epoch = 0
         self._monitor: diagnostics.InputMonitor | None = None
@@ -107,12 +102,10 @@ class PolicyNode(ManagedNode):
             self._loop.stop()
 
     def teardown(self) -> None:
-        for stop in self._stop_frames:
+        for stop in self._stop_inputs:
             stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        if self._listening is not None:
-            self.destroy_timer(self._listening)
         if self._reset is not None:
             self.destroy_service(self._reset)
         for publisher in self._outputs:
@@ -121,8 +114,8 @@ class PolicyNode(ManagedNode):
             self._policy.close()
         if self._worker is not None:
             self._worker.ingest.decoding.close()
-        self._stop_frames, self._inputs, self._outputs = [], [], []
-        self._policy = self._worker = self._loop = self._reset = self._states = self._listening = None
+        self._stop_inputs, self._inputs, self._outputs = [], [], []
+        self._policy = self._worker = self._loop = self._reset = None
 
     def config_changed(self, config: RobotConfig) -> None:
         if self._worker is not None:
@@ -155,13 +148,10 @@ class PolicyNode(ManagedNode):
         for view, camera in config.cameras.items():
             make_ring = functools.partial(ring_of, config)
             source = frame_source(self, camera.topic, camera.transport, config.ingest.source, make_ring)
-            self._stop_frames.append(source.start(worker.ingest.streams[view]))
-        self._states = PolledStates(self, config.joint_states.topic, worker.keep_state)
-        worker.take_states = self._states.take
-        self._inputs.append(self._states.subscription)
-        self._listening = self.create_timer(
-            LISTEN_S, self._states.take, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+            self._stop_inputs.append(source.start(worker.ingest.streams[view]))
+        states = PolledStates(self, config.joint_states.topic, worker.keep_state)
+        self._inputs.append(states.subscription)
+        self._stop_inputs.append(Attendant(self, states.subscription, states.take).stop)
         executing = self.create_subscription(ActionChunk, 'executing_chunk', worker.keep_executing, COMMAND)
         prompts = self.create_subscription(String, config.prompt_topic, self._take_prompt, COMMAND)
         self._inputs += [executing, prompts]

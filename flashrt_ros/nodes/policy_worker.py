@@ -24,8 +24,8 @@ from flashrt_ros.msg import ActionChunk, InferenceStats
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
-from flashrt_ros.nodes.polling import UnreadState
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
+from flashrt_ros.nodes.unread_state import StateReader
 from flashrt_ros.policy import Policy
 from flashrt_ros.tracing import stage
 
@@ -38,7 +38,6 @@ class PolicyWorker:
     is none.
 
     `tick` is called by one thread; `keep_state` and `apply` by others.
-    take_states: called when joint states are needed; gives them to `keep_state`.
     """
 
     def __init__(
@@ -55,11 +54,10 @@ class PolicyWorker:
         logger.info(f'JPEGs: {self.ingest.decoding.text}')
         self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
-        self._clock = clock
+        self._clock, self._reader = clock, StateReader()
         self._planner = Planner(
             policy, self.ingest.joints, config.rates.action_rate_hz, PlannerSettings.of(config)
         )
-        self.take_states: Callable[[], None] = lambda: None
         self._wanted_epoch: int | None = None
         self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._writer = StatsWriter(
@@ -71,7 +69,7 @@ class PolicyWorker:
         """message: a serialized JointState. received_ns: ROS time. One call at a time."""
         state = self.ingest.streams[STATE]
         try:
-            state.put(UnreadState(message), header_stamp_ns(message), received_ns)
+            state.put(self._reader.unread(message), header_stamp_ns(message), received_ns)
         except MalformedMessage as error:
             state.drop(str(error))
 
@@ -120,7 +118,6 @@ class PolicyWorker:
             self._wanted_epoch = None
         if not self._planner.due(now_ns):
             return
-        self.take_states()
         outcome = self.ingest.observe(now_ns)
         if isinstance(outcome, Blocked):
             self.counts.ticks_blocked += 1

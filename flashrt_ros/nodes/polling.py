@@ -13,11 +13,8 @@ from typing import Any
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
-from flashrt_ros.errors import ObservationError
-from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.nodes.qos import LATEST_STATES, subscribe_latest
 
 
@@ -66,32 +63,3 @@ class PolledStates:
             if taken is None:
                 return
             yield taken[0], taken[1]['received_timestamp']
-
-
-class UnreadState:
-    """A serialized JointState, read when somebody looks at its joints: few are ever used.
-
-    Looking raises ObservationError for bytes that are none.
-    """
-
-    def __init__(self, message: bytes) -> None:
-        self._bytes = message
-        self._state: JointState | None = None
-
-    @property
-    def name(self) -> Any:
-        return self._read().name
-
-    @property
-    def position(self) -> Any:
-        return self._read().position
-
-    def _read(self) -> JointState:
-        if self._state is None:
-            try:
-                self._state = deserialize_message(self._bytes, JointState)
-            except RuntimeError as error:
-                raise ObservationError(
-                    f'{len(self._bytes)} bytes are no JointState: {error}', STATE, 'check who publishes it'
-                ) from error
-        return self._state

@@ -12,9 +12,8 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from flashrt_ros.errors import ObservationError
 from flashrt_ros.nodes.attending import Attendant
-from flashrt_ros.nodes.polling import Polled, PolledStates, UnreadState, never
+from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import subscribe_latest
 from nodes.graph import wait_for_match, wait_until
 
@@ -126,8 +125,3 @@ def test_every_joint_state_is_taken_with_the_time_at_which_it_came(graph, node):
     assert sorted(late_s)[10] < 0.1
     states.take()
     assert len(kept) == 20
-
-
-def test_bytes_that_are_no_joint_state_are_refused_when_they_are_looked_at():
-    with pytest.raises(ObservationError, match='3 bytes are no JointState'):
-        _ = UnreadState(b'abc').position

@@ -34,7 +34,11 @@ class StagedGraph:
     def replay(self) -> None:
         """Launch the graph on its stream; returns at once."""
         with torch.cuda.stream(self._stream):
-            self._graph.replay()
+            self.launch()
+
+    def launch(self) -> None:
+        """`replay` for whoever is on its stream already."""
+        self._graph.replay()
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage in the last replay, which must have finished; empty unless timed."""

@@ -123,7 +123,7 @@ __device__ __forceinline__ void merge_groups(float (&out)[DIM_TILES][4], Softmax
   for (int h = 0; h < 2; h++) {
     float top = fmaxf(state.top[h], slot[h * 128]);
     float mine = exp2f(state.top[h] - top), other = exp2f(slot[h * 128] - top);
-    state.sum[h] = state.sum[h] * mine + slot[(2 + h) * 128] * other;
+    state.top[h] = top, state.sum[h] = state.sum[h] * mine + slot[(2 + h) * 128] * other;
 #pragma unroll
     for (int t = 0; t < DIM_TILES; t++) {
 #pragma unroll

@@ -6,22 +6,22 @@
 //   dp = u v^T,   ds = p * (dp - sum(p * dp)) / sqrt(DIM),   dq = ds k,   dk = ds^T q,   dv = p^T u
 // where dk and dv are those of the last `rows` keys.
 //
-// Three kernels:
-//   attention_scores     logits in units of log2(e), dp, and what the sums over all keys are made of
-//   attention_backward   ds, and what each tile of keys adds to dq, each tile of queries to dk and dv
+// Two kernels:
+//   attention_pull       ds, and what each tile of keys adds to dq, each tile of queries to dk and dv
 //   attention_gradients  adds these up, turns dq and dk back (rope.cu), and writes them as the gradient of the raw product
-// queries, upstream bf16 [rows, HEADS * DIM] (queries after RoPE, unscaled); keys, values bf16 [capacity, DIM], the
-// capacity a multiple of KEYS and what lies behind the last key finite; out bf16 [rows, (HEADS + 2) * DIM].
-// Between the kernels, fp32: scores [tiles * QUERIES][capacity / 2][2 logits, 2 dp], statistics [tiles * QUERIES][2 * splits] of
-// half a tile of keys: largest logit, sum of exponentials, sum of exponentials * dp, nothing;
-// query_parts [splits][rows * HEADS][DIM], key_parts and value_parts [tiles][rows][DIM]; tiles of QUERIES flat queries
-// row * HEADS + head, splits of KEYS keys. Sums in a fixed order: the same bits at every run.
+// The forward pass has left its result and its sums, so that no block has to know what others find: with `attended` the
+// result, sum(p * dp) is the product of a row of it and of u.
+// queries, attended, upstream bf16 [rows, HEADS * DIM] (queries after RoPE, unscaled); log_sums fp32 [rows][HEADS], log2 of the sum of
+// exponentials; keys, values bf16 [capacity, DIM], the capacity a multiple of KEYS and what lies behind the last key
+// finite; out bf16 [rows, (HEADS + 2) * DIM].
+// Between the kernels, fp32: query_parts [splits][rows * HEADS][DIM], key_parts and value_parts [tiles][rows][DIM]; tiles of
+// QUERIES flat queries row * HEADS + head, splits of KEYS keys. Sums in a fixed order: the same bits at every run.
 //
 // Rounded to bf16: p and ds. DIM is a multiple of 32, at least 64. Grids (tiles, splits) of 128 threads with 192 * (DIM + 8) * 2
 // bytes of dynamic shared memory (99 KB at 256); grid (rows, HEADS + 2) of DIM / 2 threads.
-// Queries, keys, values and *length are read before the wait: between the kernel that wrote them and these lies a product that
+// All but upstream is read before the wait: between the kernel that wrote it and this one lies a product that
 // started after it had ended.
-// 50 rows, 612 keys: 0.5 GFLOP and 20 MB from the second-level cache; what decides is three launches in a row.
+// 50 rows, 612 keys: 0.5 GFLOP and 15 MB from the second-level cache; what decides is two launches in a row.
 #include "attention.cuh"
 
 #ifndef HEADS
@@ -70,92 +70,6 @@ struct Place {
   __device__ int row(int half) const { return blockIdx.x * QUERIES + query + lane / 4 + half * 8; }  // flat query
   __device__ int column(int tile) const { return blockIdx.y * KEYS + key + tile * 8 + lane % 4 * 2; }
 };
-
-extern "C" __global__ void __launch_bounds__(128)
-    attention_scores(const bf16* queries, const bf16* keys, const bf16* values, const bf16* upstream, const int* length,
-                     int constant, int rows, float4* scores, float4* statistics) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
-  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
-  const Place place;
-  const int first = blockIdx.x * QUERIES, count = rows * HEADS;
-  release_successor();
-  const int total = *length + constant + rows;
-  const bool used = (int)blockIdx.y * KEYS < total;
-  if (used) {
-    load_rows(query_tile, queries + (size_t)first * DIM, QUERIES, count - first);
-    load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
-    load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
-  }
-  commit_copies();
-  wait_for_predecessor();
-  if (!used) return;
-  load_rows(upstream_tile, upstream + (size_t)first * DIM, QUERIES, count - first);
-  commit_copies();
-  wait_copies<1>();
-  __syncthreads();
-  float logits[KEY_TILES][4], slopes[KEY_TILES][4];
-  multiply_rows(logits, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, place.lane);
-  wait_copies<0>();
-  __syncthreads();
-  multiply_rows(slopes, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, place.lane);
-  const float scale = rsqrtf((float)DIM) * LOG2_E;
-  const size_t stride = (size_t)gridDim.y * KEYS;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float top = -INFINITY, sum = 0, weighted = 0;
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) {
-      float* pair = &logits[t][half * 2];
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        pair[j] = place.column(t) + j < total ? pair[j] * scale : -INFINITY;
-        top = fmaxf(top, pair[j]);
-      }
-      scores[(place.row(half) * stride + place.column(t)) / 2] = make_float4(pair[0], pair[1], slopes[t][half * 2], slopes[t][half * 2 + 1]);
-    }
-    top = quad_max(top);
-    const float reference = top == -INFINITY ? 0.0f : top;
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) {
-#pragma unroll
-      for (int j = half * 2; j < half * 2 + 2; j++) {
-        const float e = exp2f(logits[t][j] - reference);
-        sum += e, weighted += e * slopes[t][j];
-      }
-    }
-    sum = quad_sum(sum), weighted = quad_sum(weighted);
-    if (place.lane % 4 == 0)
-      statistics[(size_t)place.row(half) * 2 * gridDim.y + blockIdx.y * 2 + place.key / (KEYS / 2)] =
-          make_float4(top, sum, weighted, 0);
-  }
-}
-
-// log2 of the sum of exponentials of a whole row, and the mean of dp by its probabilities; by the four lanes that share it.
-__device__ __forceinline__ float2 sums_of_row(const float4* statistics, int count, int lane) {
-  constexpr int BATCH = 8;
-  float top = -INFINITY, sum = 0, weighted = 0;
-  for (int first = lane % 4; first < count; first += 4 * BATCH) {
-    float4 part[BATCH];
-#pragma unroll
-    for (int i = 0; i < BATCH; i++)
-      part[i] = first + 4 * i < count ? statistics[first + 4 * i] : make_float4(-INFINITY, 0, 0, 0);
-    float most = top;
-#pragma unroll
-    for (int i = 0; i < BATCH; i++) most = fmaxf(most, part[i].x);
-    const float reference = most == -INFINITY ? 0.0f : most, correction = exp2f(top - reference);
-    sum *= correction, weighted *= correction;
-#pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      const float factor = exp2f(part[i].x - reference);
-      sum += part[i].y * factor, weighted += part[i].z * factor;
-    }
-    top = most;
-  }
-  const float all = quad_max(top), factor = exp2f(top - all);
-  sum = quad_sum(sum * factor);
-  return make_float2(all + log2f(sum), quad_sum(weighted * factor) / sum);
-}
 
 // What this tile of queries adds to the gradient of 16 keys: weights[QUERIES][keys]^T rows[QUERIES][DIM]. first: of the warp's
 // keys among the last ones; may be negative.
@@ -216,54 +130,79 @@ __device__ __forceinline__ void add_queries(float* parts, const bf16* weights, c
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    attention_backward(const bf16* queries, const bf16* keys, const bf16* upstream, const int* length, int constant, int rows,
-                       const float4* scores, const float4* statistics, float* query_parts, float* key_parts,
-                       float* value_parts) {
+    attention_pull(const bf16* queries, const bf16* keys, const bf16* values, const bf16* attended, const float* log_sums,
+                   const bf16* upstream, const int* length, int constant, int rows, float* query_parts, float* key_parts,
+                   float* value_parts) {
   extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ float row_means[QUERIES];
   bf16 *query_tile = reinterpret_cast<bf16*>(shared), *upstream_tile = query_tile + QUERIES * STRIDE;
-  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *slopes = key_tile + KEYS * STRIDE;
-  bf16* probabilities = slopes + QUERIES * WEIGHTS_STRIDE;
+  bf16 *key_tile = upstream_tile + QUERIES * STRIDE, *value_tile = key_tile + KEYS * STRIDE;
+  bf16 *slopes = value_tile, *probabilities = slopes + QUERIES * WEIGHTS_STRIDE;  // behind the use of the values
   const Place place;
   const int lane = place.lane, count = rows * HEADS, first_query = blockIdx.x * QUERIES;
   release_successor();
   const int fixed = *length + constant, total = fixed + rows;
-  const bool used = (int)blockIdx.y * KEYS < total;
-  if (used) {
-    load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
-    load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
-  }
-  wait_for_predecessor();
-  if (!used) return;
-  load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
+  if ((int)blockIdx.y * KEYS >= total) return;
+  load_rows(query_tile, queries + (size_t)first_query * DIM, QUERIES, count - first_query);
+  load_rows(key_tile, keys + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
   commit_copies();
-  float4 score[2][KEY_TILES];
+  load_rows(value_tile, values + (size_t)blockIdx.y * KEYS * DIM, KEYS, KEYS);
+  commit_copies();
+  // four threads a row: the pieces of 8 values that each multiplies with the gradient
+  constexpr int PIECES = DIM / 8 / 4;
+  const int mean_row = threadIdx.x / 4, piece = threadIdx.x % 4;
+  uint4 results[PIECES];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-#pragma unroll
-    for (int t = 0; t < KEY_TILES; t++)
-      score[half][t] = scores[((size_t)place.row(half) * gridDim.y * KEYS + place.column(t)) / 2];
+  for (int i = 0; i < PIECES; i++) {
+    const bf16* at = attended + (size_t)(first_query + mean_row) * DIM + (piece + 4 * i) * 8;
+    results[i] = first_query + mean_row < count ? *reinterpret_cast<const uint4*>(at) : make_uint4(0, 0, 0, 0);
   }
-  float log_sums[2], means[2];
+  float log_sum[2];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const float2 row_sums = sums_of_row(statistics + (size_t)place.row(half) * 2 * gridDim.y, (total + KEYS - 1) / KEYS * 2, lane);
-    log_sums[half] = row_sums.x, means[half] = row_sums.y;
-  }
+  for (int half = 0; half < 2; half++) log_sum[half] = place.row(half) < count ? log_sums[place.row(half)] : 0.0f;
+  wait_copies<1>();
+  __syncthreads();
+  float p[KEY_TILES][4], dp[KEY_TILES][4];
+  multiply_rows(p, query_tile + place.query * STRIDE, key_tile + place.key * STRIDE, lane);
   const float scale = rsqrtf((float)DIM);
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int row = place.row(half), own = place.query + lane / 4 + half * 8;
+  for (int t = 0; t < KEY_TILES; t++) {
 #pragma unroll
-    for (int t = 0; t < KEY_TILES; t++) {
-      const float4 s = score[half][t];
-      const float p[2] = {exp2f(s.x - log_sums[half]), exp2f(s.y - log_sums[half])};
-      const float ds[2] = {p[0] * (s.z - means[half]) * scale, p[1] * (s.w - means[half]) * scale};
-      const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
-      *reinterpret_cast<uint32_t*>(slopes + at) = row < count ? pack_bf16(ds[0], ds[1]) : 0;
-      *reinterpret_cast<uint32_t*>(probabilities + at) = row < count ? pack_bf16(p[0], p[1]) : 0;
+    for (int i = 0; i < 4; i++) {
+      const bool seen = place.column(t) + i % 2 < total && place.row(i / 2) < count;
+      p[t][i] = seen ? exp2f(p[t][i] * scale * LOG2_E - log_sum[i / 2]) : 0.0f;
     }
   }
+  wait_for_predecessor();
+  load_rows(upstream_tile, upstream + (size_t)first_query * DIM, QUERIES, count - first_query);
+  commit_copies();
   wait_copies<0>();
+  __syncthreads();
+  float mean = 0;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    const Float8 u = load_bf16x8(upstream_tile + mean_row * STRIDE + (piece + 4 * i) * 8);
+    const Float8 o = load_bf16x8(reinterpret_cast<const bf16*>(results + i));
+#pragma unroll
+    for (int j = 0; j < 8; j++) mean += u.v[j] * o.v[j];
+  }
+  mean = quad_sum(mean);
+  if (piece == 0) row_means[mean_row] = mean;
+  multiply_rows(dp, upstream_tile + place.query * STRIDE, value_tile + place.key * STRIDE, lane);
+  __syncthreads();
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int own = place.query + lane / 4 + half * 8;
+    const float row_mean = row_means[own];
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++) {
+      const float *weight = &p[t][half * 2], *slope = &dp[t][half * 2];
+      const int at = own * WEIGHTS_STRIDE + place.key + t * 8 + lane % 4 * 2;
+      *reinterpret_cast<uint32_t*>(slopes + at) =
+          pack_bf16(weight[0] * (slope[0] - row_mean) * scale, weight[1] * (slope[1] - row_mean) * scale);
+      *reinterpret_cast<uint32_t*>(probabilities + at) = pack_bf16(weight[0], weight[1]);
+    }
+  }
   __syncthreads();
   add_queries(query_parts, slopes, key_tile, place, count);
   const int own_keys = threadIdx.x / 32 * 16, first = blockIdx.y * KEYS + own_keys - fixed;

@@ -6,8 +6,8 @@
 // `steps` * 64, steps at most 16.
 //
 // With GATED, weights are those of the down projection and what leaves is the gradient of gate and up before the GELU
-// (activation.cu, gelu_gate_backward), in one part: out, x bf16 [64, 2 * columns], gate before up. x is read before the wait:
-// between the kernel that wrote it and this one lies a product that started after it had ended.
+// (activation.cu, gelu_gate_backward), in one part: out, x bf16 [64, 2 * columns], gate before up. x is read, and what
+// comes of it computed, before the wait: between the kernel that wrote it and this one lies a product that started after it had ended.
 //
 // A block takes 64 columns and one range: all of its weights, at most 128 KB, fit into shared memory and are asked for before
 // the wait for the kernel in front, so that they stream while that one still works. Then a comes through a ring of eight
@@ -23,7 +23,17 @@
 #define GATED 0
 #endif
 
-constexpr int BOX = 64, BOX_BYTES = BOX * 128, RING = 8, MOST_STEPS = 16, CONSUMERS = 128;
+#ifndef RING
+#define RING 8
+#endif
+#ifndef ROWS
+#define ROWS 64
+#endif
+#ifndef LATE
+#define LATE 0
+#endif
+
+constexpr int BOX = 64, BOX_BYTES = BOX * 128, MOST_STEPS = 16, CONSUMERS = 128;
 
 struct Barriers {
   uint64_t weights[MOST_STEPS], full[RING], empty[RING];
@@ -49,37 +59,47 @@ __device__ __forceinline__ void fetch(const TensorMap& a, const TensorMap& weigh
   for (int i = 0; i < steps; i++) {
     const int slot = i % RING;
     if (i >= RING) barrier_wait(barriers.empty + slot, (i / RING - 1) & 1);
-    barrier_expect(barriers.full + slot, BOX_BYTES);
+    barrier_expect(barriers.full + slot, ROWS * 128);
     copy_box(ring + slot * BOX_BYTES, a, (first + i) * BOX, 0, barriers.full + slot);
   }
 }
 
-// Gates and ups of a thread's elements: [tile][half], two neighbouring columns each.
-__device__ __forceinline__ void load_gates(uint32_t (&gates)[8][2], uint32_t (&ups)[8][2], const bf16* x, int columns) {
+// What a thread's sums become gradients by: [tile][half], two neighbouring columns each; of the gate, and of up.
+struct Slopes {
+  float gates[8][2][2], ups[8][2][2];
+};
+
+// x: of the thread's first element. The values are there when this returns: it is called before the wait.
+__device__ __forceinline__ void load_slopes(Slopes& slopes, const bf16* x, int columns) {
 #pragma unroll
   for (int t = 0; t < 8; t++) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const bf16* place = x + (size_t)half * 16 * columns + t * 8;
-      gates[t][half] = *reinterpret_cast<const uint32_t*>(place);
-      ups[t][half] = *reinterpret_cast<const uint32_t*>(place + columns);
+      const float2 gate = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(place));
+      const float2 up = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(place + columns));
+      const float2 first = gelu_with_slope(gate.x), second = gelu_with_slope(gate.y);
+      slopes.gates[t][half][0] = up.x * first.y, slopes.gates[t][half][1] = up.y * second.y;
+      slopes.ups[t][half][0] = first.x, slopes.ups[t][half][1] = second.x;
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 32; i++) {  // the compiler may not put it off
+    asm volatile("" : "+f"(slopes.gates[i / 4][i / 2 % 2][i % 2]));
+    asm volatile("" : "+f"(slopes.ups[i / 4][i / 2 % 2][i % 2]));
   }
 }
 
-__device__ __forceinline__ void store_gates(bf16* out, const uint32_t (&gates)[8][2], const uint32_t (&ups)[8][2],
-                                            const float (&result)[8][4], int columns) {
+__device__ __forceinline__ void store_gates(bf16* out, const Slopes& slopes, const float (&result)[8][4], int columns) {
 #pragma unroll
   for (int t = 0; t < 8; t++) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const float2 gate = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(gates[t][half]));
-      const float2 up = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(ups[t][half]));
-      const float2 first = gelu_with_slope(gate.x), second = gelu_with_slope(gate.y);
       const float g = result[t][half * 2], h = result[t][half * 2 + 1];
+      const float *gates = slopes.gates[t][half], *ups = slopes.ups[t][half];
       bf16* place = out + (size_t)half * 16 * columns + t * 8;
-      *reinterpret_cast<uint32_t*>(place) = pack_bf16(g * up.x * first.y, h * up.y * second.y);
-      *reinterpret_cast<uint32_t*>(place + columns) = pack_bf16(g * first.x, h * second.x);
+      *reinterpret_cast<uint32_t*>(place) = pack_bf16(g * gates[0], h * gates[1]);
+      *reinterpret_cast<uint32_t*>(place + columns) = pack_bf16(g * ups[0], h * ups[1]);
     }
   }
 }
@@ -103,10 +123,10 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1)
     return;
   }
   const int row = warp * 16 + lane / 4, column = blockIdx.x * BOX + lane % 4 * 2;
-  uint32_t gates[8][2], ups[8][2];
-  if (GATED) load_gates(gates, ups, x + (size_t)row * 2 * columns + column, columns);
+  Slopes slopes;
+  if (GATED) load_slopes(slopes, x + (size_t)row * 2 * columns + column, columns);
   wait_for_predecessor();
-  release_successor();
+  if (!LATE) release_successor();
   float result[8][4];
   const uint8_t* ring = boxes + steps * BOX_BYTES;
 #pragma unroll 1
@@ -123,8 +143,9 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1)
     wgmma_wait<0>();
     warp_done(barriers.empty + slot, lane);
   }
+  if (LATE) release_successor();
   if (GATED) {
-    store_gates(out + (size_t)row * 2 * columns + column, gates, ups, result, columns);
+    store_gates(out + (size_t)row * 2 * columns + column, slopes, result, columns);
     return;
   }
   bf16* target = out + ((size_t)blockIdx.y * 64 + row) * columns + column;

@@ -32,6 +32,8 @@ struct Kept {
   uint32_t* queries;  // bf16 [L][64][2048], rotated, unscaled
   uint32_t *keys, *values;  // bf16 [L][capacity][256], the prefix's buffers: rows go behind the prefix
   uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
+  uint32_t* attended; // bf16 [L][64][2048]: the result of attention
+  float* log_sums;    // [L][64][8]: log2 of each head's sum of exponentials, of logits in units of log2(e)
 };
 
 // What the ends of a flow step need (expert_ends.cuh).

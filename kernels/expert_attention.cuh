@@ -200,8 +200,8 @@ struct Merged {
   }
 };
 
-// Add up what the eight blocks of the group sent.
-__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
+// Add up what the eight blocks of the group sent. log_sum: log2 of the sum of exponentials of the whole row.
+__device__ __forceinline__ float4 merge_sums(const Arguments& a, int number, float& log_sum) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1;
   const int query = warp / 4 * 16 + warp % 2 * 8 + lane / 4;
   const uint2* sums = a.sums + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
@@ -224,6 +224,7 @@ __device__ __forceinline__ float4 merge_sums(const Arguments& a, int number) {
     sum += weight * __uint_as_float(state[i].x);
     out[0] += weight * first.x, out[1] += weight * first.y, out[2] += weight * second.x, out[3] += weight * second.y;
   }
+  log_sum = top + __log2f(sum);
   float factor = __fdividef(1.0f, sum);
   return make_float4(out[0] * factor, out[1] * factor, out[2] * factor, out[3] * factor);
 }
@@ -316,7 +317,8 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
     send_half_of_sums(a, number, keys.rank, sums, part);
   }
   STAMP(a, layer, 5);
-  float4 merged = merge_sums(a, number);
+  float log_sum;
+  float4 merged = merge_sums(a, number, log_sum);
   if (lane == 0) barrier_arrive(empty);
   if (place.used)
     store_accumulator(P(), place.row, place.column,
@@ -326,5 +328,12 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
                         put(half + i, word);
                         set_pending(attended_half<P>(a, number + 1) + i);
                       });
+#ifdef KEEPS
+  if (place.used) {
+    uint32_t* target = a.kept.attended + ((layer * ROWS + place.row) * HEADS * DIM + place.column) / 2;
+    target[0] = pack_bf16(merged.x, merged.y), target[4] = pack_bf16(merged.z, merged.w);
+    if (place.column % DIM == 0) a.kept.log_sums[(layer * ROWS + place.row) * HEADS + place.column / DIM] = log_sum;
+  }
+#endif
   STAMP(a, layer, 6);
 }

@@ -5,7 +5,7 @@
 //   guided   = velocity - *gamma * (p - time * product)              product: p times the Jacobian of velocity, or null
 //   actions -= dt * guided
 // The first *frozen rows become the target instead; without velocity nothing else happens. With weights 0 and *frozen 0 the
-// result is that of the unguided step, to the last bit. flow_pull gives p alone.
+// result is that of the unguided step, to the last bit.
 //
 // All fp32 [size / columns][columns]. One thread an element.
 #include "common.cuh"
@@ -29,13 +29,4 @@ extern "C" __global__ void __launch_bounds__(256)
   float v = velocity[i], p = pull_of(actions[i], v, target[i], weights[i], time);
   if (product) p -= time * product[i];
   actions[i] -= dt * (v - *gamma * p);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    flow_pull(const float* actions, const float* velocity, const float* target, const float* weights, float time, float* pull,
-              int size) {
-  wait_for_predecessor();
-  release_successor();
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < size) pull[i] = pull_of(actions[i], velocity[i], target[i], weights[i], time);
 }

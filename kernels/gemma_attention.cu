@@ -6,6 +6,7 @@
 // only *length + first_sees when first_sees is not negative (pi0's state token does not see the actions after it).
 // Keys beyond are never used, whatever they hold as long as it is finite; capacity is a multiple of KEYS and at least the
 // length rounded up to KEYS. Logits and softmax in fp32, probabilities rounded to bf16 for the product with the values.
+// log_sums: fp32 [rows, HEADS] for log2 of each sum of exponentials, or null.
 //
 // One block takes 64 of the rows * HEADS queries (grid: that number over 64, rounded up) and 256 threads: four warps of 16
 // queries, twice; the two sets of four take alternating tiles of KEYS keys and merge their results at the end.
@@ -35,7 +36,7 @@ __device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.syn
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     gemma_attention(const bf16* queries, const bf16* keys, const bf16* values, const int* length, int appended,
-                    int first_sees, int rows, Output* out, float inverse_scale) {
+                    int first_sees, int rows, Output* out, float inverse_scale, float* log_sums) {
   extern __shared__ __align__(128) uint8_t shared[];
   bf16* query_tile = reinterpret_cast<bf16*>(shared);
   int group = threadIdx.x / 128, thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
@@ -95,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     int query = first + warp * 16 + lane / 4 + h * 8;
     if (query >= rows * HEADS) continue;
     float factor = 1.0f / state.sum[h];
+    if (log_sums && lane % 4 == 0) log_sums[query] = state.top[h] + log2f(state.sum[h]);
 #pragma unroll
     for (int t = 0; t < DIM_TILES; t++)
       store_pair(out + (size_t)query * DIM + t * 8 + lane % 4 * 2, result[t][2 * h] * factor, result[t][2 * h + 1] * factor,

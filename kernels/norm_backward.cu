@@ -2,7 +2,7 @@
 // Architectures: 80 86 89 90a 100 110 120
 //
 // Forward (norm.cu): n = x / rms(x) * (1 + scale) + shift.  Backward, with g = upstream * (1 + scale) and y = x / rms(x):
-//   gradient += (g - y * mean(g * y)) / rms(x)        of x; with `begins` it starts from 0
+//   gradient += (g - y * mean(g * y)) / rms(x)        of x
 //   out       = bf16(gradient * gate)                 of the sublayer whose gated output went into x; not if out is null
 //
 // x fp32, gradient fp32, out bf16: [rows, WIDTH]; upstream bf16, in `parts` to be added up, `stride` values apart. scale and gate fp32 [WIDTH], may be null (0 and 1).
@@ -36,7 +36,7 @@ __device__ __forceinline__ float2 block_sums(float a, float b) {
 }
 
 extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
-    norm_backward(const float* x, const bf16* upstream, int parts, int stride, const float* scale, const float* gate, float* gradient, int begins,
+    norm_backward(const float* x, const bf16* upstream, int parts, int stride, const float* scale, const float* gate, float* gradient,
                   bf16* out) {
   const size_t place = (size_t)blockIdx.x * WIDTH + threadIdx.x * 8;
   const int column = threadIdx.x * 8;
@@ -44,8 +44,7 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   Float8 value = {}, g = {}, total = {};
   release_successor();
   if (active) {
-    value = load_float8(x + place);
-    if (!begins) total = load_float8(gradient + place);
+    value = load_float8(x + place), total = load_float8(gradient + place);
   }
   wait_for_predecessor();
   float squares = 0, dot = 0;

@@ -16,6 +16,7 @@ from flashrt_ros.engine.operators.forward import (
     attention_builds,
     layer_norm_constants,
     owns,
+    portable_attention,
     vision_attention_build,
 )
 from flashrt_ros.engine.operators.fused_gemm import MOST_PARTS, RAW, build, plain_tiling
@@ -55,13 +56,15 @@ def exact_builds(
     gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
 ) -> Builds:
     """Kernel files and constants of `expert.exact.ExactDenoise`; arguments as of `policy_builds`."""
-    backward: Builds = [('flow_step', {}), *backward_builds(gpu, spec.expert)]
+    backward, tower = backward_builds(gpu, spec), spec.expert
+    if spec.has_state_token:
+        backward.append(('flow_step', {}))
     if not covers(gpu, spec):
-        return [*_gemma(gpu, spec.expert, 'expert', 'bf16'), *backward]
+        sums = ('gemma_attention', portable_attention(gpu, tower.heads, tower.head_dim, torch.bfloat16))
+        return [*_gemma(gpu, tower, 'expert', 'bf16'), sums, *backward]
     wide = covers_prefill(gpu, spec, precision, views)
     layers = format_constants(tower_format(spec, precision, 'expert', wide, uneven)) | {'KEEPS': 1}
-    final_norm = ('norm', {'WIDTH': spec.expert.width, **constants(BF16)})
-    return [('expert_layers', layers), final_norm, *backward]
+    return [('expert_layers', layers), *backward]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:

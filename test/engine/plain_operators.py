@@ -118,13 +118,17 @@ class PlainOperators:
         if queries is not None:
             queries[:rows] = rotated[:, :-2].flatten(1).to(queries.dtype)
 
-    def attention(self, queries, keys, values, length, out, following, *, appended=0, first_sees=-1):
+    def attention(
+        self, queries, keys, values, length, out, following, *, appended=0, first_sees=-1, log_sums=None
+    ):  # fmt: skip
         rows, dim, total = len(queries), keys.shape[1], int(length) + appended
         mask = torch.ones(rows, total, dtype=torch.bool)
         if first_sees >= 0:
             mask[0, int(length) + first_sees :] = False
         q = queries.float().unflatten(1, (-1, dim)).transpose(0, 1)
         logits = (q @ keys[:total].float().T / math.sqrt(dim)).masked_fill(~mask, -math.inf)
+        if log_sums is not None:
+            log_sums[:rows] = logits.logsumexp(-1).T / math.log(2)
         weighted = torch.softmax(logits, -1) @ values[:total].float()
         leave(weighted.transpose(0, 1).flatten(1), out, following)
 

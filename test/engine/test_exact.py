@@ -1,6 +1,7 @@
 """The true vector-Jacobian product of the action expert: its parts against autograd in float64, the loop
 against the plain model, the kernels against the parts."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import PlainDenoise
 from flashrt_ros.engine.weights.packing import pack_expert
 from flashrt_ros.engine.weights.store import load_exact, pack
+from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05
 
@@ -60,8 +62,6 @@ def test_back_through_a_norm_is_the_derivative():
     PLAIN.norm(x.detach(), parts, gradient, out, scale=scale, gate=gate)
     assert relative_error(gradient, expected) < EXACT
     assert relative_error(out, expected * gate) < EXACT
-    PLAIN.norm(x.detach(), parts, gradient, None, scale=scale, begins=True)
-    assert relative_error(gradient, expected - before) < EXACT
 
 
 def test_back_through_the_gate_is_the_derivative():
@@ -86,11 +86,13 @@ def test_back_through_attention_is_the_derivative(constant):
     keys = torch.cat([k[:fixed].detach(), rotated[:, heads]])
     values = torch.cat([v[:fixed].detach(), qkv[:, (heads + 1) * dim :]])
     split = queries.unflatten(1, (heads, dim)).transpose(0, 1)
-    attended = (torch.softmax(split @ keys.T / dim**0.5, -1) @ values).transpose(0, 1).flatten(1)
+    logits = split @ keys.T / dim**0.5
+    attended = (torch.softmax(logits, -1) @ values).transpose(0, 1).flatten(1)
     expected = torch.autograd.grad(attended, qkv, upstream)[0]
     out = torch.empty_like(qkv)
-    given = (x.detach() for x in (queries, keys, values))
-    PLAIN.attention(*given, torch.tensor([length]), table, upstream.detach(), out, None, constant)
+    given = [x.detach() for x in (queries, keys, values)]
+    results = attended.detach(), logits.detach().logsumexp(-1).T / math.log(2)
+    PLAIN.attention(*given, results, torch.tensor([length]), table, upstream.detach(), out, None, constant)
     assert relative_error(out, expected) < EXACT
 
 
@@ -104,17 +106,24 @@ class ExactCase(PlainCase):
         forward = PlainDenoise(operators, spec, packed, {}, cache, keeps=True)
         self.loop = ExactDenoise(operators, PLAIN, forward, packed, cache)
 
+    def after_a_step(self, guide):
+        self.loop.guide.write(guide)
+        self.loop.actions.copy_(self.noise)
+        self.loop.state.copy_(self.state)
+        with torch.inference_mode():
+            self.loop.step(0)
+        return self.loop.actions.clone()
+
 
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
 def test_the_product_is_that_of_autograd(spec):
-    """One step: bf16 forward and back against the plain model in float64."""
+    """Of the first step: bf16 forward and back against the plain model in float64."""
     case = ExactCase(spec)
-    upstream = torch.randn(case.noise.shape)
-    case.found(None)
-    with torch.inference_mode():
-        case.loop.actions.copy_(case.noise)
-        case.loop.forward.velocity(0)
-        found = case.loop.product(0, upstream)
+    upstream, free, steps = torch.randn(case.noise.shape), case.after_a_step(None), case.spec.steps
+    # Pulled by `upstream` from the clean chunk that the step predicts, actions move by upstream - product.
+    target = case.noise + steps * (free - case.noise) + upstream
+    guide = Guide('exact', target[None], torch.ones_like(free), 0, (1.0,) * steps)
+    found = upstream - steps * (case.after_a_step(guide) - free)
     start = case.noise.double().requires_grad_()
     expected = torch.autograd.grad(case.expected_velocity(start), start, upstream.double())[0]
     assert relative_error(found, expected) < 0.02
@@ -146,7 +155,7 @@ def test_the_kernels_compiled_beforehand_are_those_that_run(capability, spec, mo
     ExactDenoise(forward.operators, BackwardOperators(library), forward, packed, cache).run()
     compiled = builds.exact_builds(library.gpu, spec, 'bf16', 1)
     assert library.asked <= {(file, tuple(sorted(constants.items()))) for file, constants in compiled}
-    used = {'attention_backward', 'norm_backward', 'flow_step', 'norm', 'rope'}
+    used = {'attention_backward', 'norm_backward', 'exact_ends', 'norm', 'rope', 'gemma_attention'}
     assert {file for file, _ in library.asked} >= used
 
 
@@ -177,6 +186,14 @@ def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path
 def test_heads_without_kernels_are_refused_with_the_reason(dim, refused):
     reason = refusal(replace(NANO_PI05, expert=replace(NANO_PI05.expert, head_dim=dim)))
     assert (f'not of {dim}' in reason) == refused
+
+
+@pytest.mark.parametrize(
+    ('width', 'actions', 'named'), [(2048, 32, '2048'), (192, 32, '192'), (1024, 7, '7')]
+)
+def test_ends_without_kernels_are_refused_with_the_reason(width, actions, named):
+    spec = replace(NANO_PI05, expert=replace(NANO_PI05.expert, width=width), action_dim=actions)
+    assert named in refusal(spec)
 
 
 @gpu
@@ -210,18 +227,15 @@ def test_gated_product_kernel(library, depth, columns):
 
 @gpu
 @pytest.mark.parametrize(('rows', 'width', 'parts'), [(1, 128, 1), (50, 1024, 8), (51, 1024, 3)])
-@pytest.mark.parametrize('begins', [False, True])
-def test_norm_kernel(library, rows, width, parts, begins):
+def test_norm_kernel(library, rows, width, parts):
     x, gradient, scale, gate = normal(rows, width, scale=3), normal(rows, width), normal(width), normal(width)
     upstream = normal(parts, 64, width, dtype=torch.bfloat16)[:, 64 - rows :]
     out = poisoned(rows, width)
     expected, expected_out = gradient.double(), torch.empty(rows, width, dtype=torch.float64, device='cuda')
     wide = x.double(), upstream.double()
-    PLAIN.norm(*wide, expected, expected_out, scale=scale, gate=gate, begins=begins)
-    if begins:
-        gradient = poisoned(rows, width, dtype=torch.float32)
+    PLAIN.norm(*wide, expected, expected_out, scale=scale, gate=gate)
     operators = BackwardOperators(library)
-    operators.norm(x, upstream, gradient, out, scale=scale, gate=gate, begins=begins)
+    operators.norm(x, upstream, gradient, out, scale=scale, gate=gate)
     assert relative_error(gradient, expected) < 1e-5
     assert relative_error(out, expected_out) < ROUNDED
     bare, expected = gradient.clone(), gradient.double()
@@ -246,6 +260,16 @@ def test_gate_kernel(library, rows, width, parts):
     assert relative_error(out, expected) < ROUNDED
 
 
+def attended_results(queries, keys, values, total, dtype=None):
+    """Of the forward pass: [rows, heads * dim] in bf16, and log2 of the sums of exponentials [rows, heads] in
+    fp32, or both in `dtype`."""
+    split = queries.double().unflatten(1, (-1, keys.shape[1]))
+    logits = split @ keys[:total].double().T / keys.shape[1] ** 0.5
+    attended = torch.softmax(logits, -1) @ values[:total].double()
+    sums = logits.logsumexp(-1) / math.log(2)
+    return attended.flatten(1).to(dtype or torch.bfloat16), sums.to(dtype or torch.float32)
+
+
 @gpu
 @pytest.mark.parametrize('constant', [0, 1])
 @pytest.mark.parametrize(
@@ -258,21 +282,15 @@ def test_attention_kernels(library, rows, length, dim, constant):
     table = rotary_table(capacity, dim, torch.device('cuda'))
     count = torch.tensor([length], dtype=torch.int32, device='cuda')
     scratch = AttentionScratch(heads, dim, rows, capacity, torch.device('cuda'))
-    for part in (
-        scratch.scores,
-        scratch.statistics,
-        scratch.query_parts,
-        scratch.key_parts,
-        scratch.value_parts,
-    ):
+    for part in (scratch.query_parts, scratch.key_parts, scratch.value_parts):
         part.fill_(float('nan'))
-    width = (heads + 2) * dim
-    out, expected = poisoned(rows, width), torch.empty(rows, width, dtype=torch.float64, device='cuda')
+    out, expected = poisoned(rows, (heads + 2) * dim), poisoned(rows, (heads + 2) * dim, dtype=torch.float64)
+    results = attended_results(queries, keys, values, length + constant + rows)
     given = [x.double() for x in (queries, keys, values)]
-    PLAIN.attention(*given, count, table, upstream.double(), expected, None, constant)
-    BackwardOperators(library).attention(
-        queries, keys, values, count, table, upstream, out, scratch, constant
-    )
+    wide = attended_results(*given, length + constant + rows, torch.float64)
+    PLAIN.attention(*given, wide, count, table, upstream.double(), expected, None, constant)
+    operators = BackwardOperators(library)
+    operators.attention(queries, keys, values, results, count, table, upstream, out, scratch, constant)
     for part in (slice(0, heads * dim), slice(heads * dim, -dim), slice(-dim, None)):  # of q, k and v
         assert relative_error(out[:, part], expected[:, part]) < 2 * ROUNDED
 

@@ -79,6 +79,8 @@ class Phases:
             'keys': poisoned(1100, 256),
             'values': poisoned(1100, 256),
             'gate_up': poisoned(64, 8192),
+            'attended': poisoned(64, 2048),
+            'log_sums': poisoned(64, 8, dtype=torch.float32),
         }
 
     def give(self, name, values):
@@ -231,7 +233,8 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
     if state_token:
         mask[0, length + 1 :] = False
     logits = q.float() @ torch.cat([k[:length], own_k]).float().T
-    expected = logits.masked_fill(~mask, float('-inf')).softmax(-1) @ torch.cat([v[:length], own_v]).float()
+    logits = logits.masked_fill(~mask, float('-inf'))
+    expected, log_sums = logits.softmax(-1) @ torch.cat([v[:length], own_v]).float(), logits.logsumexp(-1).T
     expected = expected.transpose(0, 1).reshape(rows, 2048)
     for precision in ('bf16', 'fp8', 'int8'):
         largest = float(expected.abs().max())
@@ -246,6 +249,9 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         attended = phases.taken('attended')
         found = from_fragments(attended, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
         assert relative_error(found, expected) < ROUNDING[precision]
+        assert relative_error(phases.kept['attended'][:rows], expected) < ROUNDING['bf16']
+        found = phases.kept['log_sums'][:rows] * torch.log(torch.tensor(2.0))
+        assert relative_error(found, log_sums) < 1e-3
 
 
 STEPS = 3

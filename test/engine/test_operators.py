@@ -202,6 +202,25 @@ def test_gemma_attention(operators, rows, length, appended, dim, capacity, first
     assert unwritten(out[rows:])
 
 
+@pytest.mark.parametrize(('rows', 'length', 'dim'), [(1, 3, 64), (51, 562, 256), (40, 20, 256)])
+def test_gemma_attention_leaves_its_sums(operators, rows, length, dim):
+    heads, total = 8, length + rows
+    queries, keys, values = (
+        normal(n, w, dtype=BF16) for n, w in ((rows, heads * dim), (640, dim), (640, dim))
+    )
+    on_device, after = torch.tensor([length], dtype=torch.int32, device='cuda'), follower(BF16)
+    out, sums = poisoned(rows, heads * dim), poisoned(rows + 1, heads, dtype=torch.float32)
+    given = queries, keys, values, on_device, out, after
+    operators.attention(*given, appended=rows, first_sees=1, log_sums=sums)
+    mask = torch.ones(rows, 1, total, dtype=torch.bool, device='cuda')
+    mask[0, :, length + 1 :] = False
+    logits = queries.double().unflatten(1, (heads, dim)) @ keys[:total].double().T / math.sqrt(dim)
+    logits = logits.masked_fill(~mask, -math.inf)
+    assert relative_error(sums[:rows], logits.logsumexp(-1) / math.log(2)) < 1e-5
+    assert error(out, after, (torch.softmax(logits, -1) @ values[:total].double()).flatten(1).float()) < 1.5
+    assert unwritten(sums[rows:])
+
+
 @pytest.mark.parametrize('out_dtype', DTYPES)
 @pytest.mark.parametrize('precision', ['bf16', 'fp8'])
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ _POINTERS = (
     *('normed_qkv', 'statistics_qkv', 'normed_gate_up', 'statistics_gate_up', 'queries', 'keys', 'values'),
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
     *('embedded', 'base', 'stamps'),
-    *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'frozen'),
+    *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'kept_attended', 'kept_log_sums'),
+    'frozen',
 )
 _NUMBERS = (
     *('capacity', 'layers', 'rows', 'state_token', 'step', 'phases', 'normed_layers', 'shared_bytes'),

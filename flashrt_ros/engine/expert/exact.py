@@ -19,6 +19,7 @@ from torch import Tensor
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators.backward import AttentionScratch, BackwardOperators
+from flashrt_ros.engine.operators.exact_ends import refusal as ends_refusal
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import Modulations
 from flashrt_ros.engine.towers.flow import FlowHeads
@@ -33,7 +34,7 @@ def refusal(spec: PolicySpec) -> str:
     dim = spec.expert.head_dim
     if dim % 32 or dim < 64:
         return f'the way back through attention takes heads of 64, 96, ..., not of {dim}'
-    return ''
+    return ends_refusal(spec.expert.width, spec.action_dim)
 
 
 def exact_bytes(spec: PolicySpec) -> int:
@@ -57,11 +58,12 @@ class Forward(Protocol):
     guide: GuideInputs
 
     def begin(self) -> None: ...
-    def velocity(self, step: int) -> Tensor: ...
+    def run_layers(self, step: int) -> None: ...
     def modulations(self, step: int) -> Modulations: ...
     def residual(self, norm: int) -> Tensor: ...
     def queries(self, layer: int) -> Tensor: ...
     def gate_up(self, layer: int) -> Tensor: ...
+    def attended(self, layer: int) -> tuple[Tensor, Tensor]: ...
 
 
 def own_weights(packed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -91,31 +93,48 @@ class ExactDenoise:
             for part in ('qkv', 'o', 'gate_up', 'down')
         }
         self._allocate()
+        self._ends = backward.ends(self.actions, self.guide, self._rows(self._gradient))
 
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
         self.forward.begin()
         for step in range(self.spec.steps):
-            velocity = self.forward.velocity(step)
-            self._backward.pull(self.actions, velocity, self.guide, step, self._pull)
-            product = self.product(step, self._pull)
-            self.operators.flow_step(self.actions, velocity, self.guide, step, product)
+            self.step(step)
 
-    def product(self, step: int, upstream: Tensor) -> Tensor:
-        """`upstream` [H, A] times the Jacobian of the velocity that was computed last, fp32 [H, A]."""
-        forward, modulations = self.forward, self.forward.modulations(step)
-        self._rows(self._start[0]).copy_(forward.heads.velocity_gradient(upstream))
-        arriving = self._start
-        for index in reversed(range(self.spec.expert.layers)):
+    def step(self, step: int) -> None:
+        """Launch one of them: forward and back."""
+        forward, heads, modulations = self.forward, self.forward.heads, self.forward.modulations(step)
+        forward.run_layers(step)
+        x, before = self._rows(forward.residual(2 * self.spec.expert.layers)), modulations[-2]
+        gate = None if before is None else before.gate
+        out = self._rows(self._to_product)
+        self._ends.begin(step, x, modulations[-1], gate, heads.out_weight, heads.out_bias, out)
+        arriving = self._through_layers(modulations)
+        if self.spec.has_state_token:
+            self._through_norm(0, arriving, modulations)
+            product = heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+            self.operators.flow_step(self.actions, self._ends.velocity, self.guide, step, product)
+            return
+        x, upstream = self._rows(forward.residual(0)), self._arrived(arriving)
+        self._ends.end(step, x, upstream, modulations[0], heads.into_actions)
+
+    def _through_layers(self, modulations: Modulations) -> Tensor:
+        """From the last layer's `_to_product` to what arrives at the first norm, [parts, rows, width]."""
+        last = self.spec.expert.layers - 1
+        arriving = self._through_layer(last, modulations)
+        for index in reversed(range(last)):
             self._through_norm(2 * index + 2, arriving, modulations)
-            self._through_gate(index)
-            arriving = self._multiply('gate_up', index, self._to_gate_up)
-            self._through_norm(2 * index + 1, arriving, modulations)
-            attended = self._multiply('o', index, self._to_product)
-            self._through_attention(index, attended[0])
-            arriving = self._multiply('qkv', index, self._to_qkv)
-        self._through_norm(0, arriving, modulations)
-        return forward.heads.embed_gradient(self._rows(self._gradient), self.actions, step)
+            arriving = self._through_layer(index, modulations)
+        return arriving
+
+    def _through_layer(self, index: int, modulations: Modulations) -> Tensor:
+        """Likewise of one, to its first norm."""
+        self._through_gate(index)
+        arriving = self._multiply('gate_up', index, self._to_gate_up)
+        self._through_norm(2 * index + 1, arriving, modulations)
+        attended = self._multiply('o', index, self._to_product)
+        self._through_attention(index, attended[0])
+        return self._multiply('qkv', index, self._to_qkv)
 
     def _allocate(self) -> None:
         """What arrives behind each product in parts, and what goes back into each, [padded rows, columns]."""
@@ -128,11 +147,9 @@ class ExactDenoise:
         for part, (weight, *_) in self._weights.items():
             parts = 1 if part == 'o' else self._backward.parts(weight, rows)  # attention takes a whole one
             self._arriving[part] = buffer(parts, rows, weight.shape[1])
-        self._start = buffer(1, rows, spec.width)
         self._gradient = buffer(rows, spec.width, dtype=torch.float32)
         self._to_product, self._to_gate_up = buffer(rows, spec.width), buffer(rows, 2 * spec.mlp)
         self._to_qkv = buffer(rows, (spec.heads + 2) * spec.head_dim)
-        self._pull = torch.zeros_like(self.actions)
         self._scratch = AttentionScratch(
             spec.heads, spec.head_dim, self.spec.horizon, self.cache.capacity, device
         )
@@ -156,26 +173,31 @@ class ExactDenoise:
         """Those of the actions: the state token's gradient is not wanted and stays 0."""
         return buffer[self._first : self.forward.rows]
 
+    def _arrived(self, parts: Tensor) -> Tensor:
+        """`_rows` of each part."""
+        return parts[:, self._first : self.forward.rows]
+
     def _through_norm(self, norm: int, upstream: Tensor, modulations: Modulations) -> None:
         """From `upstream` to `_gradient` of the residual stream, and to `_to_product` in front of it."""
         own, before = modulations[norm], modulations[norm - 1] if norm else None
         self._backward.norm(
             self._rows(self.forward.residual(norm)),
-            upstream[:, self._first : self.forward.rows],
+            self._arrived(upstream),
             self._rows(self._gradient),
             self._rows(self._to_product) if norm else None,
             scale=None if own is None else own.scale,
             gate=None if before is None else before.gate,
-            begins=norm == 2 * self.spec.expert.layers,
         )
 
     def _through_attention(self, index: int, upstream: Tensor) -> None:
         """From `upstream` of its result to `_to_qkv`."""
         forward, cache = self.forward, self.cache
+        attended, log_sums = forward.attended(index)
         self._backward.attention(
             self._rows(forward.queries(index)),
             cache.keys[index],
             cache.values[index],
+            (self._rows(attended), self._rows(log_sums)),
             cache.length,
             forward.rotary,
             self._rows(upstream),

@@ -1,7 +1,8 @@
 """The fused action expert step by step, keeping what the way back of exact guidance needs.
 
 The kernel is that of `expert.loop`, compiled to run one flow step and to write also what each norm
-normalises, the rotated queries, keys and values, and gate and up (kernels/expert_arguments.cuh, Kept).
+normalises, the rotated queries, keys and values, attention's result and sums, and gate and up
+(kernels/expert_arguments.cuh, Kept).
 """
 
 from __future__ import annotations
@@ -56,12 +57,9 @@ class FusedForward:
         if self.spec.has_state_token:
             self._buffers.base[0].copy_(self.heads.state_token(self.state))
 
-    def velocity(self, step: int) -> Tensor:
-        """The flow field at the actions, fp32 [H, A]."""
+    def run_layers(self, step: int) -> None:
+        """A flow step up to its last layer: `residual` of the final norm."""
         self._steps[step]()
-        final = self.modulations(step)[-1]
-        self.operators.norm(self.residual(2 * self.spec.expert.layers), self._final, None, modulation=final)
-        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
 
     def modulations(self, step: int) -> Modulations:
         """Of every norm in order of use."""
@@ -79,17 +77,22 @@ class FusedForward:
         """bf16 [64, 2 * mlp]."""
         return self._kept['gate_up'][layer]
 
+    def attended(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The result bf16 [64, heads * dim], and log2 of its sums of exponentials fp32 [64, heads]."""
+        return self._kept['attended'][layer], self._kept['log_sums'][layer]
+
     def _allocate(self, cache: PrefixCache) -> None:
         tower = self.spec.expert
 
         def buffer(count: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(count, ROWS, columns, dtype=dtype, device=self.device)
 
-        self._final = buffer(1, tower.width)[0]
         self._kept = {
             'x': buffer(2 * tower.layers + 1, tower.width, torch.float32),
             'queries': buffer(tower.layers, tower.heads * tower.head_dim),
             'keys': cache.keys,
             'values': cache.values,
             'gate_up': buffer(tower.layers, 2 * tower.mlp),
+            'attended': buffer(tower.layers, tower.heads * tower.head_dim),
+            'log_sums': buffer(tower.layers, tower.heads, torch.float32),
         }

@@ -3,7 +3,8 @@ kernel files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from flashrt_ros.engine.cuda.device import Gpu
 from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.cuda.tensor_map import tensor_map
 from flashrt_ros.engine.guidance import GuideInputs
-from flashrt_ros.models.spec import GemmaSpec
+from flashrt_ros.engine.operators.exact_ends import ExactEnds, ends_build
+from flashrt_ros.models.spec import PolicySpec
 
 QUERIES, KEYS = 32, 64
 """Flat queries and keys of a tile of kernels/attention_backward.cu."""
 
 
-def backward_builds(gpu: Gpu, spec: GemmaSpec) -> list[tuple[str, dict[str, int]]]:
+def backward_builds(gpu: Gpu, policy: PolicySpec) -> list[tuple[str, dict[str, int]]]:
     """Kernel files and constants."""
+    spec = policy.expert
     own: list[tuple[str, dict[str, int]]] = []
     if gpu.capability == (9, 0):
         own = [('back_gemm_sm90', {}), ('back_gemm_sm90', {'GATED': 1})]
@@ -29,6 +32,7 @@ def backward_builds(gpu: Gpu, spec: GemmaSpec) -> list[tuple[str, dict[str, int]
         ('norm_backward', {'WIDTH': spec.width}),
         ('activation', {'WIDTH': spec.mlp, 'FP8': 0}),
         ('attention_backward', {'HEADS': spec.heads, 'DIM': spec.head_dim}),
+        ends_build(spec.width, policy.action_dim),
     ]
 
 
@@ -49,7 +53,7 @@ def _parts(upstream: Tensor) -> tuple[int, int]:
 
 
 class AttentionScratch:
-    """What the three kernels of the attention hand to each other, fp32; see kernels/attention_backward.cu."""
+    """What the two kernels of the attention hand to each other, fp32; see kernels/attention_backward.cu."""
 
     def __init__(self, heads: int, dim: int, rows: int, capacity: int, device: torch.device) -> None:
         self.tiles, self.splits = -(-rows * heads // QUERIES), capacity // KEYS
@@ -57,8 +61,6 @@ class AttentionScratch:
         def empty(*sizes: int) -> Tensor:
             return torch.zeros(sizes, device=device)
 
-        self.scores = empty(self.tiles * QUERIES, capacity, 2)
-        self.statistics = empty(self.tiles * QUERIES, 2 * self.splits, 4)
         self.query_parts = empty(self.splits, rows * heads, dim)
         self.key_parts, self.value_parts = (empty(self.tiles, rows, dim) for _ in range(2))
 
@@ -68,6 +70,10 @@ class BackwardOperators:
     """Kernels of one library, launched on the current stream, each depending on the one before it."""
 
     library: KernelLibrary
+    most_shared: bool = True
+    """Kernels leave multiprocessors as much shared memory as there is, for those beside them."""
+    trial: Mapping[str, int] = field(default_factory=dict)
+    """Constants of the products' kernel."""
 
     def parts(self, weight: Tensor, rows: int) -> int:
         """In how many parts `product` leaves gradient [rows, out] @ weight [out, in]."""
@@ -96,18 +102,20 @@ class BackwardOperators:
         self, gradient: Tensor, weight: Tensor, out: Tensor, parts: int, gated: Tensor | None = None
     ) -> None:
         (depth, columns), constants = weight.shape, {} if gated is None else {'GATED': 1}
-        steps = depth // BOX // parts
+        constants |= self.trial
+        steps, rows, ring = depth // BOX // parts, self.trial.get('ROWS', BOX), self.trial.get('RING', 8)
         self.library.kernel('back_gemm_sm90', 'back_gemm', **constants)(
             (columns // BOX, parts),
             160,
-            tensor_map(gradient, BOX),
+            tensor_map(gradient, rows),
             tensor_map(weight, BOX),
             out,
             columns,
             steps,
             gated,
-            shared=(steps + min(steps, 8)) * BOX * 128 + 1024,
+            shared=(steps + min(steps, ring)) * BOX * 128 + 1024,
             dependent=True,
+            most_shared=self.most_shared,
         )
 
     def _own(self, weight: Tensor, rows: int) -> bool:
@@ -123,16 +131,14 @@ class BackwardOperators:
         *,
         scale: Tensor | None = None,
         gate: Tensor | None = None,
-        begins: bool = False,
     ) -> None:
         """Back through norm(x) * (1 + scale): add to `gradient` of x; out = gradient * gate for the product
         in front. x, gradient fp32 [rows, width]; upstream bf16 [parts, rows, width]; out bf16."""
         (rows, width), (parts, stride) = gradient.shape, _parts(upstream)
         kernel = self.library.kernel('norm_backward', 'norm_backward', WIDTH=width)
         threads = round_up(width // 8, 32)
-        kernel(
-            rows, threads, x, upstream, parts, stride, scale, gate, gradient, int(begins), out, dependent=True
-        )
+        arguments = x, upstream, parts, stride, scale, gate, gradient, out
+        kernel(rows, threads, *arguments, dependent=True, most_shared=self.most_shared)
 
     def gelu_gate(self, x: Tensor, upstream: Tensor, out: Tensor) -> None:
         """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up, bf16 [parts,
@@ -146,6 +152,7 @@ class BackwardOperators:
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
+        results: tuple[Tensor, Tensor],
         length: Tensor,
         table: Tensor,
         upstream: Tensor,
@@ -156,29 +163,25 @@ class BackwardOperators:
         """Gradient of the raw product q, k, v, bf16 [rows, (heads + 2) * dim], from that of the result.
 
         queries, upstream: bf16 [rows, heads * dim]. keys, values: the cache of one layer, whose
-        first *length + constant rows are constant. table: rotations.
+        first *length + constant rows are constant. results: of the forward pass, bf16 [rows, heads * dim],
+        and log2 of its sums of exponentials, fp32 [rows, heads]. table: rotations.
         """
         rows, dim = queries.shape[0], keys.shape[1]
-        heads, grid = queries.shape[1] // dim, (scratch.tiles, scratch.splits)
-        shared = 2 * (QUERIES + KEYS) * (dim + 8) * 2
+        heads = queries.shape[1] // dim
 
         def launch(
-            name: str, *arguments: object, grid: tuple[int, int] = grid, threads: int = 128, shared: int = 0
+            name: str, grid: tuple[int, int], threads: int, *arguments: Tensor | int, shared: int = 0
         ) -> None:
             kernel = self.library.kernel('attention_backward', name, HEADS=heads, DIM=dim)
-            kernel(grid, threads, *arguments, shared=shared, dependent=True)  # type: ignore[arg-type]
+            kernel(grid, threads, *arguments, shared=shared, dependent=True, most_shared=self.most_shared)
 
-        between = scratch.scores, scratch.statistics
-        parts = scratch.query_parts, scratch.key_parts, scratch.value_parts
-        given = length, constant, rows, *between
-        launch('attention_scores', queries, keys, values, upstream, *given, shared=shared)
-        launch('attention_backward', queries, keys, upstream, *given, *parts, shared=shared)
-        ends = *parts, table, length, constant, scratch.tiles, out
-        launch('attention_gradients', *ends, grid=(rows, heads + 2), threads=dim // 2)
+        known, shared = (queries, keys, values, *results), 2 * (QUERIES + KEYS) * (dim + 8) * 2
+        parts, tiles = (scratch.query_parts, scratch.key_parts, scratch.value_parts), scratch.tiles
+        pulled = *known, upstream, length, constant, rows, *parts
+        launch('attention_pull', (tiles, scratch.splits), 128, *pulled, shared=shared)
+        given = *parts, table, length, constant, tiles, out
+        launch('attention_gradients', (rows, heads + 2), dim // 2, *given)
 
-    def pull(self, actions: Tensor, velocity: Tensor, guide: GuideInputs, step: int, out: Tensor) -> None:
-        """weights * (target - clean chunk that the step predicts), fp32 [H, A]."""
-        time, size = 1 - step / len(guide.gammas), actions.numel()
-        kernel = self.library.kernel('flow_step', 'flow_pull')
-        arguments = actions, velocity, guide.target, guide.weights, time, out, size
-        kernel(-(-size // 256), 256, *arguments, dependent=True)
+    def ends(self, actions: Tensor, guide: GuideInputs, gradient: Tensor) -> ExactEnds:
+        """What is before and behind the layers, of a chunk: see `ExactEnds`."""
+        return ExactEnds(self.library, actions, torch.zeros_like(actions), guide, gradient, self.most_shared)

@@ -249,15 +249,17 @@ class Operators:
         *,
         appended: int = 0,
         first_sees: int = -1,
+        log_sums: Tensor | None = None,
     ) -> None:
         """Gemma attention of queries [rows, heads * dim] on the cache [capacity, dim] of one layer.
 
         keys, values: cut to the rows that may be valid, since their number decides how they are divided.
+        log_sums: fp32 [rows, heads] for log2 of each sum of exponentials; by the portable kernel alone.
         """
         rows, dim = queries.shape[0], keys.shape[1]
         heads = queries.shape[1] // dim
         arguments = (length, appended, first_sees, rows)
-        if attention_sm90.covers_gemma(self.library.gpu, dim):
+        if log_sums is None and attention_sm90.covers_gemma(self.library.gpu, dim):
             attention_sm90.gemma(self.library, queries, keys, values, arguments, out, following.inverse_scale)
             return
         sizes = portable_attention(self.library.gpu, heads, dim, out.dtype)
@@ -271,6 +273,7 @@ class Operators:
             *arguments,
             out,
             following.inverse_scale,
+            log_sums,
             shared=max((64 + sizes['STAGES'] * 128) * (dim + 8) * 2, (4 + dim // 2) * 512),
             dependent=True,
         )

@@ -53,6 +53,7 @@ class PlainDenoise:
         self.state = torch.zeros(spec.action_dim, device=self.device)
         self.guide = GuideInputs(spec, self.device)
         self.rotary = rotary_table(cache.capacity, spec.expert.head_dim, self.device)
+        self._keeps = keeps
         self._allocate(spec.expert.layers if keeps else 1, 2 * spec.expert.layers + 1 if keeps else 1)
 
     def run(self) -> None:
@@ -63,6 +64,11 @@ class PlainDenoise:
 
     def velocity(self, step: int) -> Tensor:
         """The flow field at the actions, fp32 [H, A]."""
+        self.run_layers(step)
+        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
+
+    def run_layers(self, step: int) -> None:
+        """A flow step up to its final norm."""
         observer = self.layers[0]['qkv'].observer
         if observer is not None:
             observer.step = step
@@ -70,7 +76,6 @@ class PlainDenoise:
         self._run_tower(step)
         if observer is not None:
             observer.step = None
-        return self.heads.velocity(self._final[self.rows - self.spec.horizon : self.rows])
 
     def residual(self, norm: int) -> Tensor:
         """The residual stream that a norm, by order of use, has normalised, fp32 [padded rows, width]."""
@@ -83,6 +88,11 @@ class PlainDenoise:
     def gate_up(self, layer: int) -> Tensor:
         return self._gate_up[layer % len(self._gate_up)]
 
+    def attended(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Attention's result [padded rows, heads * dim], and log2 of its sums of exponentials, fp32 [padded
+        rows, heads], which only a loop that keeps has."""
+        return self._attended[layer % len(self._attended)], self._log_sums[layer % len(self._log_sums)]
+
     def _allocate(self, layers: int, norms: int) -> None:
         """layers, norms: how many have buffers of their own."""
         spec = self.spec.expert
@@ -92,7 +102,8 @@ class PlainDenoise:
             return torch.zeros(count, self.padded_rows, columns, dtype=dtype, device=self.device)
 
         self._residuals = buffer(width, torch.float32, norms)
-        self._queries, self._attended = buffer(attended, count=layers), buffer(attended, narrow)[0]
+        self._queries, self._attended = buffer(attended, count=layers), buffer(attended, narrow, layers)
+        self._log_sums = buffer(spec.heads, torch.float32, layers)
         self._gate_up = buffer(2 * spec.mlp, count=layers)
         self._normed, self._activated = buffer(width, narrow)[0], buffer(spec.mlp, narrow)[0]
         self._final, self._delta = buffer(width)[0], buffer(width)[0]
@@ -147,19 +158,20 @@ class PlainDenoise:
         ops, cache, rows = self.operators, self.cache, self.rows
         keys, values = cache.keys[index], cache.values[index]
         layer['qkv'](self._normed, self._qkv)
-        queries = self.queries(index)
+        queries, (attended, log_sums) = self.queries(index), self.attended(index)
         ops.rope(self._qkv[:rows], layer['qkv'], self.rotary, cache.length, queries, keys, values)
         ops.attention(
             queries[:rows],
             keys,
             values,
             cache.length,
-            self._attended,
+            attended,
             layer['o'],
             appended=rows,
             first_sees=1 if self.spec.has_state_token else -1,
+            log_sums=log_sums if self._keeps else None,
         )
-        layer['o'](self._attended, self._delta)
+        layer['o'](attended, self._delta)
 
     def begin(self) -> None:
         """Nothing has to be launched before the first step."""

@@ -75,7 +75,9 @@ class FlowHeads:
         }
         self.table = self._weights['flow.table']
         self.norms = self._weights.get('flow.norms', self.table)
-        self._into_actions = self._weights['flow.action_in_proj.weight'].t().contiguous()
+        self.out_weight = self._weights['flow.action_out_proj.weight']
+        self.out_bias = self._weights['flow.action_out_proj.bias']
+        self.into_actions = self._weights['flow.action_in_proj.weight'].t().contiguous()
 
     def embed(self, actions: Tensor, state: Tensor, step: int) -> Tensor:
         """Actions fp32 [H, A] at a step (and pi0's state fp32 [A]) -> tokens fp32 [H or 1 + H, width]."""
@@ -94,18 +96,12 @@ class FlowHeads:
         """Normed tokens [H, width] -> velocities fp32 [H, A]."""
         return self._linear(tokens.float(), 'action_out_proj')
 
-    def velocity_gradient(self, upstream: Tensor) -> Tensor:
-        """The gradient of the normed tokens, fp32 [H, width], from that of the velocities."""
-        return upstream @ self._weights['flow.action_out_proj.weight']
-
     def embed_gradient(self, upstream: Tensor, actions: Tensor, step: int) -> Tensor:
-        """The gradient of the actions at a step, fp32 [H, A], from that of their tokens."""
-        if not self.spec.has_state_token:
-            return F.linear(upstream, self._into_actions)
+        """The gradient of pi0's actions at a step, fp32 [H, A], from that of their tokens."""
         mixing = self._weights['flow.action_time_mlp_in.weight']
         mixed = F.linear(self._linear(actions, 'action_in_proj'), mixing) + self.table[step]
         inner = upstream @ self._weights['flow.action_time_mlp_out.weight']
-        return torch.ops.aten.silu_backward(inner, mixed) @ mixing @ self._into_actions.t()
+        return torch.ops.aten.silu_backward(inner, mixed) @ mixing @ self.into_actions.t()
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self._weights[f'flow.{name}.weight'], self._weights[f'flow.{name}.bias'])

@@ -23,17 +23,7 @@
 #define GATED 0
 #endif
 
-#ifndef RING
-#define RING 8
-#endif
-#ifndef ROWS
-#define ROWS 64
-#endif
-#ifndef LATE
-#define LATE 0
-#endif
-
-constexpr int BOX = 64, BOX_BYTES = BOX * 128, MOST_STEPS = 16, CONSUMERS = 128;
+constexpr int BOX = 64, BOX_BYTES = BOX * 128, RING = 8, MOST_STEPS = 16, CONSUMERS = 128;
 
 struct Barriers {
   uint64_t weights[MOST_STEPS], full[RING], empty[RING];
@@ -59,7 +49,7 @@ __device__ __forceinline__ void fetch(const TensorMap& a, const TensorMap& weigh
   for (int i = 0; i < steps; i++) {
     const int slot = i % RING;
     if (i >= RING) barrier_wait(barriers.empty + slot, (i / RING - 1) & 1);
-    barrier_expect(barriers.full + slot, ROWS * 128);
+    barrier_expect(barriers.full + slot, BOX_BYTES);
     copy_box(ring + slot * BOX_BYTES, a, (first + i) * BOX, 0, barriers.full + slot);
   }
 }
@@ -126,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1)
   Slopes slopes;
   if (GATED) load_slopes(slopes, x + (size_t)row * 2 * columns + column, columns);
   wait_for_predecessor();
-  if (!LATE) release_successor();
+  release_successor();
   float result[8][4];
   const uint8_t* ring = boxes + steps * BOX_BYTES;
 #pragma unroll 1
@@ -143,7 +133,6 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1)
     wgmma_wait<0>();
     warp_done(barriers.empty + slot, lane);
   }
-  if (LATE) release_successor();
   if (GATED) {
     store_gates(out + (size_t)row * 2 * columns + column, slopes, result, columns);
     return;

@@ -28,8 +28,6 @@ class Kernel:
     cooperative: all CTAs have to be resident at once; the launch fails when they cannot be.
     dependent: the kernel executes griddepcontrol.wait before it touches what its predecessor writes, so it
     may start while the predecessor drains (programmatic dependent launch).
-    most_shared: multiprocessors give shared memory as much as they can; kernels run side by side on one only
-    if they agree on that.
     """
 
     def __init__(self, context: DeviceContext, module: CubinModule, name: str) -> None:
@@ -37,7 +35,6 @@ class Kernel:
         self._context, self._module = context, module
         self._prepared: tuple[str, int] | None = None
         self._shared = 0
-        self._most_shared = False
 
     def __call__(
         self,
@@ -48,13 +45,10 @@ class Kernel:
         cluster: Dimensions | None = None,
         cooperative: bool = False,
         dependent: bool = False,
-        most_shared: bool = False,
     ) -> None:
         handle = torch.cuda.current_stream(self._context.gpu.device).cuda_stream
         grid3, block3 = _three(grid), _three(block)
         attributes = _attributes(cluster, cooperative, dependent)
-        if most_shared and not self._most_shared:
-            self._ask_for_most_shared()
         attributed = bool(attributes) or any(isinstance(a, _BY_VALUE) for a in arguments)
         if attributed or not self._context.knows_stream(handle):
             self._launch_attributed(grid3, block3, arguments, shared, attributes, handle)
@@ -126,13 +120,6 @@ class Kernel:
             check(driver.cuFuncSetAttribute(function, limit, shared), self.name)
             self._shared = shared
         return function
-
-    def _ask_for_most_shared(self) -> None:
-        from cuda.bindings import driver
-
-        split = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        check(driver.cuFuncSetAttribute(self._attributed_function(0), split, 100), self.name)
-        self._most_shared = True
 
 
 _BY_VALUE = (ctypes.Structure, ctypes.Array)

@@ -3,8 +3,7 @@ kernel files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ def backward_builds(gpu: Gpu, policy: PolicySpec) -> list[tuple[str, dict[str, i
     ]
 
 
-BOX, MOST_STEPS, BLOCKS = 64, 16, 128
+BOX, MOST_STEPS, RING, BLOCKS = 64, 16, 8, 128
 """Of kernels/back_gemm_sm90.cu: rows and columns of a box, most boxes of a block along K, blocks wanted."""
 
 
@@ -70,10 +69,6 @@ class BackwardOperators:
     """Kernels of one library, launched on the current stream, each depending on the one before it."""
 
     library: KernelLibrary
-    most_shared: bool = True
-    """Kernels leave multiprocessors as much shared memory as there is, for those beside them."""
-    trial: Mapping[str, int] = field(default_factory=dict)
-    """Constants of the products' kernel."""
 
     def parts(self, weight: Tensor, rows: int) -> int:
         """In how many parts `product` leaves gradient [rows, out] @ weight [out, in]."""
@@ -102,20 +97,18 @@ class BackwardOperators:
         self, gradient: Tensor, weight: Tensor, out: Tensor, parts: int, gated: Tensor | None = None
     ) -> None:
         (depth, columns), constants = weight.shape, {} if gated is None else {'GATED': 1}
-        constants |= self.trial
-        steps, rows, ring = depth // BOX // parts, self.trial.get('ROWS', BOX), self.trial.get('RING', 8)
+        steps = depth // BOX // parts
         self.library.kernel('back_gemm_sm90', 'back_gemm', **constants)(
             (columns // BOX, parts),
             160,
-            tensor_map(gradient, rows),
+            tensor_map(gradient, BOX),
             tensor_map(weight, BOX),
             out,
             columns,
             steps,
             gated,
-            shared=(steps + min(steps, ring)) * BOX * 128 + 1024,
+            shared=(steps + min(steps, RING)) * BOX * 128 + 1024,
             dependent=True,
-            most_shared=self.most_shared,
         )
 
     def _own(self, weight: Tensor, rows: int) -> bool:
@@ -138,7 +131,7 @@ class BackwardOperators:
         kernel = self.library.kernel('norm_backward', 'norm_backward', WIDTH=width)
         threads = round_up(width // 8, 32)
         arguments = x, upstream, parts, stride, scale, gate, gradient, out
-        kernel(rows, threads, *arguments, dependent=True, most_shared=self.most_shared)
+        kernel(rows, threads, *arguments, dependent=True)
 
     def gelu_gate(self, x: Tensor, upstream: Tensor, out: Tensor) -> None:
         """Gradient of x bf16 [rows, 2 * width], gate before up, from that of gelu(gate) * up, bf16 [parts,
@@ -173,7 +166,7 @@ class BackwardOperators:
             name: str, grid: tuple[int, int], threads: int, *arguments: Tensor | int, shared: int = 0
         ) -> None:
             kernel = self.library.kernel('attention_backward', name, HEADS=heads, DIM=dim)
-            kernel(grid, threads, *arguments, shared=shared, dependent=True, most_shared=self.most_shared)
+            kernel(grid, threads, *arguments, shared=shared, dependent=True)
 
         known, shared = (queries, keys, values, *results), 2 * (QUERIES + KEYS) * (dim + 8) * 2
         parts, tiles = (scratch.query_parts, scratch.key_parts, scratch.value_parts), scratch.tiles
@@ -184,4 +177,4 @@ class BackwardOperators:
 
     def ends(self, actions: Tensor, guide: GuideInputs, gradient: Tensor) -> ExactEnds:
         """What is before and behind the layers, of a chunk: see `ExactEnds`."""
-        return ExactEnds(self.library, actions, torch.zeros_like(actions), guide, gradient, self.most_shared)
+        return ExactEnds(self.library, actions, torch.zeros_like(actions), guide, gradient)

@@ -37,7 +37,6 @@ class ExactEnds:
     velocity: Tensor
     guide: GuideInputs
     gradient: Tensor
-    most_shared: bool = True
 
     def begin(
         self,
@@ -78,4 +77,4 @@ class ExactEnds:
     def _launch(self, name: str, *arguments: Tensor | int | float | None) -> None:
         file, constants = ends_build(self.gradient.shape[1], self.actions.shape[1])
         kernel, rows = self.library.kernel(file, name, **constants), len(self.actions)
-        kernel(rows, 256, *arguments, dependent=True, most_shared=self.most_shared)
+        kernel(rows, 256, *arguments, dependent=True)

@@ -57,6 +57,8 @@ class ActionKinds:
     def to_positions(self, actions: np.ndarray, anchor: np.ndarray) -> np.ndarray:
         """Actions [H, D] in rad or m (grippers: fractions), anchor [D] -> positions float64 [H, D]."""
         positions = np.array(actions, dtype=np.float64)
+        if self._all_positions:
+            return positions
         delta, step, gripper = self._columns('delta'), self._columns('step'), self._columns('gripper')
         positions[:, delta] += anchor[delta]
         positions[:, step] = anchor[step] + np.cumsum(positions[:, step], axis=0)
@@ -78,6 +80,8 @@ class ActionKinds:
         """Checkpoint units -> rad or m, float64 [H, D]: offsets are only scaled, fractions stay."""
         actions = np.asarray(actions, dtype=np.float64)
         ros = joints.to_ros(actions)
+        if self._all_positions:
+            return ros
         offsets, gripper = [*self._columns('delta'), *self._columns('step')], self._columns('gripper')
         ros[:, offsets] = actions[:, offsets] / joints.scale[offsets]
         ros[:, gripper] = actions[:, gripper]
@@ -90,6 +94,11 @@ class ActionKinds:
         checkpoint[:, offsets] = actions[:, offsets] * joints.scale[offsets]
         checkpoint[:, gripper] = actions[:, gripper]
         return checkpoint
+
+    @property
+    def _all_positions(self) -> bool:
+        """As for most robots: nothing to convert, which a chunk in a hurry need not wait for."""
+        return set(self.kinds) <= {'position'}
 
     def _columns(self, kind: str) -> list[int]:
         return [column for column, own in enumerate(self.kinds) if own == kind]

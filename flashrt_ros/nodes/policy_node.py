@@ -33,7 +33,7 @@ from flashrt_ros.nodes.policy_worker import PolicyWorker
 from flashrt_ros.nodes.polling import PolledStates
 from flashrt_ros.nodes.qos import COMMAND, RECORD
 from flashrt_ros.policy import Policy
-from flashrt_ros.scheduling import switch_quickly
+from flashrt_ros.scheduling import spare_collector, switch_quickly
 
 _SECTIONS = (
     'robot',
@@ -169,7 +169,9 @@ class PolicyNode(ManagedNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    switch_quickly()  # of the process, not of the node: others may run beside it in theirs
+    # Of the process, not of the node: others may run beside it in theirs.
+    switch_quickly()
+    spare_collector()
     return run(PolicyNode, args)
 
 

@@ -2,6 +2,7 @@
 
 usage: python -m benchmarks.streamer [--busy 0 2 4] [--seconds 10] [--rounds 3] [--against TREE]
        [--with 'scheduling.streamer_priority:=50' ...] [--output-type joint_trajectory] [--joint-rate 200]
+       [--chunk-rate 10]
 
 The streamer is the real process with seven joints; another process sends it chunks and joint states. Lateness
 is that of the moment at which a command is written, as its writer stamps it. Variants take turns, because
@@ -51,6 +52,7 @@ def main() -> None:
                             config,
                             arguments.output_type,
                             arguments.joint_rate,
+                            arguments.chunk_rate,
                             busy,
                             arguments.seconds,
                             arguments.logs or Path(name),
@@ -83,6 +85,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument('--output-type', default='joint_trajectory')
     parser.add_argument('--joint-rate', type=float, default=200.0, help='joint states a second (%(default)g)')
+    parser.add_argument('--chunk-rate', type=float, default=10.0, help='chunks a second (%(default)g)')
     parser.add_argument('--logs', type=Path, help='folder that keeps the logs of the processes')
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""The process that feeds the streamer: chunks of 50 rows at 10 Hz, joint states at a rate.
+"""The process that feeds the streamer: chunks of 50 rows and joint states.
 
-    python -m benchmarks.streamer.feed --joint-rate 200
+    python -m benchmarks.streamer.feed --joint-rate 200 --chunk-rate 10
 
 Joint states are serialized beforehand, so that this process takes little of the cores that are measured.
 """
@@ -26,7 +26,6 @@ from benchmarks.streamer.setting import JOINTS
 from flashrt_ros.control import Chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 
-CHUNK_RATE_HZ = 10.0
 STEP_NS = 20_000_000
 ROWS = 50
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -48,10 +47,10 @@ def send_joints(node: Node, rate_hz: float, stop: threading.Event) -> None:
         publisher.publish(bytes(frame))
 
 
-def send_chunks(node: Node, stop: threading.Event) -> None:
+def send_chunks(node: Node, rate_hz: float, stop: threading.Event) -> None:
     publisher = node.create_publisher(ActionChunk, 'action_chunk', 1)
     sequence = 0
-    while not stop.wait(1.0 / CHUNK_RATE_HZ):
+    while not stop.wait(1.0 / rate_hz):
         now_ns = time.time_ns()
         sequence += 1
         chunk = Chunk('bench', JOINTS, rows_at(now_ns), now_ns, now_ns, STEP_NS, 1, sequence)
@@ -61,6 +60,7 @@ def send_chunks(node: Node, stop: threading.Event) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--joint-rate', type=float, default=200.0)
+    parser.add_argument('--chunk-rate', type=float, default=10.0)
     arguments = parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,7 +69,7 @@ def main() -> None:
     node = rclpy.create_node('feed')
     joints = threading.Thread(target=send_joints, args=(node, arguments.joint_rate, stop))
     joints.start()
-    send_chunks(node, stop)
+    send_chunks(node, arguments.chunk_rate, stop)
     joints.join()
     node.destroy_node()
     rclpy.try_shutdown()

@@ -80,6 +80,7 @@ def run(
     config: Path,
     output_type: str,
     joint_rate_hz: float,
+    chunk_rate_hz: float,
     busy: int,
     seconds: float,
     logs: Path,
@@ -101,7 +102,8 @@ def run(
         lifecycle.appear(STARTS_S)
         lifecycle.change(CONFIGURE, STARTS_S)
         lifecycle.change(ACTIVATE, STARTS_S)
-        family.start('feed', 'benchmarks.streamer.feed', ['--joint-rate', str(joint_rate_hz)])
+        rates = ['--joint-rate', str(joint_rate_hz), '--chunk-rate', str(chunk_rate_hz)]
+        family.start('feed', 'benchmarks.streamer.feed', rates)
         _spin(executor, lambda: len(written) > 100, STARTS_S)
         with busy_processes(busy):
             _spin(executor, lambda: False, WARM_UP_S)

@@ -28,6 +28,7 @@ from flashrt_ros.nodes.operator import OperatorInterface
 from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
 from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import COMMAND
+from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
 
 _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing', 'scheduling')
@@ -46,6 +47,7 @@ class ActionStreamer(ManagedNode):
         self._inputs: list[Any] = []
         self._states: PolledStates | None = None
         self._chunks: Attendant | None = None
+        self._gate: TickGate | None = None
         self._outputs: list[Any] = []
         self._operator: OperatorInterface | None = None
         self._watchdog: Any = None
@@ -71,8 +73,9 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
+        self._gate = TickGate(longest_ns=round(0.5e9 / rate_hz))
         self._loop = FixedRateLoop(
-            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands
+            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gate=self._gate
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
@@ -162,10 +165,12 @@ class ActionStreamer(ManagedNode):
             outrank(self._priority)
 
     def _take_chunk(self) -> None:
-        """By the thread that waits for chunks: they come in time also while the executor is busy."""
-        taken = self._inputs[0].handle.take_message(ActionChunk, False)
-        if taken is not None and self.state == 'active':
-            self._worker.take_chunk(taken[0])
+        """By the thread that waits for chunks: they come in time also while the executor is busy, and no
+        command is late for them."""
+        with self._gate.between():
+            taken = self._inputs[0].handle.take_message(ActionChunk, False)
+            if taken is not None and self.state == 'active':
+                self._worker.take_chunk(taken[0])
 
     def _watch(self) -> None:
         self._states.take()

@@ -11,6 +11,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.control.pacing import Deadlines, PaceMeter
 from flashrt_ros.nodes.clock import LoopClock
+from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.scheduling import wake_exactly
 
 _WINDOW_S = 10.0
@@ -23,6 +24,7 @@ class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
     begin: called first in the thread.
+    gate: is told of every tick on real time, for other work to keep out of its way.
     before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
@@ -36,9 +38,10 @@ class FixedRateLoop:
         logger: RcutilsLogger,
         before: Callable[[bool], None] = lambda in_time: None,
         begin: Callable[[], None] = lambda: None,
+        gate: TickGate | None = None,
     ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
-        self._before, self._begin = before, begin
+        self._before, self._begin, self._gate = before, begin, gate
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -68,7 +71,7 @@ class FixedRateLoop:
         try:
             wake_exactly()
             self._begin()
-            while clock.wait_until(deadlines.next_ns, self._stop):
+            while self._wait(clock, deadlines.next_ns):
                 now_ns = clock.now_ns()
                 late_ns, skipped = deadlines.meet(now_ns)
                 self.meter.note(now_ns, late_ns)
@@ -78,3 +81,11 @@ class FixedRateLoop:
         except Exception:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')
+        finally:
+            if self._gate is not None:
+                self._gate.expect(None)
+
+    def _wait(self, clock: LoopClock, due_ns: int) -> bool:
+        if self._gate is not None and not clock.simulated:
+            self._gate.expect(due_ns)
+        return clock.wait_until(due_ns, self._stop)

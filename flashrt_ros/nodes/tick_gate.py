@@ -1,0 +1,53 @@
+"""Keeps other work of a process away from the moments at which the ticks of a loop are due.
+
+Python runs one thread at a time: work that begins just before a deadline makes the tick late by what is left
+of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_REMEMBERED = 20
+"""Durations of the work, of which the longest is expected."""
+
+
+class TickGate:
+    """The loop tells it what it waits for; one other thread does its work in `between`.
+
+    longest_ns: work is never expected to take longer, so that it has its turn however long it once took.
+    now_ns: the clock of the deadlines.
+    """
+
+    def __init__(self, longest_ns: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._longest_ns, self._now_ns = longest_ns, now_ns
+        self._due_ns: int | None = None
+        self._took_ns = deque[int](maxlen=_REMEMBERED)
+        self._awaited, self._passed = False, threading.Event()
+
+    def expect(self, due_ns: int | None) -> None:
+        """The tick before is over, and the next is due then; None: no more is to come."""
+        self._due_ns = due_ns
+        if self._awaited:
+            self._passed.set()
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Around the work: at once where it will be over before the next tick, else behind that tick."""
+        self._await_room()
+        began_ns = self._now_ns()
+        yield
+        self._took_ns.append(self._now_ns() - began_ns)
+
+    def _await_room(self) -> None:
+        expected_ns = min(max(self._took_ns, default=0), self._longest_ns)
+        self._passed.clear()
+        self._awaited = True
+        due_ns = self._due_ns
+        if due_ns is not None and due_ns - self._now_ns() < expected_ns:
+            self._passed.wait((expected_ns + self._longest_ns) * 1e-9)
+        self._awaited = False

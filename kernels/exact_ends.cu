@@ -12,7 +12,7 @@
 // [WIDTH], may be null (0, 0, 1); velocity, actions, target, weights fp32 [rows][ACTIONS]; upstream bf16 in `parts`, `stride` apart.
 // exact_begin waits before it lets the kernel behind start: those behind it read before their waits what the forward pass left.
 // exact_end reads x and gradient before the wait, as norm_backward.cu does.
-// WIDTH is a multiple of 128, THREADS * 4 at least; ACTIONS a multiple of 8, at most 32. 50 rows: W comes from the second-level
+// WIDTH is a multiple of 128, THREADS * 4 at most; ACTIONS a multiple of 8, at most 32. 50 rows: W comes from the second-level
 // cache 50 times, 6.6 MB; what decides is the chain of five sums over a block.
 #include "common.cuh"
 

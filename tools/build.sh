@@ -24,4 +24,6 @@ if ! colcon --log-base "$build/log" build \
     echo "The build failed; the whole log is in $log" >&2
     exit 1
 fi
+# Links to files that are gone: colcon leaves them, and what lists the installation would find them.
+find "$install" -xtype l -delete
 echo "Built into $install"

@@ -14,6 +14,9 @@ ln -sfn "$PWD" "$build/workspace/flashrt_ros"
 unset PYTHONPATH LD_LIBRARY_PATH COLCON_PREFIX_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export PATH=$venv/bin:$PATH AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv
 
+# Files that the source has no more would stay.
+rm -rf "$install"/lib/python*/site-packages/flashrt_ros/kernels
+
 log=$build/build.log
 if ! colcon --log-base "$build/log" build \
     --paths "$build/workspace/flashrt_ros" --build-base "$build" --install-base "$install" \
@@ -24,6 +27,4 @@ if ! colcon --log-base "$build/log" build \
     echo "The build failed; the whole log is in $log" >&2
     exit 1
 fi
-# Links to files that are gone: colcon leaves them, and what lists the installation would find them.
-find "$install" -xtype l -delete
 echo "Built into $install"

@@ -216,7 +216,8 @@ class FrameInputs:
             source = pinned.data_ptr()
         staged = self._staged[slot]
         if staged.numel() < frame.data.size + 16:
-            staged = torch.empty(frame.data.size + 16, dtype=torch.uint8, device=self._device)
+            with torch.cuda.stream(self._stream):  # whose work may go on when this is freed
+                staged = torch.empty(frame.data.size + 16, dtype=torch.uint8, device=self._device)
             self._staged[slot] = staged
         return source, staged.data_ptr() + source % 16
 

@@ -80,6 +80,17 @@ def header_stamp_ns(buffer: Any) -> int:
     return _Reader(buffer).stamp()
 
 
+def positions_offset(buffer: Any) -> int:
+    """Where the positions of a serialized sensor_msgs/JointState begin, if it is plain CDR of version 1, in
+    which doubles stand at multiples of eight bytes. Raises MalformedMessage."""
+    reader = _Reader(buffer)
+    reader.header()
+    for _ in range(reader.uint32('name')):
+        reader.text('name')
+    reader.uint32('position')
+    return reader.aligned(8)
+
+
 LAYOUTS: dict[str, Callable[[Any], Layout]] = {'raw': image_layout, 'compressed': compressed_layout}
 """Transport of a camera -> how its messages are read."""
 
@@ -143,8 +154,13 @@ class _Reader:
     def byte(self, field: str) -> int:
         return self._view[self._claim(1, field)]
 
+    def aligned(self, size: int) -> int:
+        """Move to the next multiple of `size`, from the encapsulation header on, and return where that is."""
+        self._at += -(self._at - _ENCAPSULATION) % size
+        return self._at
+
     def uint32(self, field: str) -> int:
-        self._at += -self._at % 4  # from the encapsulation header on, which is as long as the alignment
+        self.aligned(4)
         return int(self._uint32.unpack_from(self._view, self._claim(4, field))[0])
 
     def text(self, field: str) -> str:

@@ -6,7 +6,6 @@ compared as a whole, and only where it has changed is the message made into Pyth
 
 from __future__ import annotations
 
-import struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +13,12 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
 from flashrt_ros.errors import ObservationError
+from flashrt_ros.ingest.cdr import MalformedMessage, positions_offset
 from flashrt_ros.ingest.joints import STATE
 
 _LITTLE_ENDIAN_CDR = b'\x00\x01'
-_ENCAPSULATION, _STAMPED = 4, 12
-"""Bytes up to where CDR counts its alignment from, and up to the end of the stamp."""
-
-_COUNT = struct.Struct('<I')
+_STAMPED = 12
+"""Where the stamp of the header ends."""
 
 
 class _Form(NamedTuple):
@@ -86,20 +84,11 @@ def _form_of(message: bytes, state: JointState) -> _Form | None:
     """What messages like this one have in common; None where positions are not where they are expected."""
     if not message.startswith(_LITTLE_ENDIAN_CDR) or len(state.name) != len(state.position):
         return None
-    at = _behind_text(message, _STAMPED)
-    at = _aligned(at, 4) + _COUNT.size
-    for _ in state.name:
-        at = _behind_text(message, _aligned(at, 4))
-    at = _aligned(_aligned(at, 4) + _COUNT.size, 8)
+    try:
+        at = positions_offset(message)
+    except MalformedMessage:  # a name longer than any
+        return None
     expected = np.asarray(state.position, np.float64).tobytes()
     if not expected or message[at : at + len(expected)] != expected:
         return None
     return _Form(message[_STAMPED:at], list(state.name), at)
-
-
-def _behind_text(message: bytes, at: int) -> int:
-    return at + _COUNT.size + int(_COUNT.unpack_from(message, at)[0])
-
-
-def _aligned(at: int, size: int) -> int:
-    return _ENCAPSULATION + -(-(at - _ENCAPSULATION) // size) * size

@@ -65,7 +65,6 @@ class CommandWorker:
         self._clock, self._output = clock, output
         self._tell, self._tell_stopped = tell, stopped
         self.take_states: Callable[[], None] = lambda: None
-        self._taking = False
         self._told: object = None
         self._told_stopped: bool | None = None
 
@@ -115,7 +114,6 @@ class CommandWorker:
         """Forget all motion: the next chunk starts from standstill."""
         with self._lock:
             self._motion.begin()
-            self._taking = True
         self._announce(self._clock.now().nanoseconds)
 
     def keep_state(self, message: bytes, received_ns: int) -> None:
@@ -142,8 +140,6 @@ class CommandWorker:
             self.refused.trouble(error.what, str(error))
             return
         with self._lock:
-            if not self._taking:
-                return
             needed = self._motion.starts_from_measured(now_ns)
             measured = self._measured(now_ns) if needed else None
             refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), measured)
@@ -206,7 +202,6 @@ class CommandWorker:
         """Send the way to rest and the safe action, last of all. The command thread must have ended."""
         now_ns, until = self._clock.now().nanoseconds, time.monotonic() + REST_S
         with self._lock:
-            self._taking = False
             self._motion.end(reason)
             moving = True
             while moving:

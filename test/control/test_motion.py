@@ -78,6 +78,20 @@ def test_it_moves_while_nothing_stops_it():
     assert (world.state, world.reason, world.motion.trouble) == ('enabled', '', '')
 
 
+def test_only_a_start_needs_to_know_where_the_robot_is():
+    """Where nothing is asked for a chunk is accepted without; where it is, one without is refused."""
+    world = World()
+    assert world.motion.starts_from_measured(world.ros)
+    world = moving()
+    assert not world.motion.starts_from_measured(world.ros)
+    chunk = Chunk('nano', ('a',), np.full((5, 1), world.at), world.ros, world.ros, 100 * MS, 1, 99)
+    assert world.motion.accept(chunk, world.ros, world.wall, None) == ''
+    assert world.motion.starts_from_measured(world.ros - 3600 * 1000 * MS)  # time begins anew
+    world.run(3000)  # no more chunks: stopped for want of them
+    assert world.motion.supervisor.awaits_chunk
+    assert world.motion.starts_from_measured(world.ros)
+
+
 class TestHold:
     def test_hold_stops_and_keeps_the_pose_until_resume(self):
         world = moving(safe_action='stop')

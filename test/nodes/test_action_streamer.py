@@ -183,6 +183,18 @@ def test_deactivated_it_is_silent_and_drops_what_comes(graph, robot_yaml):
     assert graph.change(world.node, 'deactivate', 'cleanup', 'configure', 'activate')
 
 
+def test_a_chunk_on_its_way_while_the_robot_comes_to_rest_is_not_followed(graph, robot_yaml):
+    """The thread that waits for chunks may have taken it before."""
+    world = World(graph, robot_yaml())
+    world.send(world.chunk([[0.1, 0.2, 0.3]] * 20))
+    wait_until(lambda: world.node._worker._motion.following, what='motion')
+    before = world.node._worker._motion.following
+    assert graph.change(world.node, 'deactivate')
+    late = world.chunk([[0.1, 0.2, 0.3]] * 20)
+    world.node._worker.take_chunk(chunk_to_message(late, late.start_ns))
+    assert world.node._worker._motion.following in (None, before)
+
+
 def test_hold_s_may_change_while_running(graph, robot_yaml):
     world = World(graph, robot_yaml())
     assert world.node.set_parameters([Parameter('executor.hold_s', value=1.0)])[0].successful

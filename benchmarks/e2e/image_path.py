@@ -1,9 +1,12 @@
-"""The image path alone, from two cameras' stamp to the network's input, ours and as it is usually written.
+"""The image path alone, from two cameras' pictures to the network's input, ours and as it is usually written.
+
+It begins when the middleware has received the later picture of a pair (its own stamp): what lies before, the
+camera's writing and the middleware's copies, is the same for both, and is in the figures from the stamp on.
 
 usual: rclpy.spin, typed callbacks, numpy view of the pixels, cv2.resize (or Pillow without OpenCV) with
 padding, upload, float, scale to [-1, 1], channels first. ours: the sources of the policy node, and what the
 backend makes of the frames; on the CPU that is antialiased, which cv2.resize is not. Cameras are a process of
-their own, the same for both; their transport is in the figures.
+their own, the same for both.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from benchmarks.e2e.camera import SENSOR, topic_of
+from benchmarks.e2e.reception import Receptions
 from benchmarks.e2e.setting import VIEWS
 from benchmarks.e2e.stages import percentiles
 from demo.children import Family
@@ -41,34 +46,33 @@ WARM_UP = 30
 
 SQUARE = 224
 
-Done = Callable[[int], None]
-"""Called with the stamp of the pictures [ns] that are the network's input now."""
+Done = Callable[[int, int], None]
+"""Called with the stamp of the pictures that are the network's input now, and when the later one was received
+[ns, system clock]."""
 
 
 def compare(size: str, device: str) -> dict[str, Any]:
     """Milliseconds of each way, processor time that it takes, and how many times faster ours is."""
-    usual, usual_cpu = _measured(_usual, size, device)
-    ours, ours_cpu = _measured(_ours, size, device)
-    return {
-        'size': size,
-        'device': device,
-        'resize': _resize.__name__,
-        'usual_ms': percentiles(usual),
-        'ours_ms': percentiles(ours),
-        'usual_cpu_ms': usual_cpu,
-        'ours_cpu_ms': ours_cpu,
-        'times_faster': float(np.median(usual) / np.median(ours)),
-    }
+    ways = {'usual': _measured(_usual, size, device), 'ours': _measured(_ours, size, device)}
+    found: dict[str, Any] = {'size': size, 'device': device, 'resize': _resize.__name__}
+    for name, way in ways.items():
+        found[f'{name}_ms'] = percentiles(way['received'])
+        found[f'{name}_from_stamp_ms'] = percentiles(way['stamp'])
+        found[f'{name}_cpu_ms'] = float(way['cpu'][0])
+    for key, begin in (('times_faster', 'received'), ('times_faster_from_stamp', 'stamp')):
+        found[key] = float(np.median(ways['usual'][begin]) / np.median(ways['ours'][begin]))
+    return found
 
 
 def _measured(
     start: Callable[[Node, str, Done], Callable[[], None]], size: str, device: str
-) -> tuple[np.ndarray, float]:
-    """Milliseconds of each pair of pictures, and of processor for a pair (all threads of this process)."""
-    ready_ns: dict[int, int] = {}
+) -> dict[str, np.ndarray]:
+    """'received', 'stamp': milliseconds of each pair of pictures from there on. 'cpu': of processor for a
+    pair, all threads of this process."""
+    ready_ns: dict[int, tuple[int, int]] = {}
 
-    def done(stamp: int) -> None:
-        ready_ns[stamp] = time.time_ns()
+    def done(stamp: int, received: int) -> None:
+        ready_ns[stamp] = time.time_ns(), received
 
     rclpy.init()
     node, executor = rclpy.create_node('image_path'), SingleThreadedExecutor()
@@ -86,10 +90,15 @@ def _measured(
         node.destroy_node()
         rclpy.try_shutdown()
     spent = time.process_time() - began
-    latencies = [(ready - stamp) * 1e-6 for stamp, ready in sorted(ready_ns.items())][WARM_UP:]
-    if len(latencies) < (sent - WARM_UP) / 2:
+    if len(ready_ns) - WARM_UP < (sent - WARM_UP) / 2:
         raise RuntimeError(f'only {len(ready_ns)} of {sent} pairs of frames came')
-    return np.array(latencies), spent / len(ready_ns) * 1e3
+    rows = [(stamp, received, ready) for stamp, (ready, received) in sorted(ready_ns.items())]
+    stamps, receptions, ready = np.array(rows[WARM_UP:]).T
+    return {
+        'stamp': (ready - stamps) * 1e-6,
+        'received': (ready - receptions) * 1e-6,
+        'cpu': np.array([spent / len(ready_ns) * 1e3]),
+    }
 
 
 def _run_cameras(size: str) -> int:
@@ -107,20 +116,21 @@ def _run_cameras(size: str) -> int:
 
 def _usual(node: Node, device: str, done: Done) -> Callable[[], None]:
     ready: dict[str, int] = {}
+    received: dict[str, int] = {}
     inputs = torch.zeros(len(VIEWS), 3, SQUARE, SQUARE, device=device)
 
-    def keep(index: int, view: str, message: Image) -> None:
+    def keep(index: int, view: str, message: Image, info: dict[str, int]) -> None:
         pixels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
         tensor = torch.from_numpy(_letterbox(pixels)).to(device)
         inputs[index] = (tensor.float() / 255 * 2 - 1).permute(2, 0, 1)
         if device == 'cuda':
             torch.cuda.synchronize()
-        ready[view] = stamp_ns(message.header.stamp)
+        ready[view], received[view] = stamp_ns(message.header.stamp), info['received_timestamp']
         if len(set(ready.values())) == 1 and len(ready) == len(VIEWS):
-            done(ready[view])
+            done(ready[view], max(received.values()))
 
     for index, view in enumerate(VIEWS):
-        node.create_subscription(Image, topic_of(view), lambda m, i=index, v=view: keep(i, v, m), SENSOR)
+        node.create_subscription(Image, topic_of(view), partial(keep, index, view), SENSOR)
     return lambda: None
 
 
@@ -137,8 +147,9 @@ def _letterbox(pixels: np.ndarray) -> np.ndarray:
 class _Pairs:
     """Frames of all views with the same stamp, for one thread that waits for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, receptions: Receptions) -> None:
         self._latest: dict[str, Frame] = {}
+        self._receptions, self._received_ns = receptions, dict[str, int]()
         self._lock, self._complete = threading.Lock(), threading.Event()
         self.ended = False
 
@@ -152,11 +163,13 @@ class _Pairs:
 
         return Sink()
 
-    def wait(self) -> dict[str, Frame]:
+    def wait(self) -> tuple[dict[str, Frame], int]:
+        """And when the later one was received; nothing at the end."""
         self._complete.wait()
         self._complete.clear()
         with self._lock:
-            return {view: self._latest[view] for view in VIEWS} if not self.ended else {}
+            frames = {} if self.ended else {view: self._latest[view] for view in VIEWS}
+            return frames, max(self._received_ns.values(), default=0)
 
     def end(self) -> None:
         self.ended = True
@@ -164,7 +177,7 @@ class _Pairs:
 
     def _keep(self, view: str, frame: Frame) -> None:
         with self._lock:
-            self._latest[view] = frame
+            self._latest[view], self._received_ns[view] = frame, self._receptions.last_ns()
             stamps = {one.stamp_ns for one in self._latest.values()}
             complete = len(stamps) == 1 and len(self._latest) == len(VIEWS)
         if complete:
@@ -172,15 +185,22 @@ class _Pairs:
 
 
 def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
-    mapped, pairs, prepare = device == 'cuda', _Pairs(), _preparation(device)
+    receptions = Receptions()
+    mapped, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
 
     def work() -> None:
-        while frames := pairs.wait():
+        while True:
+            frames, received_ns = pairs.wait()
+            if not frames:
+                return
             prepare(frames)
-            done(min(frame.stamp_ns for frame in frames.values()))
+            done(min(frame.stamp_ns for frame in frames.values()), received_ns)
 
     rings = {view: FrameRing(pinned_memory if mapped else plain_memory, mapped) for view in VIEWS}
-    stops = [DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS]
+    with receptions.noted():
+        stops = [
+            DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS
+        ]
     worker = threading.Thread(target=work)
     worker.start()
 

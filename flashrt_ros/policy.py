@@ -146,6 +146,20 @@ class Pipelined(Policy, Protocol):
         ...
 
 
+@runtime_checkable
+class SeesAhead(Policy, Protocol):
+    """A policy that can begin with the pictures while the rest of an observation is still made."""
+
+    def see_ahead(self, images: Mapping[str, np.ndarray | CameraImage]) -> None:
+        """Begin what `infer` does with these images alone, and return at once.
+
+        The next `infer` goes on from there if its observation has the very same images, and gives the same;
+        its `timings` count from here. Other images make it begin anew. Raises nothing: what is wrong with the
+        images, `infer` says.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """What the user may choose about a policy; None means 'as the checkpoint says'.

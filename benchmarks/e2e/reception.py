@@ -32,7 +32,7 @@ class Receptions:
             rcl, utils = libraries()
             return _Noting(rcl, self._thread), utils
 
-        serialized_take._libraries = wrapped  # type: ignore[assignment]
+        serialized_take._libraries = wrapped
         try:
             yield
         finally:

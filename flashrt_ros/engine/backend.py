@@ -7,8 +7,9 @@ checkpoint), both cached on disk; then every graph is recorded and run once.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -36,7 +37,7 @@ from flashrt_ros.engine.flight import Flight, pinned
 from flashrt_ros.engine.weights.formats import uneven_products
 from flashrt_ros.engine.weights.packing import PRECISIONS
 from flashrt_ros.engine.weights.store import fingerprint, load_exact, load_packed, shares_exact
-from flashrt_ros.errors import BackendError
+from flashrt_ros.errors import BackendError, FlashRTError
 from flashrt_ros.models.backend import check_finite, check_noise, describe
 from flashrt_ros.models.checkpoint import Checkpoint, open_checkpoint
 from flashrt_ros.models.guidance import guidance_refusals, make_guide
@@ -109,7 +110,7 @@ def check_sizes(spec: PolicySpec, precision: str) -> None:
 
 
 class CudaPolicy:
-    """Implements `flashrt_ros.policy.Pipelined`. Not thread-safe."""
+    """Implements `flashrt_ros.policy.Pipelined` and `SeesAhead`. Not thread-safe."""
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
@@ -121,6 +122,7 @@ class CudaPolicy:
         self.reseed(options.seed)
         self._flights: tuple[Flight, ...] = (Flight(engine), Flight(engine))
         self._last = 1
+        self._ahead: _Ahead | None = None
         self._lost = False
 
     def infer(
@@ -147,21 +149,24 @@ class CudaPolicy:
     ) -> Callable[[], Prediction]:
         began = perf_counter()
         engine = self._require_engine()
-        if not _only_frames(observation, self.processing.views):
-            self.processing.check(observation)
-        frames = self.processing.frames(observation)
-        before, number = self._flights[self._last], 1 - self._last
+        ahead, self._ahead = self._ahead, None
+        number = 1 - self._last
         flight = self._flights[number]
-        with gpu_failures(self.info.name, self._abandon):
-            flight.see(frames, before)
+        if ahead is not None and ahead.is_of(observation):
+            began = ahead.began
+        else:
+            if not self._only_frames(observation.images):
+                self.processing.check(observation)
+            self._see(flight, observation.images)
         # While the GPU sees:
         self.processing.check(observation)
-        start, guide = self._start(noise), None
+        guide = None
         if guidance is not None:
             guide = make_guide(guidance, self.processing, self.info, observation.state, self.spec.steps)
-        tokens, state = self.processing.text_and_state(observation)
+        self._write_noise(flight.noise, noise)
+        tokens, state = self.processing.words_and_state(observation)
         with gpu_failures(self.info.name, self._abandon):
-            flight.start({'tokens': tokens[0].int(), 'state': state[0], 'noise': start}, guide)
+            flight.start(tokens, state, guide)
         self._last = number
         host = perf_counter() - began
 
@@ -181,10 +186,25 @@ class CudaPolicy:
 
         return finish
 
+    def see_ahead(self, images: Mapping[str, np.ndarray | CameraImage]) -> None:
+        """See `SeesAhead.see_ahead`."""
+        self._ahead = None
+        if self._engine is None or not self._only_frames(images):
+            return
+        began = perf_counter()
+        with suppress(FlashRTError):  # `infer` tells
+            self._see(self._flights[1 - self._last], images)
+            self._ahead = _Ahead(images, began)
+
+    def _see(self, flight: Flight, images: Mapping[str, np.ndarray | CameraImage]) -> None:
+        frames = self.processing.frames(images)
+        with gpu_failures(self.info.name, self._abandon):
+            flight.see(frames, self._flights[self._last])
+
     def shrink(self, observation: Observation) -> Observation:
         """See `Policy.shrink`: the GPU resizes, and reads the pictures where this leaves them."""
         self.processing.check(observation)
-        frames = self.processing.frames(observation)
+        frames = self.processing.frames(observation.images)
         return replace(observation, images={view: pinned(image) for view, image in frames.items()})
 
     def reseed(self, seed: int | None) -> None:
@@ -212,18 +232,30 @@ class CudaPolicy:
             raise BackendError('the policy is closed', self.info.name, 'load it again')
         return self._engine
 
-    def _start(self, noise: np.ndarray | None) -> Tensor:
-        shape = (self.spec.horizon, self.spec.action_dim)
+    def _write_noise(self, out: Tensor, noise: np.ndarray | None) -> None:
+        shape = self.spec.horizon, self.spec.action_dim
         if noise is None:
-            return torch.randn(*shape, generator=self._generator)
+            torch.randn(shape, generator=self._generator, out=out)
+            return
         check_noise(noise, shape)
-        return torch.from_numpy(noise)
+        out.copy_(torch.from_numpy(noise))
+
+    def _only_frames(self, images: Mapping[str, np.ndarray | CameraImage]) -> bool:
+        """Whether what the GPU sees first is checked when it is written (`FrameInputs.write_view`)."""
+        known = [images[view] for view in self.processing.views if view in images]
+        return bool(known) and all(isinstance(image, CameraImage) for image in known)
 
 
-def _only_frames(observation: Observation, views: tuple[str, ...]) -> bool:
-    """Whether what the GPU sees first is checked when it is written for it (`FrameInputs.write_view`)."""
-    images = [observation.images.get(view) for view in views if view in observation.images]
-    return bool(images) and all(isinstance(image, CameraImage) for image in images)
+@dataclass(frozen=True)
+class _Ahead:
+    """What the GPU sees already, and since when (perf_counter)."""
+
+    images: Mapping[str, np.ndarray | CameraImage]
+    began: float
+
+    def is_of(self, observation: Observation) -> bool:
+        mine, its = self.images, observation.images
+        return mine.keys() == its.keys() and all(mine[view] is its[view] for view in mine)
 
 
 def _check_precision(gpu: Gpu, precision: str) -> None:

@@ -37,12 +37,13 @@ class PrefixCache:
     length: Tensor
 
     @staticmethod
-    def allocate(spec: PolicySpec, views: int, device: torch.device) -> PrefixCache:
+    def allocate(spec: PolicySpec, views: int, length: Tensor) -> PrefixCache:
+        """On the device of `length`, which stays where it is."""
         suffix = spec.horizon + spec.has_state_token
         rows = round_up(views * spec.vision.tokens + round_up(spec.max_tokens) + suffix)
         shape = (spec.language.layers, rows, spec.language.head_dim)
-        keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=device) for _ in range(2))
-        return PrefixCache(keys, values, torch.zeros(1, dtype=torch.int32, device=device))
+        keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))
+        return PrefixCache(keys, values, length)
 
     @property
     def capacity(self) -> int:
@@ -53,17 +54,27 @@ class PrefixCache:
 class Inputs:
     """What a call writes before vision and prefill run, camera frames aside (`FrameInputs`).
 
-    images: fp32 [views, 3, size, size] in [-1, 1]; present views come first. tokens: int32 [max_tokens
-    rounded up].
+    images: fp32 [views, 3, size, size] in [-1, 1]; present views come first. words: int32 [max_tokens rounded
+    up + 1], the tokens and, last, `PrefixCache.length`, so that one copy writes both.
     """
 
     images: Tensor
-    tokens: Tensor
+    words: Tensor
 
     @staticmethod
     def allocate(spec: PolicySpec, views: int, device: torch.device) -> Inputs:
         size = spec.vision.image_size
         return Inputs(
             images=torch.zeros(views, 3, size, size, device=device),
-            tokens=torch.zeros(round_up(spec.max_tokens), dtype=torch.int32, device=device),
+            words=torch.zeros(round_up(spec.max_tokens) + 1, dtype=torch.int32, device=device),
         )
+
+    @property
+    def tokens(self) -> Tensor:
+        """int32 [max_tokens rounded up]"""
+        return self.words[:-1]
+
+    @property
+    def length(self) -> Tensor:
+        """int32 [1]"""
+        return self.words[-1:]

@@ -16,8 +16,9 @@ GPU sees:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +89,7 @@ class Engine:
             self.inputs = Inputs.allocate(spec, views, device)
             frames = FrameInputs(library, spec.vision, resize, views, self.stream) if resize else None
             self.frames = frames
-            self.cache = PrefixCache.allocate(spec, views, device)
+            self.cache = PrefixCache.allocate(spec, views, self.inputs.length)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)
@@ -174,20 +175,34 @@ class Engine:
         self, tokens: Tensor, state: Tensor, noise: Tensor, *, guide: Guide | None = None
     ) -> None:
         """The part of `write` that `act` reads, for the frames written last."""
-        views, count = self._views, tokens.shape[0]
+        words = torch.zeros(self.inputs.words.shape, dtype=torch.int32)
+        self.put_words(tokens.tolist(), words.numpy())
+        with torch.cuda.stream(self.stream):
+            self.write_words(words, tokens.shape[0], state, noise, guide)
+
+    def put_words(self, tokens: Sequence[int], words: np.ndarray) -> None:
+        """Write the prompt and the length of the prefix that it ends, for the frames written last, into
+        words int32, as `Inputs.words`. Raises ObservationError for a prompt that is too long."""
+        count = len(tokens)
         if not 1 <= count <= self.spec.max_tokens:
             raise ObservationError(
                 f'the prompt has {count} tokens', 'prompt', f'shorten it to at most {self.spec.max_tokens}'
             )
+        words[:count] = tokens
+        words[-1] = self._views * self.spec.vision.tokens + count
+
+    def write_words(
+        self, words: Tensor, count: int, state: Tensor, noise: Tensor, guide: Guide | None
+    ) -> None:
+        """`write_inputs` of what `put_words` wrote, `count` tokens. The engine's stream has to be current."""
         exact = guide is not None and guide.method == 'exact'
         loop = self._loop(exact)
-        with torch.cuda.stream(self.stream):
-            self.inputs.tokens[:count].copy_(tokens, non_blocking=True)
+        self.inputs.words.copy_(words, non_blocking=True)
+        loop.actions.copy_(noise, non_blocking=True)
+        if self.spec.has_state_token:
             loop.state.copy_(state, non_blocking=True)
-            loop.actions.copy_(noise, non_blocking=True)
-            loop.guide.write(guide)
-            self.cache.length.fill_(views * self.spec.vision.tokens + count)
-        self._chosen = views, self.prompt_rows(count), exact
+        loop.guide.write(guide)
+        self._chosen = self._views, self.prompt_rows(count), exact
 
     def _loop(self, exact: bool) -> PlainDenoise | FusedDenoise | ExactDenoise:
         if not exact:

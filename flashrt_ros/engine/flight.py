@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +19,20 @@ class Flight:
 
     Two of them in turn let the host write the inputs of one inference while the GPU computes another: what
     they share lies on the engine's stream, which does one thing after the other.
+    noise: fp32 [H, A], to be written between `see` and `start`.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._staging = engine, dict[str, Tensor]()
+        self._engine = engine
         self._frames: Mapping[str, CameraImage] = {}
         spec = engine.spec
-        self._result = torch.empty(spec.horizon, spec.action_dim, pin_memory=True)
+        self._result, self.noise = (
+            torch.zeros(spec.horizon, spec.action_dim, pin_memory=True) for _ in range(2)
+        )
+        self._words = torch.zeros(engine.inputs.words.shape, dtype=torch.int32, pin_memory=True)
+        self._state = torch.zeros(spec.action_dim, pin_memory=True)
+        # Written by numpy, which is at home in memory where torch's operators would be fetched first.
+        self._words_array, self._state_array = self._words.numpy(), self._state.numpy()
         self._staged = torch.cuda.Event()
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._seen = self._started = False
@@ -41,20 +49,22 @@ class Flight:
             before._leave_the_host()
         engine.write_frames(self._frames)
         with torch.cuda.stream(engine.stream):
-            self._begin.record()
+            self._begin.record(engine.stream)
             self._seen = True
             engine.see()
 
-    def start(self, inputs: Mapping[str, Tensor], guide: Guide | None) -> None:
-        """Stage the rest and launch it; returns at once. inputs: tokens, state, noise as `Engine.write`."""
+    def start(self, tokens: Sequence[int], state: np.ndarray, guide: Guide | None) -> None:
+        """Stage the rest and launch it; returns at once. tokens: of the prompt. state: normalised [D]."""
         engine = self._engine
-        staged = {name: self._pin(name, tensor) for name, tensor in inputs.items()}
+        engine.put_words(tokens, self._words_array)
+        self._state_array[: len(state)] = state
+        self._state_array[len(state) :] = 0
         with torch.cuda.stream(engine.stream):
-            engine.write_inputs(**staged, guide=guide)
-            self._staged.record()
+            engine.write_words(self._words, len(tokens), self._state, self.noise, guide)
+            self._staged.record(engine.stream)
             engine.act()
             self._result.copy_(engine.actions, non_blocking=True)
-            self._end.record()
+            self._end.record(engine.stream)
         self._seen, self._started = False, True
 
     def land(self) -> Tensor:
@@ -80,13 +90,6 @@ class Flight:
     def seconds(self) -> float:
         """On the GPU, from the staged frames to the actions; call after `land`."""
         return self._begin.elapsed_time(self._end) / 1e3
-
-    def _pin(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor in pinned memory of its own, from which the GPU copies without the host waiting."""
-        kept = self._staging.get(name)
-        if kept is None or kept.numel() < tensor.numel():
-            kept = self._staging[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return kept.flatten()[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def pinned(image: CameraImage) -> CameraImage:

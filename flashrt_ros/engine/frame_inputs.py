@@ -118,11 +118,13 @@ class FrameInputs:
         self._kernel = library.kernel('preprocess', f'preprocess_{resize}', **self.sizes.constants)
         self._geometry = _Mirrored((views, GEOMETRY.itemsize), torch.uint8, self._device)
         self._fields = self._geometry.host.numpy().view(GEOMETRY)[:, 0]
+        self._sources, self._data = self._fields['source'], self._fields['data']
         entries = (views, 2, self.sizes.size, 2 + self.sizes.taps)
         self._tables = _Mirrored(entries, torch.int32, self._device)
         self._lengths: dict[tuple[int, int], tuple[int, int]] = {}
         self._pinned = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
         self._staged = [torch.empty(0, dtype=torch.uint8) for _ in range(views)]
+        self._rooms = [(0, 0)] * views  # bytes and address of what is staged
         self._written: list[tuple[object, ...]] = [()] * views
         for view in range(views):
             self.write_view(view, 'warm-up', CameraImage.of(np.zeros((3, 4, 3), np.uint8)))
@@ -153,8 +155,7 @@ class FrameInputs:
             self._written[slot] = ()
             self._write_geometry(slot, view, image)
             self._written[slot] = shape
-        fields = self._fields[slot]
-        fields['source'], fields['data'] = source, data
+        self._sources[slot], self._data[slot] = source, data
 
     def _write_geometry(self, slot: int, view: str, image: CameraImage) -> None:
         frame, size = image.frame, self.sizes.size
@@ -214,12 +215,16 @@ class FrameInputs:
                 pinned = self._pinned[slot] = pinned_zeros((frame.data.size,), torch.uint8)
             pinned.numpy()[: frame.data.size] = frame.data
             source = pinned.data_ptr()
-        staged = self._staged[slot]
-        if staged.numel() < frame.data.size + 16:
-            with torch.cuda.stream(self._stream):  # whose work may go on when this is freed
-                staged = torch.empty(frame.data.size + 16, dtype=torch.uint8, device=self._device)
-            self._staged[slot] = staged
-        return source, staged.data_ptr() + source % 16
+        room, staged = self._rooms[slot]
+        if room < frame.data.size + 16:
+            staged = self._make_room(slot, frame.data.size + 16)
+        return source, staged + source % 16
+
+    def _make_room(self, slot: int, size: int) -> int:
+        with torch.cuda.stream(self._stream):  # whose work may go on when the memory before is freed
+            memory = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._staged[slot], self._rooms[slot] = memory, (size, memory.data_ptr())
+        return self._rooms[slot][1]
 
 
 def _shape(image: CameraImage) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ nobody uses cost nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +36,8 @@ class Taken:
     """An observation and its times. ages_s: input name -> age, views first, then 'state'.
 
     stamp_ns: the oldest stamp used [ROS time]. transport_s: stamp to reception, slowest input.
-    wait_s: reception of the newest input to now. take_s: messages to arrays. skew_s: between stamps.
+    wait_s: reception of the newest input to now. take_s: messages to arrays, or to pictures that are seen
+    ahead. skew_s: between stamps.
     """
 
     observation: Observation
@@ -71,6 +72,8 @@ class Ingest:
     cores does. decode: False leaves frames to the policy as they are or were before compression
     (`CameraImage`); what is wrong with them is still found here.
     decoding: what makes pixels of JPEGs.
+    see_ahead: called by `observe` with the pictures of an observation as soon as they are there, before the
+    rest of it is made, which may still be refused; the time from there on is not in `Taken.take_s`.
     Raises BackendError where `ingest.decode` asks for the GPU and it cannot be had.
     """
 
@@ -88,6 +91,7 @@ class Ingest:
         inputs: dict[str, Camera | JointStates] = {**config.cameras, STATE: config.joint_states}
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
         self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
+        self.see_ahead: Callable[[Mapping[str, np.ndarray | CameraImage]], None] | None = None
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
         self._fine_ns = 0
@@ -152,30 +156,53 @@ class Ingest:
 
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()
-        arrays: dict[str, Any] = {}
-        ahead = {
-            name: self._pool.submit(self._decode, name, sample)
-            for name, sample in samples.items()
-            if self._pool is not None and name != STATE
-        }
-        for name, sample in samples.items():
-            try:
-                arrays[name] = ahead[name].result() if name in ahead else self._decode(name, sample)
-            except ObservationError as error:
-                self.streams[name].reject(sample, f'{error.what}. {error.fix[:1].upper()}{error.fix[1:]}')
-                return Refusal(name, 'invalid', sample.fault)
-            self.streams[name].take(sample)
-        state = arrays.pop(STATE)
+        views = [name for name in samples if name != STATE]
+        images = self._pictures({view: samples[view] for view in views})
+        if isinstance(images, Refusal):
+            return images
+        if self.see_ahead is not None:
+            take_s = time.perf_counter() - begin
+            self.see_ahead(images)
+        state = self._taken(STATE, samples[STATE])
+        if isinstance(state, Refusal):
+            return state
+        if self.see_ahead is None:
+            take_s = time.perf_counter() - begin
         stamps = [sample.stamp_ns for sample in samples.values()]
+        received = [sample.received_ns for sample in samples.values()]
         return Taken(
-            observation=Observation(arrays, state, self.prompt),
+            observation=Observation(images, state, self.prompt),
             stamp_ns=min(stamps),
             ages_s=_ages(samples, now_ns),
-            transport_s=max(sample.received_ns - sample.stamp_ns for sample in samples.values()) / _SECOND,
-            wait_s=(now_ns - max(sample.received_ns for sample in samples.values())) / _SECOND,
-            take_s=time.perf_counter() - begin,
+            transport_s=max(came - stamp for came, stamp in zip(received, stamps, strict=True)) / _SECOND,
+            wait_s=(now_ns - max(received)) / _SECOND,
+            take_s=take_s,
             skew_s=(max(stamps) - min(stamps)) / _SECOND,
         )
+
+    def _pictures(self, samples: Mapping[str, Sample]) -> dict[str, Any] | Refusal:
+        ahead = {
+            view: self._pool.submit(self._decode, view, sample).result
+            for view, sample in samples.items()
+            if self._pool is not None
+        }
+        images: dict[str, Any] = {}
+        for view, sample in samples.items():
+            image = self._taken(view, sample, ahead.get(view))
+            if isinstance(image, Refusal):
+                return image
+            images[view] = image
+        return images
+
+    def _taken(self, name: str, sample: Sample, decoded: Callable[[], Any] | None = None) -> Any | Refusal:
+        """What was made of a sample, which counts as used from now on."""
+        try:
+            array = self._decode(name, sample) if decoded is None else decoded()
+        except ObservationError as error:
+            self.streams[name].reject(sample, f'{error.what}. {error.fix[:1].upper()}{error.fix[1:]}')
+            return Refusal(name, 'invalid', sample.fault)
+        self.streams[name].take(sample)
+        return array
 
     def _decode(self, name: str, sample: Sample) -> np.ndarray | CameraImage:
         if name == STATE:

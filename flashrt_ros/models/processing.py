@@ -11,6 +11,7 @@ The parts are usable alone: `check`, `images`, `normalized_state`, `padded_state
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,9 +75,13 @@ class Processing:
     def text_and_state(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """`Prepared.tokens` and `Prepared.state` of an observation that has been checked. Raises
         ObservationError for a prompt that is too long."""
-        state = self.normalized_state(observation.state)
-        tokens = self.tokens(observation.prompt, state)
+        tokens, state = self.words_and_state(observation)
         return torch.tensor([tokens]), self.padded_state(state)
+
+    def words_and_state(self, observation: Observation) -> tuple[list[int], np.ndarray]:
+        """The same as token ids and normalised state [D] alone."""
+        state = self.normalized_state(observation.state)
+        return self.tokens(observation.prompt, state), state
 
     def shrunk(self, observation: Observation) -> Observation:
         """The same observation with its pictures already resized; `prepare` gives the same of both.
@@ -119,10 +124,10 @@ class Processing:
         resized = [resize_with_pad(x, self.image_size, self.resize) for x in self._present(observation)]
         return torch.stack(resized)
 
-    def frames(self, observation: Observation) -> dict[str, CameraImage]:
+    def frames(self, images: Mapping[str, np.ndarray | CameraImage]) -> dict[str, CameraImage]:
         """Present views in the checkpoint's order, for a backend that decodes and resizes itself."""
-        images = {view: observation.images[view] for view in self.views if view in observation.images}
-        return {v: x if isinstance(x, CameraImage) else CameraImage.of(x) for v, x in images.items()}
+        present = {view: images[view] for view in self.views if view in images}
+        return {v: x if isinstance(x, CameraImage) else CameraImage.of(x) for v, x in present.items()}
 
     def _present(self, observation: Observation) -> list[np.ndarray]:
         images = observation.images

@@ -26,7 +26,7 @@ from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.nodes.unread_state import StateReader
-from flashrt_ros.policy import Policy
+from flashrt_ros.policy import Policy, SeesAhead
 from flashrt_ros.tracing import stage
 
 RECENT = 1000
@@ -51,6 +51,8 @@ class PolicyWorker:
     ) -> None:
         # A GPU decodes raw frames in no time, straight from the memory that they were taken into.
         self.ingest = Ingest(config, decode=policy.info.device == 'cpu')
+        if isinstance(policy, SeesAhead):
+            self.ingest.see_ahead = policy.see_ahead
         logger.info(f'JPEGs: {self.ingest.decoding.text}')
         self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')

@@ -316,7 +316,7 @@ class TestObservation:
 
     def test_frames_are_as_good_as_arrays(self, checkpoint: Make, observation: Observation) -> None:
         processing = read(checkpoint())
-        frames = replace(observation, images=processing.frames(observation))
+        frames = replace(observation, images=processing.frames(observation.images))
         assert list(frames.images) == [view for view in processing.views if view in observation.images]
         expected = processing.prepare(observation).images
         assert torch.equal(processing.prepare(frames).images, expected)

@@ -21,7 +21,7 @@ from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
 from flashrt_ros.pictures import CameraImage, Framing
-from flashrt_ros.policy import STAGES, Guidance, PolicyOptions
+from flashrt_ros.policy import STAGES, Guidance, PolicyOptions, SeesAhead
 
 gpu = pytest.mark.gpu
 CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
@@ -191,6 +191,51 @@ def test_an_observation_refused_while_the_gpu_sees_changes_no_other(library, che
         np.testing.assert_array_equal(policy.infer(good, noise).actions, expected)
 
 
+def as_frames(observation):
+    return replace(observation, images={v: CameraImage.of(x) for v, x in observation.images.items()})
+
+
+@gpu
+def test_pictures_seen_ahead_give_the_same(library, checkpoint):
+    policy = load(checkpoint, CUDA)
+    first, second = (as_frames(observe(checkpoint, seed)) for seed in range(2))
+    noise = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
+    alone = [policy.infer(observation, noise).actions for observation in (first, second)]
+    assert isinstance(policy, SeesAhead)
+    assert not np.array_equal(*alone)
+    for seen, inferred, expected in ((first, first, 0), (first, second, 1), (second, second, 1)):
+        policy.see_ahead(seen.images)
+        prediction = policy.infer(inferred, noise)
+        np.testing.assert_array_equal(prediction.actions, alone[expected])
+        assert min(prediction.timings.values()) > 0
+    # Only once, and what comes of another state in between is that state's.
+    policy.see_ahead(first.images)
+    policy.infer(replace(first, state=second.state), noise)
+    np.testing.assert_array_equal(policy.infer(second, noise).actions, alone[1])
+
+
+@gpu
+def test_what_was_seen_ahead_and_is_refused_changes_no_other(library, checkpoint):
+    policy, good = load(checkpoint, CUDA), as_frames(observe(checkpoint))
+    noise = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
+    expected = policy.infer(good, noise).actions
+    short = {v: replace(x, frame=replace(x.frame, data=x.frame.data[:-1])) for v, x in good.images.items()}
+    for images, state, message in (
+        (short, good.state, 'bytes'),
+        (good.images, np.full_like(good.state, np.nan), 'not finite'),
+        ({'nobody': next(iter(good.images.values()))}, good.state, 'no view'),
+        ({}, good.state, 'no image'),
+    ):
+        policy.see_ahead(images)
+        with pytest.raises(ObservationError, match=message):
+            policy.infer(replace(good, images=images, state=state), noise)
+        np.testing.assert_array_equal(policy.infer(good, noise).actions, expected)
+    # Nobody asks for what was seen last.
+    policy.see_ahead(good.images)
+    policy.close()
+    policy.see_ahead(good.images)
+
+
 LOSES_THE_GPU = """
 import sys
 import torch
@@ -199,6 +244,7 @@ from flashrt_ros.engine.backend import load
 from flashrt_ros.engine.calibration.measure import random_observations
 from flashrt_ros.errors import BackendError
 from flashrt_ros.models.checkpoint import open_checkpoint
+from flashrt_ros.pictures import CameraImage
 from flashrt_ros.policy import PolicyOptions, load_policy
 
 path, options = Path(sys.argv[1]), PolicyOptions(device='cuda', precision='bf16')
@@ -211,6 +257,7 @@ for attempt in (lambda: policy.infer(observation), lambda: load(path, options)):
         attempt()
     except BackendError as error:
         print('refused:', error)
+policy.see_ahead({view: CameraImage.of(image) for view, image in observation.images.items()})  # raises nothing
 policy.close()
 print('on the CPU:', load_policy(path).infer(observation).actions.shape)
 """

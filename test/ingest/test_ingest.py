@@ -1,5 +1,6 @@
 """Which messages become an observation, and what is said when they do not. Time is passed in."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,36 @@ def test_an_observation_carries_the_oldest_stamp_and_all_its_times(ingest):
     assert taken.observation.prompt == CONFIG.prompt
     assert taken.observation.images['base_0_rgb'].shape == PICTURE.shape
     np.testing.assert_array_equal(taken.observation.state, np.arange(6, dtype=np.float32))
+
+
+def test_pictures_are_seen_ahead_as_soon_as_they_are_there(ingest):
+    seen = []
+
+    def see(images):
+        seen.append((images, ingest.streams['state'].latest().taken))
+
+    ingest.see_ahead = see
+    offer(ingest)
+    taken = ingest.observe(NOW)
+    [(images, state_was_taken)] = seen
+    assert list(images) == ['base_0_rgb', 'left_wrist_0_rgb']
+    assert all(taken.observation.images[view] is image for view, image in images.items())
+    assert not state_was_taken
+
+
+@pytest.mark.parametrize('offered', [{'front': None}, {'wrist': 300}, {'state': 300}, {'state': None}])
+def test_what_a_gate_refuses_is_not_seen_ahead(ingest, offered):
+    seen = []
+    ingest.see_ahead = seen.append
+    offer(ingest, **offered)
+    assert isinstance(ingest.observe(NOW), Blocked)
+    assert not seen
+
+
+def test_the_time_of_taking_ends_where_pictures_are_seen_ahead(ingest):
+    ingest.see_ahead = lambda images: time.sleep(0.05)
+    offer(ingest)
+    assert ingest.observe(NOW).take_s < 0.05
 
 
 def test_the_latest_message_wins_and_the_others_are_counted(ingest):

@@ -257,7 +257,7 @@ for attempt in (lambda: policy.infer(observation), lambda: load(path, options)):
         attempt()
     except BackendError as error:
         print('refused:', error)
-policy.see_ahead({view: CameraImage.of(image) for view, image in observation.images.items()})  # raises nothing
+policy.see_ahead({view: CameraImage.of(image) for view, image in observation.images.items()})
 policy.close()
 print('on the CPU:', load_policy(path).infer(observation).actions.shape)
 """

@@ -1,0 +1,83 @@
+"""GPU tests under compute-sanitizer's racecheck, and which of its reports count.
+
+usage: python tools/racecheck/run.py [pytest arguments]
+
+racecheck (CUDA 13.0) does not follow two ways to wait that the kernels use, and reports races where there are
+none. That it does so is shown each time, by small kernels that are right (controls.cu); only then are reports
+about the two places that wait so left out. All others make this fail, and so does a control that is judged
+otherwise than expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SANITIZER = ['compute-sanitizer', '--tool', 'racecheck', '--print-limit', '10000']
+
+CONTROLS = {
+    0: ('a race', ()),
+    1: ('a barrier of some warps before that of all', (('load_four', 'soften'),)),
+    2: ('one lane that arrives for its warp', (('merge', 'Delivery::send'), ('merge', 'Delivery::begin'))),
+}
+"""Control -> what it is, and the functions that wait so: who reads, and who writes. All are reported."""
+
+READ = re.compile(r'Race reported between (Read|Write) access at (?P<what>.*?)\+0x')
+OTHER = re.compile(r'and (Read|Write) access at (?P<what>.*?)\+0x')
+
+
+def main() -> int:
+    allowed = tuple(pair for _, pairs in CONTROLS.values() for pair in pairs)
+    wrong = judge_controls()
+    if wrong:
+        return wrong
+    command = [*SANITIZER, sys.executable, '-m', 'pytest', '-q', *sys.argv[1:]]
+    environment = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
+    environment['NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS'] = '10000000'
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    races = reported(result.stdout)
+    others = sorted(race for race in races if not any(_is(race, pair) for pair in allowed))
+    print(re.sub(r'^=+ .*\n', '', result.stdout, flags=re.MULTILINE))
+    print(f'racecheck: {len(races)} pairs of places reported, {len(others)} of them unexplained')
+    for reader, writer in others:
+        print(f'  {reader}\n  and {writer}')
+    return result.returncode or bool(others)
+
+
+def judge_controls() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / 'controls'
+        subprocess.run(['nvcc', '-arch=native', '-o', program, HERE / 'controls.cu'], check=True)
+        for number, (what, _) in CONTROLS.items():
+            command = [*SANITIZER, program, str(number)]
+            found = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+            if not reported(found):
+                print(
+                    f'{found}\nracecheck does not report {what} (control {number}): look at {__file__} again'
+                )
+                return 1
+    return 0
+
+
+def reported(output: str) -> set[tuple[str, str]]:
+    """Pairs of functions, as racecheck prints them, between which it saw a race."""
+    pairs, first = set(), ''
+    for line in output.splitlines():
+        if match := READ.search(line):
+            first = match['what']
+        elif match := OTHER.search(line):
+            pairs.add((first, match['what']))
+    return pairs
+
+
+def _is(race: tuple[str, str], pair: tuple[str, str]) -> bool:
+    return any(pair[0] in first and pair[1] in second for first, second in (race, race[::-1]))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,42 +1,66 @@
 // What racecheck says of three small kernels of which is known whether they are right: tools/racecheck/run.py needs the answers.
 //
-//   0  every thread stores a word and loads that of another, nothing in between: a race.
-//   1  warps 0, 1, 6 and 7 meet at a named barrier, store, and all warps meet at another before they load: right, as
-//      `soften` in kernels/expert_attention.cuh.
+//   0  warps store what others load with ldmatrix, nothing in between: a race.
+//   1  warps 0, 1, 6 and 7 of eight meet at a named barrier and store, all eight meet at another and load: right, as `soften` in
+//      kernels/expert_attention.cuh.
 //   2  every thread stores, a warp meets, one of its lanes arrives at an mbarrier for all, and all threads wait for that before
 //      they load: right, as `Delivery::send` in kernels/gemma_exchange_sm90.cuh.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 
-constexpr int THREADS = 256;
+constexpr int ALL_THREADS = 384, THREADS = 256, STRIDE = 36;
 
 __device__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-__global__ void __launch_bounds__(THREADS) race(uint32_t* out) {
-  __shared__ uint32_t words[THREADS];
-  words[threadIdx.x] = threadIdx.x;
-  out[threadIdx.x] = words[(threadIdx.x + 77) % THREADS];
+__device__ uint32_t sum_of_matrices(uint32_t address) {
+  uint32_t sum = 0;
+  for (int k = 0; k < 8; k++) {
+    const int lane = threadIdx.x % 32, row = lane % 16 + (k & 1) * 16;
+    uint32_t r[4];
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address + row * STRIDE * 4 + k / 2 * 32 + lane / 16 * 16));
+    sum += r[0] + r[1] + r[2] + r[3];
+  }
+  return sum;
 }
 
-__global__ void __launch_bounds__(THREADS) barrier_of_some_warps(uint32_t* out) {
-  __shared__ uint32_t words[THREADS];
-  const bool asks = (threadIdx.x / 64 & 1) == threadIdx.x / 128;
-  if (asks) {
+__global__ void __launch_bounds__(ALL_THREADS, 1) race(uint32_t* out) {
+  __shared__ __align__(128) uint32_t words[32][STRIDE];
+  if (threadIdx.x >= THREADS) return;
+  for (int i = threadIdx.x; i < 1024; i += THREADS) words[i / 32][i % 32] = i;
+  out[threadIdx.x] = sum_of_matrices(shared_address(words));
+}
+
+__global__ void __launch_bounds__(ALL_THREADS, 1) barrier_of_some_warps(uint32_t* out) {
+  __shared__ __align__(128) uint32_t words[32][STRIDE];
+  __shared__ float rows[2][32];
+  if (threadIdx.x >= THREADS) return;
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 128, row = threadIdx.x / 32 % 2 * 16 + lane / 4;
+  if ((threadIdx.x / 64 & 1) == group) {
+    if (lane % 4 == 0) rows[group][row] = threadIdx.x, rows[group][row + 8] = threadIdx.x;
     asm volatile("bar.sync 2, 128;" ::: "memory");
-    words[threadIdx.x] = threadIdx.x;
+    const float others = rows[1 - group][row] + rows[1 - group][row + 8];
+    for (int half = 0; half < 2; half++)
+      for (int i = 0; i < 4; i++) words[row + half * 8][group * 16 + i * 4 + lane % 4] = threadIdx.x + i + (int)others;
   }
   asm volatile("bar.sync 1, 256;" ::: "memory");
-  out[threadIdx.x] = words[threadIdx.x % 64];
+  out[threadIdx.x] = sum_of_matrices(shared_address(words));
 }
 
-__global__ void __launch_bounds__(THREADS) one_lane_arrives(uint32_t* out) {
-  __shared__ uint32_t words[THREADS];
+__device__ void cluster_barrier() { asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
+
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1) one_lane_arrives(uint32_t* out) {
+  __shared__ __align__(16) uint4 data[THREADS];
   __shared__ uint64_t barrier;
   const uint32_t address = shared_address(&barrier);
-  if (threadIdx.x == 0) asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address), "r"(THREADS / 32) : "memory");
-  __syncthreads();
-  words[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x == 0) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address), "r"(THREADS / 32) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  cluster_barrier();
+  data[threadIdx.x] = make_uint4(threadIdx.x, 0, 0, threadIdx.x);
   __syncwarp();
   if (threadIdx.x % 32 == 0)
     asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(address) : "memory");
@@ -46,18 +70,20 @@ __global__ void __launch_bounds__(THREADS) one_lane_arrives(uint32_t* out) {
                  : "=r"(there)
                  : "r"(address)
                  : "memory");
-  out[threadIdx.x] = words[(threadIdx.x + 77) % THREADS];
+  const uint4 v = data[(threadIdx.x + 77) % THREADS];
+  out[blockIdx.x * THREADS + threadIdx.x] = v.x + v.w;
+  cluster_barrier();
 }
 
 int main(int count, char** arguments) {
   uint32_t* out;
-  cudaMalloc(&out, THREADS * sizeof(*out));
+  cudaMalloc(&out, 2 * THREADS * sizeof(*out));
   switch (count > 1 ? atoi(arguments[1]) : 0) {
-    case 0: race<<<1, THREADS>>>(out); break;
-    case 1: barrier_of_some_warps<<<1, THREADS>>>(out); break;
-    default: one_lane_arrives<<<1, THREADS>>>(out);
+    case 0: race<<<1, ALL_THREADS>>>(out); break;
+    case 1: barrier_of_some_warps<<<1, ALL_THREADS>>>(out); break;
+    default: one_lane_arrives<<<2, THREADS>>>(out);
   }
-  cudaError_t error = cudaDeviceSynchronize();
+  const cudaError_t error = cudaDeviceSynchronize();
   if (error != cudaSuccess) printf("%s\n", cudaGetErrorString(error));
   return error != cudaSuccess;
 }

@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.profile [--family pi05] [--precision fp8] [--kernels REGEX]
 
-Runs itself under ncu (from the CUDA toolkit, with permission to read the GPU's counters) and prints duration,
-compute and memory throughput in per cent of peak, and occupancy, of one launch of each kernel.
+Runs itself under ncu (from the CUDA toolkit, with permission to read the GPU's counters) and prints, for each
+kernel, its launches and the medians of duration and of throughputs in per cent of peak.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ import io
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from statistics import median
 
+TIME = 'gpu__time_duration.sum'
 METRICS = {
-    'gpu__time_duration.sum': 'us',
+    TIME: 'us',
     'sm__throughput.avg.pct_of_peak_sustained_elapsed': 'SM %',
     'sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active': 'tensor %',
     'gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed': 'memory %',
     'dram__throughput.avg.pct_of_peak_sustained_elapsed': 'DRAM %',
     'lts__throughput.avg.pct_of_peak_sustained_elapsed': 'L2 %',
 }
+MOST = 'expert_layers|gated_gemm|split_gemm'
+"""The kernels that take most of the time: the denoise loop, and products of the prefill."""
+
 INSIDE = 'FLASHRT_PROFILED'
 """Set in the environment of the process that ncu watches."""
 
@@ -52,6 +58,8 @@ def profile(arguments: argparse.Namespace) -> list[dict[str, str]]:
     command = [
         'ncu',
         '--csv',
+        '--print-units',
+        'base',
         '--clock-control',
         'none',
         '--profile-from-start',
@@ -73,17 +81,38 @@ def profile(arguments: argparse.Namespace) -> list[dict[str, str]]:
     return list(launches.values())
 
 
+def medians(launches: list[dict[str, str]]) -> list[dict[str, str]]:
+    """One row for each kernel, those that take longest altogether first."""
+    of: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for launch in launches:
+        of[launch['kernel']].append(launch)
+
+    def values(kernel: str, column: str) -> list[float]:
+        scale = 1e-3 if column == METRICS[TIME] else 1.0  # nanoseconds
+        return [float(launch[column].replace(',', '')) * scale for launch in of[kernel]]
+
+    order = sorted(of, key=lambda kernel: -sum(values(kernel, METRICS[TIME])))
+    return [
+        {
+            'kernel': kernel,
+            'launches': str(len(of[kernel])),
+            **{column: f'{median(values(kernel, column)):.1f}' for column in METRICS.values()},
+        }
+        for kernel in order
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--family', default='pi05')
     parser.add_argument('--precision', default='fp8')
-    parser.add_argument('--kernels', default='.*')
-    parser.add_argument('--launches', type=int, default=40)
+    parser.add_argument('--kernels', default=MOST, help='regular expression (%(default)s)')
+    parser.add_argument('--launches', type=int, default=100, help='at most (%(default)s)')
     arguments = parser.parse_args()
     if INSIDE in os.environ:
         run_once(arguments.family, arguments.precision)
         return
-    rows, columns = profile(arguments), ['kernel', *METRICS.values()]
+    rows, columns = medians(profile(arguments)), ['kernel', 'launches', *METRICS.values()]
     print(' | '.join(columns))
     for row in rows:
         print(' | '.join(row.get(column, '') for column in columns))

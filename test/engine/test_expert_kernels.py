@@ -81,6 +81,7 @@ class Phases:
             'gate_up': poisoned(64, 8192),
             'attended': poisoned(64, 2048),
             'log_sums': poisoned(64, 8, dtype=torch.float32),
+            'squares': poisoned(3, 32, 64, dtype=torch.float32),
         }
 
     def give(self, name, values):
@@ -217,6 +218,7 @@ def test_gated_residual(library, rows, precision, name, depth):
     # 0.0026 of the sum, rms, for random parts.
     assert relative_error(phases.kept['x'][norm, :rows], expected) < (1e-5 if given == 'bf16' else 3e-3)
     statistics = phases.taken(f'statistics_{following}', torch.float32, half).view(32, 64)
+    assert torch.equal(phases.kept['squares'][norm, :, :rows], statistics[:, :rows])
     assert relative_error(statistics.sum(0)[:rows], expected.square().sum(1)) < 1e-3
     normed = phases.taken(f'normed_{following}', torch.uint8, half)
     found = from_fragments(normed, DTYPES[precision], 1024, 'linear')[:rows] / inverse

@@ -16,7 +16,7 @@ _POINTERS = (
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
     *('embedded', 'base', 'stamps'),
     *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'kept_attended', 'kept_log_sums'),
-    'frozen',
+    *('kept_squares', 'frozen'),
 )
 _NUMBERS = (
     *('capacity', 'layers', 'rows', 'state_token', 'step', 'phases', 'normed_layers', 'shared_bytes'),

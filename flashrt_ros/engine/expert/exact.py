@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.expert.back import ResidentBack
+from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators.backward import AttentionScratch, BackwardOperators
 from flashrt_ros.engine.operators.exact_ends import refusal as ends_refusal
@@ -24,6 +26,8 @@ from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import Modulations
 from flashrt_ros.engine.towers.flow import FlowHeads
 from flashrt_ros.models.spec import PolicySpec
+
+BACK = 'exact.back.'
 
 PREFIX = 'exact.'
 """Of the names of the plain loop's weights in bf16, where the engine's own loop has others."""
@@ -87,7 +91,12 @@ class ExactDenoise:
         self.spec, self.cache = forward.spec, cache
         self.actions, self.state, self.guide = forward.actions, forward.state, forward.guide
         self._first = int(self.spec.has_state_token)
+        resident = {name[len(BACK) :]: value.to(forward.device) for name, value in packed.items() if name.startswith(BACK)}
         weights, layers = own_weights(packed), range(self.spec.expert.layers)
+        self._gradient = torch.zeros(forward.padded_rows, self.spec.expert.width, device=forward.device)
+        self._back = None
+        if resident and isinstance(forward, FusedForward):
+            self._back = ResidentBack(operators.library, backward, forward, resident, cache, self._gradient)
         self._weights = {
             part: [weights[f'expert.{i}.{part}.weight'].to(forward.device) for i in layers]
             for part in ('qkv', 'o', 'gate_up', 'down')
@@ -98,6 +107,8 @@ class ExactDenoise:
     def run(self) -> None:
         """Launch all flow steps on the current stream."""
         self.forward.begin()
+        if self._back is not None:
+            self._back.begin()
         for step in range(self.spec.steps):
             self.step(step)
 
@@ -109,7 +120,7 @@ class ExactDenoise:
         gate = None if before is None else before.gate
         out = self._rows(self._to_product)
         self._ends.begin(step, x, modulations[-1], gate, heads.out_weight, heads.out_bias, out)
-        arriving = self._through_layers(modulations)
+        arriving = self._through_layers(modulations) if self._back is None else self._back.run(step)
         if self.spec.has_state_token:
             self._through_norm(0, arriving, modulations)
             product = heads.embed_gradient(self._rows(self._gradient), self.actions, step)
@@ -147,7 +158,6 @@ class ExactDenoise:
         for part, (weight, *_) in self._weights.items():
             parts = 1 if part == 'o' else self._backward.parts(weight, rows)  # attention takes a whole one
             self._arriving[part] = buffer(parts, rows, weight.shape[1])
-        self._gradient = buffer(rows, spec.width, dtype=torch.float32)
         self._to_product, self._to_gate_up = buffer(rows, spec.width), buffer(rows, 2 * spec.mlp)
         self._to_qkv = buffer(rows, (spec.heads + 2) * spec.head_dim)
         self._scratch = AttentionScratch(

@@ -32,10 +32,17 @@ class Launch:
     threads: int
     arguments: tuple[Any, ...]
     shared: int
+    cooperative: bool = True
+    dependent: bool = False
 
     def __call__(self) -> None:
         self.kernel(
-            self.grid, self.threads, *self.arguments, shared=self.shared, cooperative=True, dependent=False
+            self.grid,
+            self.threads,
+            *self.arguments,
+            shared=self.shared,
+            cooperative=self.cooperative,
+            dependent=self.dependent,
         )
 
 

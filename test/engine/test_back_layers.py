@@ -1,0 +1,130 @@
+"""Each phase of the way back through the action expert's layers against plain torch: fresh random inputs,
+pending outputs, odd sizes."""
+
+import pytest
+import torch
+
+from engine.expert_reference import from_fragments, to_fragments
+from engine.plain_backward import PlainBackwardOperators
+from engine.reference import normal, poisoned, relative_error
+from flashrt_ros.engine.expert.arguments import Phase
+from flashrt_ros.engine.expert.back import back_buffers, gate_order, launch_back, pack_back
+
+pytestmark = pytest.mark.gpu
+
+PLAIN = PlainBackwardOperators()
+ROUNDED = 5e-3
+rows_of_interest = pytest.mark.parametrize('rows', [1, 10, 50, 51, 64])
+BF16 = torch.bfloat16
+
+
+class Phases:
+    """Two layers, of which `run` executes some phases of one, in the first half of each exchange buffer."""
+
+    def __init__(self, library, rows):
+        self.library, self.rows = library, rows
+        self.exchange = back_buffers(rows, 'cuda')[1]
+        self.initial = {name: values.clone() for name, values in self.exchange.items()}
+        self.x, self.gradient = normal(5, 64, 1024, scale=3), normal(64, 1024)
+        self.scale, self.gate = normal(3, 5, 1024), normal(3, 5, 1024)
+        self.gate_up = normal(2, 64, 8192, dtype=BF16, scale=2)
+        self.arriving, self.upstream = poisoned(64, 1024), poisoned(64, 2048)
+        self.turned = torch.zeros(64 * 2560 * 2, dtype=torch.uint8, device='cuda')
+
+    def weight(self, part, out, columns):
+        """(of the second layer, both packed)."""
+        both = [normal(out, columns, dtype=BF16, scale=out**-0.5) for _ in range(2)]
+        return both[1].double(), torch.stack([pack_back(part, each) for each in both])
+
+    def give(self, name, values):
+        raw = to_fragments(values, 'linear')
+        buffer = self.exchange[name][0] if name in self.exchange else self.turned
+        buffer[: len(raw)] = raw
+
+    def run(self, phases, layer=1, **arguments):
+        squares = self.x.square().view(5, 64, 32, 32).sum(-1).transpose(1, 2).contiguous()
+        launch_back(
+            self.library, **self.exchange, x=self.x, squares=squares, scale=self.scale, gate=self.gate,
+            gate_up=self.gate_up, gradient=self.gradient, arriving=self.arriving, upstream=self.upstream,
+            turned=self.turned, layers=2, rows=self.rows, table_row=2, first=layer, last=layer,
+            phases=phases, **arguments,
+        )()  # fmt: skip
+        torch.cuda.synchronize()
+
+    def taken(self, name, half=0):
+        assert torch.equal(self.exchange[name][1 - half], self.initial[name][1 - half])
+        return self.exchange[name][half]
+
+    def through_norm(self, norm, upstream):
+        """(gradient, what is given to the product in front), of `gradient` as it was."""
+        gradient, out = self.gradient.double(), torch.empty(64, 1024, dtype=torch.float64, device='cuda')
+        tables = {'scale': self.scale[2, norm].double() - 1, 'gate': self.gate[2, norm - 1].double()}
+        PLAIN.norm(self.x[norm].double(), upstream[None], gradient, out, **tables)
+        return gradient[: self.rows], out[: self.rows]
+
+
+@rows_of_interest
+def test_through_the_gate(library, rows):
+    phases, given = Phases(library, rows), normal(64, 1024, dtype=BF16)
+    weight, packed = phases.weight('down', 1024, 4096)
+    phases.give('gated_down', given)
+    phases.run(Phase.DOWN, down_weights=packed)
+    expected = torch.empty(64, 8192, dtype=torch.float64, device='cuda')
+    PLAIN.gelu_gate(phases.gate_up[1].double(), (given.double() @ weight)[None], expected)
+    found = torch.empty(64, 8192, device='cuda')
+    found[:, gate_order().cuda()] = from_fragments(phases.taken('hidden'), BF16, 8192, 'accumulator')
+    assert relative_error(found[:rows], expected[:rows]) < ROUNDED
+
+
+@rows_of_interest
+@pytest.mark.parametrize('part', ['gate_up', 'qkv'])
+def test_through_a_product_and_its_norm(library, rows, part):
+    phases, depth = Phases(library, rows), {'gate_up': 8192, 'qkv': 2560}[part]
+    given, (weight, packed) = normal(64, depth, dtype=BF16), phases.weight(part, depth, 1024)
+    norm = 3 if part == 'gate_up' else 2
+    expected, expected_out = phases.through_norm(norm, given.double() @ weight)
+    if part == 'gate_up':
+        raw = to_fragments(given[:, gate_order().cuda()].contiguous(), 'accumulator')
+        phases.exchange['hidden'][0, : len(raw)] = raw
+        phases.run(Phase.GATE_UP, gate_up_weights=packed)
+        out = phases.taken('gated_output')
+    else:
+        phases.give('turned', given)
+        phases.run(Phase.QKV, qkv_weights=packed)
+        out = phases.taken('gated_down', half=1)
+    assert relative_error(phases.gradient[:rows], expected) < ROUNDED
+    assert relative_error(from_fragments(out, BF16, 1024, 'linear')[:rows], expected_out) < ROUNDED
+    dots = phases.taken(f'{part}_dots').view(torch.float32).view(256, 64)[:, :rows]
+    product = (given.double() @ weight * phases.scale[2, norm] * phases.x[norm])[:rows].sum(1)
+    assert relative_error(dots.sum(0), product) < ROUNDED
+
+
+@rows_of_interest
+def test_to_the_first_norm(library, rows):
+    phases, given = Phases(library, rows), normal(64, 2560, dtype=BF16)
+    _, packed = phases.weight('qkv', 2560, 1024)
+    weight = normal(2560, 1024, dtype=BF16, scale=0.02)
+    packed[0] = pack_back('qkv', weight)
+    phases.give('turned', given)
+    phases.run(Phase.QKV, layer=0, qkv_weights=packed)
+    assert relative_error(phases.arriving[:rows], (given.double() @ weight.double())[:rows]) < ROUNDED
+    assert phases.arriving[rows:].isnan().all()
+    phases.taken('gated_down', 1), phases.taken('qkv_dots')
+
+
+@rows_of_interest
+def test_through_the_output_projection(library, rows):
+    phases, given = Phases(library, rows), normal(64, 1024, dtype=BF16)
+    weight, packed = phases.weight('o', 1024, 2048)
+    phases.give('gated_output', given)
+    phases.run(Phase.OUTPUT, output_weights=packed)
+    assert relative_error(phases.upstream[:rows], (given.double() @ weight)[:rows]) < ROUNDED
+    assert phases.upstream[rows:].isnan().all()
+
+
+@rows_of_interest
+def test_begins_with_the_gradient(library, rows):
+    phases = Phases(library, rows)
+    phases.run(Phase.ACTIONS_IN)
+    found = from_fragments(phases.taken('gated_down'), BF16, 1024, 'linear')[:rows]
+    assert relative_error(found, (phases.gradient * phases.gate[2, 3])[:rows]) < ROUNDED

@@ -15,8 +15,7 @@ from torch import Tensor
 from benchmarks.expert_ranges import ExpertRanges, activation_scales
 from flashrt_ros.engine.buffers import PrefixCache, round_up
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.back import COLUMNS, pack_back
-from flashrt_ros.engine.expert.exact import BACK, ExactDenoise, Forward, own_weights
+from flashrt_ros.engine.expert.exact import ExactDenoise, Forward, own_weights
 from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.expert.loop import ExpertLoop, ExpertShape, Prefix
 from flashrt_ros.engine.expert.weights import pack_expert
@@ -130,18 +129,13 @@ class ExpertTrial:
         return activation_scales(ranges.largest)
 
 
-def exact_loop(trial: ExpertTrial, fused: bool = True, resident: bool = True) -> ExactDenoise:
+def exact_loop(trial: ExpertTrial, fused: bool = True) -> ExactDenoise:
     """The loop of exact guidance on the trial's weights, behind a copy of its prefix as it is now.
 
     fused: its forward pass is that of the trial's loop, not the plain one in bf16.
     """
     library, spec, length = trial.library, trial.spec, trial.prefix.length
-    packed = pack_exact(trial.tensors, spec) | pack_flow(trial.tensors, spec)
-    if resident:
-        for part in COLUMNS:
-            packed[BACK + part] = torch.stack(
-                [pack_back(part, packed[f'exact.expert.{i}.{part}.weight'].to(length.device)) for i in range(spec.expert.layers)]
-            )
+    packed = pack_exact(trial.tensors, spec, fused) | pack_flow(trial.tensors, spec)
     longest = trial.prefix.keys.shape[1]
     shape = (spec.expert.layers, round_up(longest + spec.horizon + 1), spec.expert.head_dim)
     keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))

@@ -230,7 +230,7 @@ __device__ __forceinline__ float2 add_up(const float* first, const float* second
 
 extern "C" __global__ void __launch_bounds__(HALF)
     attention_gradients(const float* query_parts, const float* key_parts, const float* value_parts, const float2* table,
-                        const int* length, int constant, int tiles, bf16* out, int fragments) {
+                        const int* length, int constant, int tiles, bf16* out) {
   const int row = blockIdx.x, head = blockIdx.y, rows = gridDim.x, i = threadIdx.x;
   release_successor();
   const int position = *length + constant + row, splits = (*length + constant + rows + KEYS - 1) / KEYS;
@@ -244,15 +244,6 @@ extern "C" __global__ void __launch_bounds__(HALF)
   const float2 sum = add_up(parts, parts + HALF, count, stride);
   float a = sum.x, b = sum.y;
   if (head <= HEADS) a = sum.x * angle.x + sum.y * angle.y, b = sum.y * angle.x - sum.x * angle.y;
-  if (fragments) {
-    const int r = row + constant;
-    for (int d = i; d < DIM; d += HALF) {
-      const int c = head * DIM + d;
-      out[(((c / 16 * 4 + r / 16) * 32 + r % 8 * 4 + c % 16 / 4) * 4 + c % 4 / 2 * 2 + r % 16 / 8) * 2 + c % 2] =
-          __float2bfloat16(d == i ? a : b);
-    }
-    return;
-  }
   bf16* target = out + ((size_t)row * (HEADS + 2) + head) * DIM + i;
   target[0] = __float2bfloat16(a);
   target[HALF] = __float2bfloat16(b);

@@ -7,7 +7,7 @@
 // All multiply bf16 fragments of at most 64 rows (expert_common.cuh) by streamed bf16 weights (expert_stream.cuh), packed as [in, out]
 // with K = out (engine/expert/back.py), and add up in fp32. Blocks exchange data as in expert_exchange.cuh.
 #pragma once
-#include "back_arguments.cuh"
+#include "back_attention.cuh"
 
 struct BackShared {
   Exchange exchange;                // of through_norm
@@ -15,6 +15,7 @@ struct BackShared {
   uint2 own_parts[128];             // what a block would send to itself
   float dots[4][16];                // of this block's rows, summed up by each warp of the second warpgroup
   StreamBarriers stream;
+  AttentionShared attention;
 };
 
 // A product with a norm in front, and what is given to the product in front of that.
@@ -26,8 +27,6 @@ struct ThroughNorm {
   int out_number;
   bool first_of_all;  // norm: what arrives is written as it is
 };
-
-__device__ __forceinline__ float4 load4(const float* source) { return *reinterpret_cast<const float4*>(source); }
 
 // The gradient times a gate as fragments in linear order, and the other half reset.
 __device__ __forceinline__ void publish_gated(const Place& place, uint32_t* out, int number, float4 value, bool writes) {
@@ -217,19 +216,21 @@ __device__ __forceinline__ void through_gate(const BackArguments& a, int layer, 
   STAMP(a, layer, 2);
 }
 
-// From fragments of the gradient of the output projection's result to 16 columns of attention's, four values a thread.
-__device__ __forceinline__ void through_output(const BackArguments& a, int layer, const uint32_t* in, Stream& stream, BackShared& shared,
-                                               int fragment) {
-  constexpr int SLOTS = WIDTH / Bf16::STEP * OUTPUT_COLUMNS * 32 / SLOT / 2;
+// From fragments of the gradient of the output projection's result to 16 columns of attention's, as fragments of flat rows.
+__device__ __forceinline__ void through_output(const BackArguments& a, int layer, const uint32_t* in, int number, Stream& stream,
+                                               BackShared& shared, int fragment) {
+  constexpr int SLOTS = WIDTH / Bf16::STEP * OUTPUT_COLUMNS * 32 / SLOT / 2, HALF_WORDS = ROWS * ATTENDED / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   float accumulator[OUTPUT_COLUMNS / 2], sums[OUTPUT_COLUMNS / 4];
   multiply<Bf16, OUTPUT_COLUMNS, SLOTS>(accumulator, reinterpret_cast<const uint4*>(in) + fragment, stream, [] {});
   STAMP(a, layer, 8);
   add_groups(sums, accumulator, shared.narrow_exchange);
 #pragma unroll
-  for (int half = 0; half < 2; half++)
-    if (row + half * 8 < a.rows)
-      a.upstream[((row + half * 8) * ATTENDED + blockIdx.x * OUTPUT_COLUMNS + group * 8 + lane % 4 * 2) / 2] =
-          pack_bf16(sums[half * 2], sums[half * 2 + 1]);
+  for (int half = 0; half < 2; half++) {
+    if (row + half * 8 >= a.rows) continue;
+    const int flat = blockIdx.x / (DIM / OUTPUT_COLUMNS) * a.rows + row + half * 8, step = blockIdx.x % (DIM / OUTPUT_COLUMNS);
+    const int place = ((flat / 16 * (DIM / 16) + step) * 32 + flat % 8 * 4 + lane % 4) * 4 + group * 2 + flat % 16 / 8;
+    publish(a.upstream, (size_t)HALF_WORDS, number, place, pack_bf16(sums[half * 2], sums[half * 2 + 1]));
+  }
   STAMP(a, layer, 9);
 }

@@ -1,14 +1,17 @@
 """Each phase of the way back through the action expert's layers against plain torch: fresh random inputs,
 pending outputs, odd sizes."""
 
+import math
+
 import pytest
 import torch
 
-from engine.expert_reference import from_fragments, to_fragments
+from engine.expert_reference import flat_fragments, flat_rows, from_fragments, to_fragments
 from engine.plain_backward import PlainBackwardOperators
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.expert.arguments import Phase
 from flashrt_ros.engine.expert.back import back_buffers, gate_order, launch_back, pack_back
+from flashrt_ros.engine.buffers import rotary_table
 
 pytestmark = pytest.mark.gpu
 
@@ -28,25 +31,23 @@ class Phases:
         self.x, self.gradient = normal(5, 64, 1024, scale=3), normal(64, 1024)
         self.scale, self.gate = normal(3, 5, 1024), normal(3, 5, 1024)
         self.gate_up = normal(2, 64, 8192, dtype=BF16, scale=2)
-        self.arriving, self.upstream = poisoned(64, 1024), poisoned(64, 2048)
-        self.turned = torch.zeros(64 * 2560 * 2, dtype=torch.uint8, device='cuda')
+        self.arriving = poisoned(64, 1024)
+        self.length = torch.tensor([777], dtype=torch.int32, device='cuda')
 
     def weight(self, part, out, columns):
         """(of the second layer, both packed)."""
         both = [normal(out, columns, dtype=BF16, scale=out**-0.5) for _ in range(2)]
         return both[1].double(), torch.stack([pack_back(part, each) for each in both])
 
-    def give(self, name, values):
-        raw = to_fragments(values, 'linear')
-        buffer = self.exchange[name][0] if name in self.exchange else self.turned
-        buffer[: len(raw)] = raw
+    def give(self, name, values, order='linear'):
+        raw = to_fragments(values, order)
+        self.exchange[name][0, : len(raw)] = raw
 
     def run(self, phases, layer=1, **arguments):
         squares = self.x.square().view(5, 64, 32, 32).sum(-1).transpose(1, 2).contiguous()
         launch_back(
             self.library, **self.exchange, x=self.x, squares=squares, scale=self.scale, gate=self.gate,
-            gate_up=self.gate_up, gradient=self.gradient, arriving=self.arriving, upstream=self.upstream,
-            turned=self.turned, layers=2, rows=self.rows, table_row=2, first=layer, last=layer,
+            gate_up=self.gate_up, gradient=self.gradient, arriving=self.arriving, length=self.length, layers=2, rows=self.rows, table_row=2, first=layer, last=layer,
             phases=phases, **arguments,
         )()  # fmt: skip
         torch.cuda.synchronize()
@@ -84,12 +85,11 @@ def test_through_a_product_and_its_norm(library, rows, part):
     norm = 3 if part == 'gate_up' else 2
     expected, expected_out = phases.through_norm(norm, given.double() @ weight)
     if part == 'gate_up':
-        raw = to_fragments(given[:, gate_order().cuda()].contiguous(), 'accumulator')
-        phases.exchange['hidden'][0, : len(raw)] = raw
+        phases.give('hidden', given[:, gate_order().cuda()].contiguous(), 'accumulator')
         phases.run(Phase.GATE_UP, gate_up_weights=packed)
         out = phases.taken('gated_output')
     else:
-        phases.give('turned', given)
+        phases.give('turned', given, 'accumulator')
         phases.run(Phase.QKV, qkv_weights=packed)
         out = phases.taken('gated_down', half=1)
     assert relative_error(phases.gradient[:rows], expected) < ROUNDED
@@ -105,7 +105,7 @@ def test_to_the_first_norm(library, rows):
     _, packed = phases.weight('qkv', 2560, 1024)
     weight = normal(2560, 1024, dtype=BF16, scale=0.02)
     packed[0] = pack_back('qkv', weight)
-    phases.give('turned', given)
+    phases.give('turned', given, 'accumulator')
     phases.run(Phase.QKV, layer=0, qkv_weights=packed)
     assert relative_error(phases.arriving[:rows], (given.double() @ weight.double())[:rows]) < ROUNDED
     assert phases.arriving[rows:].isnan().all()
@@ -118,8 +118,44 @@ def test_through_the_output_projection(library, rows):
     weight, packed = phases.weight('o', 1024, 2048)
     phases.give('gated_output', given)
     phases.run(Phase.OUTPUT, output_weights=packed)
-    assert relative_error(phases.upstream[:rows], (given.double() @ weight)[:rows]) < ROUNDED
-    assert phases.upstream[rows:].isnan().all()
+    found = flat_rows(phases.taken('upstream').view(BF16), rows).transpose(0, 1).flatten(1)
+    assert relative_error(found, (given.double() @ weight)[:rows]) < ROUNDED
+
+
+@rows_of_interest
+@pytest.mark.parametrize('first', [0, 1])
+@pytest.mark.parametrize('length', [1, 37, 562, 712, 968])
+def test_through_attention(library, rows, length, first):
+    """first: rows that are constant, pi0's state token."""
+    phases, capacity = Phases(library, rows), 1088
+    keys, values = (poisoned(2, capacity, 256) for _ in range(2))
+    keys[:, : length + rows], values[:, : length + rows] = normal(2, 2, length + rows, 256).to(BF16)
+    queries, upstream = normal(2, 64, 2048, dtype=BF16, scale=2), normal(rows, 2048, dtype=BF16)
+    upstream[:first] = 0
+    split = queries[1, :rows].double().unflatten(1, (8, 256)).transpose(0, 1)
+    logits = split @ keys[1, : length + rows].double().T / 16
+    attended = (logits.softmax(-1) @ values[1, : length + rows].double()).transpose(0, 1).flatten(1)
+    sums = logits.logsumexp(-1).T / math.log(2)
+    kept_attended, log_sums = poisoned(2, 64, 2048), poisoned(2, 64, 8, dtype=torch.float32)
+    kept_attended[1, :rows], log_sums[1, :rows] = attended.to(BF16), sums.float()
+    rotary = rotary_table(capacity, 256, torch.device('cuda'))
+    raw = flat_fragments(upstream.unflatten(1, (8, 256)).transpose(0, 1)).view(torch.uint8).flatten()
+    phases.exchange['upstream'][0] = torch.where(phases.initial['upstream'][0] == 0, 0, raw)
+    phases.length.fill_(length)
+    phases.run(
+        Phase.ATTENTION, queries=queries, keys=keys, values=values, attended=kept_attended, log_sums=log_sums,
+        rotary=rotary, capacity=capacity, state_token=first,
+    )  # fmt: skip
+    found = from_fragments(phases.taken('turned'), BF16, 2560, 'accumulator')[:rows]
+    assert not found[:first].any()
+    if rows == first:
+        return
+    expected = torch.empty(rows - first, 2560, dtype=torch.float64, device='cuda')
+    results = attended[first:], sums[first:]
+    given = [x.double() for x in (queries[1, first:rows], keys[1], values[1])]
+    PLAIN.attention(*given, results, phases.length, rotary, upstream[first:].double(), expected, None, first)
+    for part in (slice(0, 2048), slice(2048, 2304), slice(2304, None)):  # of q, k and v
+        assert relative_error(found[first:, part], expected[:, part]) < 3 * ROUNDED
 
 
 @rows_of_interest

@@ -170,7 +170,7 @@ def test_products_occupy_the_gpu_and_fit_a_block(depth, columns, parts):
 
 
 def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path):
-    machine = SimpleNamespace(device=torch.device('cpu'))
+    machine = SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=100)
     tensors, asked = random_tensors(NANO_PI05, 1), []
     given = lambda: asked.append(1) or tensors  # noqa: E731
     first, second = (load_exact('key', NANO_PI05, machine, given, tmp_path) for _ in range(2))

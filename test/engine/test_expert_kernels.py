@@ -5,7 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
+from engine.expert_reference import (
+    DTYPES,
+    flat_fragments,
+    flat_rows,
+    from_fragments,
+    rounded,
+    to_fragments,
+)
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.expert.arguments import Phase, layer_arguments
 from flashrt_ros.engine.expert.buffers import exchange_buffers
@@ -140,7 +147,7 @@ def test_queries_keys_and_values(library, rows, precision):
     q, k, v = (phases.taken(name, torch.bfloat16).view(-1, 256) for name in ('queries', 'keys', 'values'))
     plain = (x.normed() @ weight.values.T + weight.placed_bias)[:rows].view(rows, 10, 256).transpose(0, 1)
     angles = rotary_table(torch.arange(777, 777 + rows, device='cuda'), 256)
-    found = q_rows(q, rows)
+    found = flat_rows(q, rows)
     assert relative_error(found, rotate(plain[:8], angles) / 16) < 5e-3
     assert relative_error(k[:rows], rotate(plain[8], angles)) < 5e-3
     assert relative_error(v[:rows], plain[9]) < 5e-3
@@ -150,18 +157,6 @@ def test_queries_keys_and_values(library, rows, precision):
     assert torch.equal(kept, found * 16)
     assert torch.equal(phases.kept['keys'][777 : 777 + rows], k[:rows])
     assert torch.equal(phases.kept['values'][777 : 777 + rows], v[:rows])
-
-
-def q_rows(q, rows):
-    """Queries [8, rows, 256] from the attention kernel's fragments: [row tile][16 steps][lane][registers]."""
-    raw = q.view(32, 16, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6).reshape(512, 256)
-    return raw[: 8 * rows].view(8, rows, 256)
-
-
-def q_fragments(queries):
-    flat = torch.full((512, 256), float('nan'), dtype=torch.bfloat16, device='cuda')
-    flat[: queries.shape[0] * queries.shape[1]] = queries.reshape(-1, 256)
-    return flat.view(32, 2, 8, 16, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6).contiguous()
 
 
 @rows_of_interest
@@ -245,7 +240,7 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         inverse = {'bf16': 1.0, 'fp8': 50.0, 'int8': 120 / largest}[precision]
         phases = Phases(library, precision, rows)
         phases.length.fill_(length)
-        phases.give('queries', q_fragments(q))
+        phases.give('queries', flat_fragments(q))
         phases.give('keys', own_k)
         phases.give('values', own_v)
         phases.scales[1, 0, 1] = inverse

@@ -12,15 +12,25 @@ from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.arguments import Phase
-from flashrt_ros.engine.expert.buffers import BLOCKS, HEAD_DIM, HEADS, MLP, PENDING, ROWS, WIDTH, zero_rows
+from flashrt_ros.engine.expert.arguments import LAYER, Phase
+from flashrt_ros.engine.expert.buffers import (
+    ATTENTION_GROUP,
+    BLOCKS,
+    HEAD_DIM,
+    HEADS,
+    MLP,
+    PENDING,
+    ROWS,
+    WIDTH,
+    zero_rows,
+)
 from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.expert.launches import LAYERS_THREADS, Launch
 from flashrt_ros.engine.expert.layout import Order, pack_slices
-from flashrt_ros.engine.operators.backward import AttentionScratch, BackwardOperators
+from flashrt_ros.models.tensors import EXPERT
 
 COLUMNS: dict[str, tuple[int, Order]] = {
-    'qkv': (64, 'linear'),
+    'qkv': (64, 'accumulator'),
     'o': (16, 'linear'),
     'gate_up': (64, 'accumulator'),
     'down': (32, 'linear'),
@@ -33,16 +43,19 @@ SHARED = 200 << 10
 PARTS, DOTS = 8, 2 * BLOCKS
 """Of kernels/back_arguments.cuh."""
 
-MODE = {'cooperative': False, 'dependent': True}
-
-BACK = Phase.DOWN | Phase.GATE_UP | Phase.OUTPUT | Phase.QKV
+MODE = {'cooperative': True, 'dependent': True}
+VARIANT: dict[str, int] = {}
 
 _POINTERS = (
-    *('qkv_weights', 'output_weights', 'gate_up_weights', 'down_weights', 'gate', 'scale', 'x', 'squares'),
-    *('gate_up', 'gradient', 'arriving', 'upstream', 'turned', 'gated_down', 'gated_output', 'hidden'),
+    *('qkv_weights', 'output_weights', 'gate_up_weights', 'down_weights', 'gate', 'scale', 'rotary', 'length'),
+    *('x', 'squares', 'queries', 'keys', 'values', 'gate_up', 'attended', 'log_sums', 'gradient', 'arriving'),
+    *('gated_down', 'gated_output', 'hidden', 'upstream', 'turned', 'query_parts', 'key_parts'),
     *('qkv_parts', 'gate_up_parts', 'qkv_dots', 'gate_up_dots', 'stamps'),
 )
-_NUMBERS = ('layers', 'rows', 'table_row', 'first', 'last', 'number', 'phases', 'enters', 'leaves', 'shared_bytes')
+_NUMBERS = (
+    *('layers', 'rows', 'state_token', 'capacity', 'table_row', 'first', 'last', 'number', 'phases'),
+    'shared_bytes',
+)
 
 
 class BackArguments(ctypes.Structure):
@@ -65,6 +78,26 @@ def pack_back(part: str, weight: Tensor) -> Tensor:
     return pack_slices(transposed.contiguous(), *COLUMNS[part]).flatten()
 
 
+def pack_layers(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Canonical tensors (`models.tensors`) as `ResidentBack` wants its weights. What a norm multiplies by is
+    not folded into them: it is in the tables of the forward pass."""
+
+    def stacked(part: str, *names: str) -> Tensor:
+        return torch.stack(
+            [
+                pack_back(part, torch.cat([tensors[f'{EXPERT}layers.{i}.{name}.weight'] for name in names]).to(torch.bfloat16))
+                for i in range(layers)
+            ]
+        )
+
+    return {
+        'qkv': stacked('qkv', *(f'self_attn.{letter}_proj' for letter in 'qkv')),
+        'o': stacked('o', 'self_attn.o_proj'),
+        'gate_up': stacked('gate_up', 'mlp.gate_proj', 'mlp.up_proj'),
+        'down': stacked('down', 'mlp.down_proj'),
+    }
+
+
 def back_buffers(rows: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
     """(arena, its parts by their names in kernels/back_arguments.cuh, [2, bytes] each), as a loop begins."""
     parts = BLOCKS * PARTS * 64 * 16
@@ -72,6 +105,10 @@ def back_buffers(rows: int, device: torch.device) -> tuple[Tensor, dict[str, Ten
         'gated_down': ROWS * WIDTH * 2,
         'gated_output': ROWS * WIDTH * 2,
         'hidden': ROWS * 2 * MLP * 2,
+        'upstream': ROWS * HEADS * HEAD_DIM * 2,
+        'turned': ROWS * (HEADS + 2) * HEAD_DIM * 2,
+        'query_parts': BLOCKS * ATTENTION_GROUP * 256 * 8,
+        'key_parts': BLOCKS * 16 * 64 * 8,
         'qkv_parts': parts,
         'gate_up_parts': parts,
         'qkv_dots': DOTS * ROWS * 4,
@@ -80,9 +117,11 @@ def back_buffers(rows: int, device: torch.device) -> tuple[Tensor, dict[str, Ten
     arena = torch.full((2 * sum(sizes.values()),), PENDING, dtype=torch.uint8, device=device)
     pieces = arena.split([2 * size for size in sizes.values()])
     exchange = {name: piece.view(2, -1) for name, piece in zip(sizes, pieces, strict=True)}
-    for name in ('gated_down', 'gated_output', 'hidden'):
+    for name in ('gated_down', 'gated_output', 'hidden', 'turned'):
         words = exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2)
         zero_rows(words, -(-rows // 16) * 16 if name == 'hidden' else rows)
+    flat = exchange['upstream'].view(torch.int32).view(2, -1, HEAD_DIM // 16, 8, 4, 2, 2)
+    zero_rows(flat.transpose(1, 2), rows * HEADS)
     return arena, exchange
 
 
@@ -95,103 +134,70 @@ def launch_back(library: KernelLibrary, constants: Mapping[str, int] = {}, **val
             raise TypeError(f'back_layers.cu has no argument {name!r}')
         setattr(arguments, name, known)
     arguments.shared_bytes = SHARED
-    kernel = library.kernel('back_layers', 'back_layers', **constants)
+    kernel = library.kernel('back_layers', 'back_layers', **{**constants, **VARIANT})
     return Launch(kernel, BLOCKS, LAYERS_THREADS, (arguments,), SHARED, **MODE)
 
 
 class ResidentBack:
-    """From the gradient behind the last layer to what arrives at the first norm. weights: uint8 [L, bytes] of
-    each product, by the names in COLUMNS."""
+    """From the gradient behind the last layer to what arrives at the first norm.
+
+    weights: uint8 [L, bytes] of each product, by the names in COLUMNS. gradient: of the residual stream, fp32
+    [64, width], which the launches change.
+    """
 
     def __init__(
         self,
         library: KernelLibrary,
-        backward: BackwardOperators,
         forward: FusedForward,
         weights: Mapping[str, Tensor],
         cache: PrefixCache,
         gradient: Tensor,
         stamps: Tensor | None = None,
     ) -> None:
-        device, spec, self._rows = forward.device, forward.spec, forward.rows
-        self._library, self._backward, self._forward, self._cache = library, backward, forward, cache
-        self._weights, self._layers, self._gradient = weights, spec.expert.layers, gradient
-        self.stamps = stamps
-        self._first = int(spec.has_state_token)
-        self._arena, self._exchange = back_buffers(forward.rows, device)
+        self._library, self._forward, self._cache = library, forward, cache
+        self._weights, self._gradient, self.stamps = weights, gradient, stamps
+        self._arena, self._exchange = back_buffers(forward.rows, forward.device)
         self._initial = self._arena.clone()
-
-        def buffer(columns: int) -> Tensor:
-            return torch.zeros(ROWS, columns, dtype=torch.bfloat16, device=device)
-
-        self._arriving, self._upstream = buffer(WIDTH), buffer(HEADS * HEAD_DIM)
-        self._turned = buffer((HEADS + 2) * HEAD_DIM)
-        self._scratch = AttentionScratch(HEADS, HEAD_DIM, spec.horizon, cache.capacity, device)
-        self._steps = [self._launches(step) for step in range(spec.steps)]
+        self._arriving = torch.zeros(1, ROWS, WIDTH, dtype=torch.bfloat16, device=forward.device)
+        self._steps = [self._launch(step) for step in range(forward.spec.steps)]
 
     def begin(self) -> None:
         """Launch what comes before the first step."""
         self._arena.copy_(self._initial)
 
-    def run(self, step: int) -> Tensor:
-        """Launch a step's way back; what arrives is bf16 [1, 64, width]."""
-        launches = self._steps[step]
-        launches[0]()
-        for layer, launch in zip(reversed(range(self._layers)), launches[1:], strict=True):
-            self._through_attention(layer)
-            launch()
-        return self._arriving[None]
+    def run(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Launch a step's way back; what arrives at the first norm, bf16 [1, 64, width], and that norm's scale,
+        which is still to be applied."""
+        self._steps[step]()
+        first = self._forward.modulations(step)[0]
+        return self._arriving, self._forward.heads.norms[0] if first is None else first.scale
 
-    def _launches(self, step: int) -> list[Launch]:
-        begins = [self._launch(step, self._layers - 1, self._layers - 1, phases=BACK | Phase.ACTIONS_IN, leaves=1)]
-        between = [
-            self._launch(step, layer, layer - 1, phases=BACK, enters=1, leaves=1)
-            for layer in range(self._layers - 1, 0, -1)
-        ]
-        return [*begins, *between, self._launch(step, 0, 0, phases=BACK, enters=1)]
-
-    def _launch(self, step: int, first: int, last: int, **values: int) -> Launch:
-        tables = self._forward.modulation
+    def _launch(self, step: int) -> Launch:
+        forward, weights, layers = self._forward, self._weights, self._forward.spec.expert.layers
+        tables, kept = forward.modulation, forward.kept
         return launch_back(
             self._library,
-            qkv_weights=self._weights['qkv'],
-            output_weights=self._weights['o'],
-            gate_up_weights=self._weights['gate_up'],
-            down_weights=self._weights['down'],
+            {} if self.stamps is None else {'TIMELINE': layers // 2},
+            qkv_weights=weights['qkv'],
+            output_weights=weights['o'],
+            gate_up_weights=weights['gate_up'],
+            down_weights=weights['down'],
             gate=tables.gate,
             scale=tables.scale,
-            x=self._forward.kept['x'],
-            squares=self._forward.kept['squares'],
-            gate_up=self._forward.kept['gate_up'],
+            rotary=forward.rotary,
+            length=self._cache.length,
+            **kept,
             gradient=self._gradient,
             arriving=self._arriving,
-            upstream=self._upstream,
-            turned=self._turned,
-            **self._exchange,
-            layers=self._layers,
-            rows=self._rows,
-            table_row=min(step, len(tables.scale) - 1),
-            first=first,
-            last=last,
             stamps=self.stamps,
-            constants={} if self.stamps is None else {'TIMELINE': self._layers // 2},
-            number=step * self._layers + self._layers - 1 - first,
-            **values,
-        )
-
-    def _through_attention(self, layer: int) -> None:
-        forward, cache, own = self._forward, self._cache, slice(self._first, self._rows)
-        attended, log_sums = forward.attended(layer)
-        self._backward.attention(
-            forward.queries(layer)[own],
-            cache.keys[layer],
-            cache.values[layer],
-            (attended[own], log_sums[own]),
-            cache.length,
-            forward.rotary,
-            self._upstream[own],
-            self._turned,
-            self._scratch,
-            constant=self._first,
-            fragments=True,
+            **self._exchange,
+            layers=layers,
+            rows=forward.rows,
+            state_token=int(forward.spec.has_state_token),
+            capacity=self._cache.capacity,
+            table_row=min(step, len(tables.scale) - 1),
+            first=layers - 1,
+            last=0,
+            number=step * layers,
+            phases=LAYER | Phase.ACTIONS_IN,
         )

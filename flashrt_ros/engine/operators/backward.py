@@ -152,7 +152,6 @@ class BackwardOperators:
         out: Tensor,
         scratch: AttentionScratch,
         constant: int = 0,
-        fragments: bool = False,
     ) -> None:
         """Gradient of the raw product q, k, v, bf16 [rows, (heads + 2) * dim], from that of the result.
 
@@ -173,7 +172,7 @@ class BackwardOperators:
         parts, tiles = (scratch.query_parts, scratch.key_parts, scratch.value_parts), scratch.tiles
         pulled = *known, upstream, length, constant, rows, *parts
         launch('attention_pull', (tiles, scratch.splits), 128, *pulled, shared=shared)
-        given = *parts, table, length, constant, tiles, out, fragments
+        given = *parts, table, length, constant, tiles, out
         launch('attention_gradients', (rows, heads + 2), dim // 2, *given)
 
     def ends(self, actions: Tensor, guide: GuideInputs, gradient: Tensor) -> ExactEnds:

@@ -62,7 +62,7 @@ __device__ __forceinline__ void multiply_keys(float (&c)[UNITS][2][4], uint32_t 
   for (int u = 0; u < UNITS; u++)
 #pragma unroll
     for (int i = 0; i < 8; i++) c[u][i / 4][i % 4] = 0;
-#pragma unroll 4
+#pragma unroll
   for (int step = 0; step < DIM / 16; step++) {
     uint32_t x[4], b[4];
     load_four(x, rows + place_of_value(tile * 16 + lane % 16, step * 2 + lane / 16));
@@ -79,6 +79,11 @@ __device__ __forceinline__ void multiply_keys(float (&c)[UNITS][2][4], uint32_t 
 // Two neighbouring dimensions and their rotary partners.
 __device__ __forceinline__ uint2 packed_pairs(float low, float next, float high, float after) {
   return make_uint2(pack_bf16(low, next), pack_bf16(high, after));
+}
+
+// Whether there is the suffix row of which a lane has the sums in the products of keys.
+__device__ __forceinline__ bool has_key(const BackArguments& a) {
+  return blockIdx.x % ATTENTION_CLUSTER * SUFFIX_SHARE + threadIdx.x % 32 / 4 < a.rows;
 }
 
 // This block's keys: what its queries add to dk and dv. weights: [query][slots], `stride` bytes a row; rows: queries or u.
@@ -100,6 +105,7 @@ __device__ __forceinline__ void send_key_parts(const BackArguments& a, int numbe
       mma(high, x[k], b[2], b[3]);
     }
     const int owner = slice * ATTENTION_CLUSTER + rank;
+    if (!has_key(a)) continue;
     put_tagged(a.key_parts + ((((size_t)(number & 1) * BLOCKS + owner) * 16 + group) * 2 + kind) * 32 + lane,
                packed_pairs(low[0], low[1], high[0], high[1]), tag_of(number));
   }
@@ -107,7 +113,8 @@ __device__ __forceinline__ void send_key_parts(const BackArguments& a, int numbe
 
 // dq of 32 rows and this warp's dimensions, in two halves of 8 and their partners, to block `warp` of the group.
 template <int T>
-__device__ __forceinline__ void send_query_parts(const BackArguments& a, int number, uint32_t slopes, uint32_t keys) {
+__device__ __forceinline__ void send_query_parts(const BackArguments& a, int number, uint32_t slopes, uint32_t keys,
+                                                 uint2 (&own)[256]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x % ATTENTION_CLUSTER;
   uint2* target = a.query_parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x - rank + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
 #pragma unroll
@@ -126,8 +133,10 @@ __device__ __forceinline__ void send_query_parts(const BackArguments& a, int num
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const float(&low)[4] = sums[i / 2][0], (&high)[4] = sums[i / 2][1];
-      put_tagged(target + (i / 2 * 4 + part * 2 + i % 2) * 32,
-                 packed_pairs(low[i % 2 * 2], low[i % 2 * 2 + 1], high[i % 2 * 2], high[i % 2 * 2 + 1]), tag_of(number));
+      const uint2 v = packed_pairs(low[i % 2 * 2], low[i % 2 * 2 + 1], high[i % 2 * 2], high[i % 2 * 2 + 1]);
+      const int place = (i / 2 * 4 + part * 2 + i % 2) * 32;
+      if (warp == rank) own[place + lane] = v;
+      else put_tagged(target + place, v, tag_of(number));
     }
   }
 }
@@ -146,43 +155,54 @@ __device__ __forceinline__ void publish_turned(const BackArguments& a, int numbe
   publish(a.turned, (size_t)HALF_WORDS, number, place + APART, pack_bf16(v.z, v.w));
 }
 
-__device__ __forceinline__ void gather_key_parts(const BackArguments& a, int number) {
-  constexpr int MOST = 16;
-  const int kind = threadIdx.x / 32, lane = threadIdx.x % 32, groups = (HEADS * a.rows + QUERIES - 1) / QUERIES;
-  const uint2* source = a.key_parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x) * MOST * 2 + kind) * 32 + lane;
-  uint2 v[MOST];
+// What a block adds up: its own part of dq, and dk and dv by each warp, over a quarter of the groups.
+struct Turned {
+  uint2 own[256];
+  float4 key_sums[8][32];
+};
+
+// dq of its group's rows, if this block `attends`, and of dk and dv its part, in a fixed order.
+__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared) {
+  constexpr int MOST = 16, EACH = MOST / 4, OTHERS = ATTENTION_CLUSTER - 1;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1, rank = blockIdx.x % ATTENTION_CLUSTER;
+  const int groups = has_key(a) ? (HEADS * a.rows + QUERIES - 1) / QUERIES - warp % 4 * EACH : 0;  // for this warp, at most EACH
+  const uint2* query_parts = a.query_parts + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + threadIdx.x;
+  const uint2* key_parts = a.key_parts + ((((size_t)half * BLOCKS + blockIdx.x) * MOST + warp % 4 * EACH) * 2 + warp / 4) * 32 + lane;
+  uint2 q[OTHERS] = {}, k[EACH] = {};
   for (int patience = PATIENCE;; patience--) {
     uint32_t wrong = 0;
 #pragma unroll
-    for (int i = 0; i < MOST; i++)
-      if (i < groups) v[i] = look_whole(source + i * 64);
+    for (int i = 0; i < OTHERS; i++)
+      if (attends) q[i] = look_whole(query_parts + (rank + 1 + i) % ATTENTION_CLUSTER * 256);
 #pragma unroll
-    for (int i = 0; i < MOST; i++)
-      if (i < groups) wrong |= v[i].x ^ tag_of(number);
-    if (!__any_sync(0xffffffffu, wrong & 1)) break;
+    for (int i = 0; i < EACH; i++)
+      if (i < groups) k[i] = look_whole(key_parts + i * 64);
+    if (attends) wrong = wrong_tags(q, tag_of(number));
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (i < groups) wrong |= (k[i].x ^ tag_of(number)) & 1;
+    if (!__any_sync(0xffffffffu, wrong)) break;
     if (patience == 0) __trap();
   }
-  float4 sum = make_float4(0, 0, 0, 0);
+  float4 sum = restored(k[0]);
 #pragma unroll
-  for (int i = 0; i < MOST; i++)
-    if (i < groups) sum = sum + restored(v[i]);
-  const int row = blockIdx.x % ATTENTION_CLUSTER * SUFFIX_SHARE + lane / 4;
-  if (row >= a.rows) return;
-  if (row < a.state_token) sum = make_float4(0, 0, 0, 0);
-  publish_turned(a, number, sum, row, HEADS + kind, blockIdx.x / ATTENTION_CLUSTER * 8 + lane % 4 * 2, kind == 0);
-}
-
-__device__ __forceinline__ void gather_query_parts(const BackArguments& a, int number) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint2* source = a.query_parts + ((size_t)(number & 1) * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + warp * 32 + lane;
-  uint2 v[ATTENTION_CLUSTER];
-  await_tagged(v, source, 256, tag_of(number));
-  float4 sum = restored(v[0]);
-#pragma unroll
-  for (int i = 1; i < ATTENTION_CLUSTER; i++) sum = sum + restored(v[i]);
+  for (int i = 1; i < EACH; i++) sum = sum + restored(k[i]);
+  shared.key_sums[warp][lane] = sum;
+  block_barrier();
   const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + warp / 4 * 16 + warp % 2 * 8 + lane / 4;
-  if (flat >= HEADS * a.rows) return;
-  publish_turned(a, number, sum, flat % a.rows, flat / a.rows, blockIdx.x % ATTENTION_CLUSTER * 16 + warp / 2 % 2 * 8 + lane % 4 * 2, true);
+  if (attends && flat < HEADS * a.rows) {
+    sum = restored(shared.own[threadIdx.x]);
+#pragma unroll
+    for (int i = 0; i < OTHERS; i++) sum = sum + restored(q[i]);
+    publish_turned(a, number, sum, flat % a.rows, flat / a.rows, rank * 16 + warp / 2 % 2 * 8 + lane % 4 * 2, true);
+  }
+  const int row = rank * SUFFIX_SHARE + lane / 4;
+  if (warp >= 2 || row >= a.rows) return;
+  sum = shared.key_sums[warp * 4][lane];
+#pragma unroll
+  for (int i = 1; i < 4; i++) sum = sum + shared.key_sums[warp * 4 + i][lane];
+  if (row < a.state_token) sum = make_float4(0, 0, 0, 0);
+  publish_turned(a, number, sum, row, HEADS + warp, blockIdx.x / ATTENTION_CLUSTER * 8 + lane % 4 * 2, warp == 0);
 }
 
 struct AttentionShared {
@@ -190,17 +210,26 @@ struct AttentionShared {
   uint64_t full, empty;  // of keys, values and queries
 };
 
-// memory: dynamic shared memory; upstream: 16 KB for this block's rows of u. turn: how many layers it has been used for.
+// What a thread knows before u is there.
 template <int T>
-__device__ __forceinline__ void through_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
-                                                  uint32_t upstream, AttentionShared& shared, int turn) {
-  constexpr int UNITS = (T + 3) / 4, STEPS = DIM / 16 / 4;
+struct Prepared {
+  static constexpr int UNITS = (T + 3) / 4, STEPS = DIM / 16 / 4;
+  float p[UNITS][2][4];
+  uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
+};
+
+// memory: dynamic shared memory; turn: how many layers it has been used for.
+template <int T>
+__device__ __forceinline__ void prepare_attention(const BackArguments& a, int layer, const Keys& keys, uint8_t* memory,
+                                                  AttentionShared& shared, int turn, Prepared<T>& prepared) {
+  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
   const uint32_t base = shared_address(memory);
+  auto& p = prepared.p;
+  auto& results = prepared.results;
   bool valid[2];
   float log_sum[2];
-  uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int flat = group * QUERIES + tile * 16 + half * 8 + lane / 4, row = flat % a.rows, head = flat / a.rows;
@@ -215,7 +244,6 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
     }
   }
   barrier_wait(&shared.full, turn & 1);
-  float p[UNITS][2][4], dp[UNITS][2][4];
   multiply_keys<T>(p, base + plan.queries, base);
 #pragma unroll
   for (int u = 0; u < UNITS; u++)
@@ -232,7 +260,20 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
     for (int i = 0; i < 4; i++)
       *reinterpret_cast<uint32_t*>(memory + plan.probabilities + (tile * 16 + i % 2 * 8 + lane / 4) * PROBABILITY_BYTES + i / 2 * 16 +
                                    lane % 4 * 4) = pack_bf16(p[0][i / 2][i % 2 * 2], p[0][i / 2][i % 2 * 2 + 1]);
+}
 
+// upstream: 16 KB of shared memory for this block's rows of u.
+template <int T>
+__device__ __forceinline__ void through_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
+                                                  uint32_t upstream, AttentionShared& shared, Turned& turned,
+                                                  const Prepared<T>& prepared) {
+  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+  const AttentionPlan plan(keys);
+  const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
+  const uint32_t base = shared_address(memory);
+  const auto& p = prepared.p;
+  const auto& results = prepared.results;
+  float dp[UNITS][2][4];
   uint4 given[STEPS];
   const uint4* source = reinterpret_cast<const uint4*>(a.upstream) +
                         (((size_t)(number & 1) * 16 + group) * 2 + tile) * (DIM / 16) * 32 + first * STEPS * 32 + lane;
@@ -286,13 +327,10 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 17);
-  send_query_parts<T>(a, number, base + plan.slopes, base);
+  send_query_parts<T>(a, number, base + plan.slopes, base, turned.own);
   send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
   send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
   __syncwarp();
   if (lane == 0) barrier_arrive(&shared.empty);
   STAMP(a, layer, 18);
-  block_barrier();  // `upstream` belongs to others, too
-  gather_query_parts(a, number);
-  STAMP(a, layer, 19);
 }

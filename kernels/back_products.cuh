@@ -16,6 +16,7 @@ struct BackShared {
   float dots[4][16];                // of this block's rows, summed up by each warp of the second warpgroup
   StreamBarriers stream;
   AttentionShared attention;
+  int begun;  // layers
 };
 
 // A product with a norm in front, and what is given to the product in front of that.
@@ -27,6 +28,14 @@ struct ThroughNorm {
   int out_number;
   bool first_of_all;  // norm: what arrives is written as it is
 };
+
+// Loads that the compiler may not put off.
+__device__ __forceinline__ float4 look4(const float* source) { return restored(look(reinterpret_cast<const uint4*>(source))); }
+__device__ __forceinline__ float2 look2(const float* source) {
+  float2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(source) : "memory");
+  return v;
+}
 
 // The gradient times a gate as fragments in linear order, and the other half reset.
 __device__ __forceinline__ void publish_gated(const Place& place, uint32_t* out, int number, float4 value, bool writes) {
@@ -100,33 +109,35 @@ __device__ __forceinline__ void gather_dots(const uint32_t* dots, int number, fl
 // With g = (in W) * (1 + scale) and y = x / rms(x):  gradient += (g - y * mean(g * y)) / rms(x); what goes on is gradient * gate.
 // The sum over a row of g * x is one of products that each part of in W has: they travel beside the parts, not behind them.
 // table: the row of gate and scale.
-template <int K>
+template <int K, class Then>
 __device__ __forceinline__ void through_norm(const BackArguments& a, const ThroughNorm& n, Stream& stream, BackShared& shared,
-                                             const Place& place, int fragment, int table, float4& gradient, int layer, int point) {
+                                             const Place& place, int fragment, int table, float4& gradient, int layer, int point, Then then) {
   constexpr int STEPS = K / Bf16::STEP / PARTS, SLOTS = STEPS * NORMED_COLUMNS * 32 / SLOT / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
   const float *scales = a.scale + table + n.norm * WIDTH, *x_rows = a.x + (size_t)n.norm * ROWS * WIDTH;
   float accumulator[NORMED_COLUMNS / 2], weighted[NORMED_COLUMNS / 4] = {};
   float4 x = make_float4(0, 0, 0, 0), scale = x, gate = x;
-  float square = 0;
+  uint32_t squares[4] = {};
   const uint4* fragments = reinterpret_cast<const uint4*>(n.in) + blockIdx.x % PARTS * STEPS * STEP_FRAGMENTS + fragment;
   multiply<Bf16, NORMED_COLUMNS, SLOTS>(accumulator, fragments, stream, [&] {
+    then();
     if (n.first_of_all) return;
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-      const float2 s = *reinterpret_cast<const float2*>(scales + column + t * 8);
+      const float2 s = look2(scales + column + t * 8);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const float2 v = *reinterpret_cast<const float2*>(x_rows + (row + half * 8) * WIDTH + column + t * 8);
+        const float2 v = look2(x_rows + (row + half * 8) * WIDTH + column + t * 8);
         weighted[t * 4 + half * 2] = v.x * s.x, weighted[t * 4 + half * 2 + 1] = v.y * s.y;
       }
     }
     if (!place.used) return;
-    x = load4(x_rows + place.row * WIDTH + place.column), scale = load4(scales + place.column);
-    gate = load4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
+    x = look4(x_rows + place.row * WIDTH + place.column), scale = look4(scales + place.column);
+    gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
 #pragma unroll
-    for (int i = 0; i < 4; i++) square += a.squares[(n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row];
+    for (int i = 0; i < 4; i++)
+      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
   });
   STAMP(a, layer, point);
   float sums[NORMED_COLUMNS / 4];
@@ -165,6 +176,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
           make_uint2(pack_bf16(arrived.x, arrived.y), pack_bf16(arrived.z, arrived.w));
     return;
   }
+  float square = __uint_as_float(squares[0]) + __uint_as_float(squares[1]) + __uint_as_float(squares[2]) + __uint_as_float(squares[3]);
 #pragma unroll
   for (int offset = 1; offset < 8; offset *= 2) square += __shfl_xor_sync(0xffffffffu, square, offset);
   const float factor = rsqrtf(square * (1.0f / WIDTH) + EPSILON);
@@ -177,11 +189,23 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
   STAMP(a, layer, point + 4);
 }
 
+// Of this thread's two fragments, gates and ups.
+__device__ __forceinline__ uint4* hidden_place(const BackArguments& a, int number) {
+  return reinterpret_cast<uint4*>(a.hidden) + (number & 1) * (ROWS * 2 * MLP / 8) +
+         (blockIdx.x * 2 + threadIdx.x / 128) * 2 * STEP_FRAGMENTS + threadIdx.x % 128;
+}
+
+__device__ __forceinline__ void reset_hidden_gradient(const BackArguments& a, int number) {
+  if (threadIdx.x % 128 / 32 * 16 >= a.rows) return;
+  uint4* last = hidden_place(a, number + 1);
+  set_pending(last), set_pending(last + STEP_FRAGMENTS);
+}
+
 // From fragments of the gradient of down's result to those of gate and up, 64 columns a block: with h = in W,
 //   gate: h * up * gelu'(gate),   up: h * gelu(gate)
 __device__ __forceinline__ void through_gate(const BackArguments& a, int layer, const uint32_t* in, int number, Stream& stream,
                                              BackShared& shared, int fragment) {
-  constexpr int SLOTS = WIDTH / Bf16::STEP * DOWN_COLUMNS * 32 / SLOT / 2, HALF = ROWS * 2 * MLP / 8;
+  constexpr int SLOTS = WIDTH / Bf16::STEP * DOWN_COLUMNS * 32 / SLOT / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   const uint32_t* kept = a.gate_up + ((size_t)(layer * ROWS + row) * 2 * MLP + blockIdx.x * DOWN_COLUMNS + group * 16 + lane % 4 * 2) / 2;
   uint32_t gates[2][2], ups[2][2];  // [tile][half]
@@ -205,20 +229,19 @@ __device__ __forceinline__ void through_gate(const BackArguments& a, int layer, 
   STAMP(a, layer, 1);
   add_groups(sums, accumulator, shared.narrow_exchange);
   if (thread / 32 * 16 >= a.rows) return;
-  uint4* out = reinterpret_cast<uint4*>(a.hidden) + (blockIdx.x * 2 + group) * 2 * STEP_FRAGMENTS + thread;
   const auto fragment_of = [&](const float(&by)[8]) {
     return make_uint4(pack_bf16(sums[0] * by[0], sums[1] * by[1]), pack_bf16(sums[2] * by[2], sums[3] * by[3]),
                       pack_bf16(sums[4] * by[4], sums[5] * by[5]), pack_bf16(sums[6] * by[6], sums[7] * by[7]));
   };
-  uint4 *mine = out + (number & 1) * HALF, *other = out + (~number & 1) * HALF;
-  put(mine, fragment_of(slopes)), put(mine + STEP_FRAGMENTS, fragment_of(values));
-  set_pending(other), set_pending(other + STEP_FRAGMENTS);
+  uint4* out = hidden_place(a, number);
+  put(out, fragment_of(slopes)), put(out + STEP_FRAGMENTS, fragment_of(values));
   STAMP(a, layer, 2);
 }
 
 // From fragments of the gradient of the output projection's result to 16 columns of attention's, as fragments of flat rows.
-__device__ __forceinline__ void through_output(const BackArguments& a, int layer, const uint32_t* in, int number, Stream& stream,
-                                               BackShared& shared, int fragment) {
+__device__ __forceinline__ void through_output(const BackArguments& a, int layer, int number, Stream& stream, BackShared& shared,
+                                               int fragment) {
+  const uint32_t* in = a.gated_output + (number & 1) * (ROWS * WIDTH / 2);
   constexpr int SLOTS = WIDTH / Bf16::STEP * OUTPUT_COLUMNS * 32 / SLOT / 2, HALF_WORDS = ROWS * ATTENDED / 2;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   float accumulator[OUTPUT_COLUMNS / 2], sums[OUTPUT_COLUMNS / 4];

@@ -16,7 +16,6 @@ struct BackShared {
   float dots[4][16];                // of this block's rows, summed up by each warp of the second warpgroup
   StreamBarriers stream;
   AttentionShared attention;
-  int begun;  // layers
 };
 
 // A product with a norm in front, and what is given to the product in front of that.
@@ -38,11 +37,11 @@ __device__ __forceinline__ float2 look2(const float* source) {
 }
 
 // The gradient times a gate as fragments in linear order, and the other half reset.
-__device__ __forceinline__ void publish_gated(const Place& place, uint32_t* out, int number, float4 value, bool writes) {
+__device__ __forceinline__ void publish_gated(const Place& place, uint32_t* out, int number, float4 value) {
   if (!place.live) return;
   constexpr int HALF_WORDS = ROWS * WIDTH / 2;
   uint32_t *next = out + (number & 1) * HALF_WORDS, *last = out + (~number & 1) * HALF_WORDS;
-  if (writes) store_linear(Bf16(), place.row, place.column, value, [=](int i, uint32_t word) { put(next + i, word); });
+  store_linear(Bf16(), place.row, place.column, value, [=](int i, uint32_t word) { put(next + i, word); });
   store_linear(Bf16(), place.row, place.column, value, [=](int i, uint32_t) { set_pending(last + i); });
 }
 
@@ -165,9 +164,8 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
   float4 arrived = make_float4(0, 0, 0, 0);
   if (tile && group == 0) arrived = gather_back_parts(n.parts, n.number, own);
   if (tile && group == 1 && !n.first_of_all) gather_dots(n.dots, n.number, shared.dots);
-  STAMP(a, layer, point + 2);
   block_barrier();
-  STAMP(a, layer, point + 3);
+  STAMP(a, layer, point + 2);
   if (!place.used) return;
   arrived = arrived + restored(shared.own_parts[own]);
   if (n.first_of_all) {
@@ -185,8 +183,8 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
   for (int i = 0; i < 4; i++) dot += shared.dots[i][thread / 8];
   const float along = -dot * (1.0f / WIDTH) * factor * factor * factor;
   gradient = gradient + arrived * scale * factor + x * along;
-  publish_gated(place, n.out, n.out_number, gradient * gate, true);
-  STAMP(a, layer, point + 4);
+  publish_gated(place, n.out, n.out_number, gradient * gate);
+  STAMP(a, layer, point + 3);
 }
 
 // Of this thread's two fragments, gates and ups.
@@ -246,7 +244,7 @@ __device__ __forceinline__ void through_output(const BackArguments& a, int layer
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   float accumulator[OUTPUT_COLUMNS / 2], sums[OUTPUT_COLUMNS / 4];
   multiply<Bf16, OUTPUT_COLUMNS, SLOTS>(accumulator, reinterpret_cast<const uint4*>(in) + fragment, stream, [] {});
-  STAMP(a, layer, 8);
+  STAMP(a, layer, 7);
   add_groups(sums, accumulator, shared.narrow_exchange);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -255,5 +253,5 @@ __device__ __forceinline__ void through_output(const BackArguments& a, int layer
     const int place = ((flat / 16 * (DIM / 16) + step) * 32 + flat % 8 * 4 + lane % 4) * 4 + group * 2 + flat % 16 / 8;
     publish(a.upstream, (size_t)HALF_WORDS, number, place, pack_bf16(sums[half * 2], sums[half * 2 + 1]));
   }
-  STAMP(a, layer, 9);
+  STAMP(a, layer, 8);
 }

@@ -43,11 +43,17 @@ SHARED = 200 << 10
 PARTS, DOTS = 8, 2 * BLOCKS
 """Of kernels/back_arguments.cuh."""
 
-MODE = {'cooperative': True, 'dependent': True}
-VARIANT: dict[str, int] = {}
-
 _POINTERS = (
-    *('qkv_weights', 'output_weights', 'gate_up_weights', 'down_weights', 'gate', 'scale', 'rotary', 'length'),
+    *(
+        'qkv_weights',
+        'output_weights',
+        'gate_up_weights',
+        'down_weights',
+        'gate',
+        'scale',
+        'rotary',
+        'length',
+    ),
     *('x', 'squares', 'queries', 'keys', 'values', 'gate_up', 'attended', 'log_sums', 'gradient', 'arriving'),
     *('gated_down', 'gated_output', 'hidden', 'upstream', 'turned', 'query_parts', 'key_parts'),
     *('qkv_parts', 'gate_up_parts', 'qkv_dots', 'gate_up_dots', 'stamps'),
@@ -82,13 +88,12 @@ def pack_layers(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]
     """Canonical tensors (`models.tensors`) as `ResidentBack` wants its weights. What a norm multiplies by is
     not folded into them: it is in the tables of the forward pass."""
 
+    def weight(layer: int, name: str) -> Tensor:
+        return tensors[f'{EXPERT}layers.{layer}.{name}.weight'].to(torch.bfloat16)
+
     def stacked(part: str, *names: str) -> Tensor:
-        return torch.stack(
-            [
-                pack_back(part, torch.cat([tensors[f'{EXPERT}layers.{i}.{name}.weight'] for name in names]).to(torch.bfloat16))
-                for i in range(layers)
-            ]
-        )
+        each = (torch.cat([weight(layer, name) for name in names]) for layer in range(layers))
+        return torch.stack([pack_back(part, one) for one in each])
 
     return {
         'qkv': stacked('qkv', *(f'self_attn.{letter}_proj' for letter in 'qkv')),
@@ -125,7 +130,9 @@ def back_buffers(rows: int, device: torch.device) -> tuple[Tensor, dict[str, Ten
     return arena, exchange
 
 
-def launch_back(library: KernelLibrary, constants: Mapping[str, int] = {}, **values: Tensor | int | None) -> Launch:
+def launch_back(
+    library: KernelLibrary, constants: Mapping[str, int] | None = None, **values: Tensor | int | None
+) -> Launch:
     """The launch of back_layers.cu on given arguments; what is not named is null or zero."""
     arguments = BackArguments()
     for name, value in values.items():
@@ -134,15 +141,16 @@ def launch_back(library: KernelLibrary, constants: Mapping[str, int] = {}, **val
             raise TypeError(f'back_layers.cu has no argument {name!r}')
         setattr(arguments, name, known)
     arguments.shared_bytes = SHARED
-    kernel = library.kernel('back_layers', 'back_layers', **{**constants, **VARIANT})
-    return Launch(kernel, BLOCKS, LAYERS_THREADS, (arguments,), SHARED, **MODE)
+    kernel = library.kernel('back_layers', 'back_layers', **(constants or {}))
+    return Launch(kernel, BLOCKS, LAYERS_THREADS, (arguments,), SHARED)
 
 
 class ResidentBack:
     """From the gradient behind the last layer to what arrives at the first norm.
 
-    weights: uint8 [L, bytes] of each product, by the names in COLUMNS. gradient: of the residual stream, fp32
-    [64, width], which the launches change.
+    Implements `expert.exact.Back`. weights: uint8 [L, bytes] of each product, by the names in COLUMNS.
+    gradient: of the residual stream, fp32 [64, width], which the launches change. stamps: as of `ExpertLoop`,
+    int64 [17, 132].
     """
 
     def __init__(
@@ -155,7 +163,7 @@ class ResidentBack:
         stamps: Tensor | None = None,
     ) -> None:
         self._library, self._forward, self._cache = library, forward, cache
-        self._weights, self._gradient, self.stamps = weights, gradient, stamps
+        self._weights, self._gradient, self._stamps = weights, gradient, stamps
         self._arena, self._exchange = back_buffers(forward.rows, forward.device)
         self._initial = self._arena.clone()
         self._arriving = torch.zeros(1, ROWS, WIDTH, dtype=torch.bfloat16, device=forward.device)
@@ -166,8 +174,8 @@ class ResidentBack:
         self._arena.copy_(self._initial)
 
     def run(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Launch a step's way back; what arrives at the first norm, bf16 [1, 64, width], and that norm's scale,
-        which is still to be applied."""
+        """Launch a step's way back; what arrives at the first norm, bf16 [1, 64, width], and that norm's
+        scale, which is still to be applied."""
         self._steps[step]()
         first = self._forward.modulations(step)[0]
         return self._arriving, self._forward.heads.norms[0] if first is None else first.scale
@@ -177,7 +185,7 @@ class ResidentBack:
         tables, kept = forward.modulation, forward.kept
         return launch_back(
             self._library,
-            {} if self.stamps is None else {'TIMELINE': layers // 2},
+            {} if self._stamps is None else {'TIMELINE': layers // 2},
             qkv_weights=weights['qkv'],
             output_weights=weights['o'],
             gate_up_weights=weights['gate_up'],
@@ -189,7 +197,7 @@ class ResidentBack:
             **kept,
             gradient=self._gradient,
             arriving=self._arriving,
-            stamps=self.stamps,
+            stamps=self._stamps,
             **self._exchange,
             layers=layers,
             rows=forward.rows,

@@ -20,12 +20,10 @@ from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.expert.back import ResidentBack
 from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.expert.plain_back import PlainBack
-from flashrt_ros.engine.guidance import GuideInputs
 from flashrt_ros.engine.operators.backward import BackwardOperators
 from flashrt_ros.engine.operators.exact_ends import refusal as ends_refusal
 from flashrt_ros.engine.operators.forward import Operators
-from flashrt_ros.engine.towers.denoise import Modulations
-from flashrt_ros.engine.towers.flow import FlowHeads
+from flashrt_ros.engine.towers.denoise import PlainDenoise
 from flashrt_ros.models.spec import PolicySpec
 
 PREFIX = 'exact.'
@@ -50,26 +48,8 @@ def exact_bytes(spec: PolicySpec) -> int:
     return 2 * tower.layers * tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)
 
 
-class Forward(Protocol):
-    """Flow steps that keep what the way back needs: `forward.FusedForward`, `towers.denoise.PlainDenoise`."""
-
-    spec: PolicySpec
-    heads: FlowHeads
-    device: torch.device
-    rows: int
-    padded_rows: int
-    rotary: Tensor
-    actions: Tensor
-    state: Tensor
-    guide: GuideInputs
-
-    def begin(self) -> None: ...
-    def run_layers(self, step: int) -> None: ...
-    def modulations(self, step: int) -> Modulations: ...
-    def residual(self, norm: int) -> Tensor: ...
-    def queries(self, layer: int) -> Tensor: ...
-    def gate_up(self, layer: int) -> Tensor: ...
-    def attended(self, layer: int) -> tuple[Tensor, Tensor]: ...
+Forward = FusedForward | PlainDenoise
+"""Flow steps that keep what the way back needs."""
 
 
 def own_weights(packed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -88,7 +68,8 @@ class Back(Protocol):
 class ExactDenoise:
     """All flow steps. actions, state, guide: as of `PlainDenoise`; `guide.frozen` is 0.
 
-    packed: with the weights of `expert.back` where the forward pass is the fused one.
+    packed: with the weights of `expert.back` where the forward pass is the fused one. stamps: of that way
+    back.
     """
 
     def __init__(
@@ -98,6 +79,7 @@ class ExactDenoise:
         forward: Forward,
         packed: Mapping[str, Tensor],
         cache: PrefixCache,
+        stamps: Tensor | None = None,
     ) -> None:
         self.operators, self.forward, self._backward = operators, forward, backward
         self.spec, self.cache = forward.spec, cache
@@ -113,10 +95,11 @@ class ExactDenoise:
                 for name, value in packed.items()
                 if name.startswith(BACK)
             }
-            self._back = ResidentBack(operators.library, forward, weights, cache, self._gradient)
+            given = weights, cache, self._gradient, stamps
+            self._back = ResidentBack(operators.library, forward, *given)
         else:
-            given = own_weights(packed), cache, self._gradient, self._to_product
-            self._back = PlainBack(backward, forward, *given)
+            buffers = cache, self._gradient, self._to_product
+            self._back = PlainBack(backward, forward, own_weights(packed), *buffers)
         self._ends = backward.ends(self.actions, self.guide, self._rows(self._gradient))
 
     def run(self) -> None:

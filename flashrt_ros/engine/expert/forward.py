@@ -23,7 +23,11 @@ from flashrt_ros.models.spec import PolicySpec
 
 
 class FusedForward:
-    """Implements `expert.exact.Forward`. activation_scales: fp32 [L, 4] for fp8, None for bf16."""
+    """Has the face of `towers.denoise.PlainDenoise` that `expert.exact` needs.
+
+    kept: by the names in kernels/expert_arguments.cuh; modulation: of its norms.
+    activation_scales: fp32 [L, 4] for fp8, None for bf16.
+    """
 
     def __init__(
         self,
@@ -69,18 +73,6 @@ class FusedForward:
     def residual(self, norm: int) -> Tensor:
         """The residual stream that a norm, by order of use, has normalised, fp32 [64, width]."""
         return self.kept['x'][norm]
-
-    def queries(self, layer: int) -> Tensor:
-        """After rotation, bf16 [64, heads * dim]."""
-        return self.kept['queries'][layer]
-
-    def gate_up(self, layer: int) -> Tensor:
-        """bf16 [64, 2 * mlp]."""
-        return self.kept['gate_up'][layer]
-
-    def attended(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The result bf16 [64, heads * dim], and log2 of its sums of exponentials fp32 [64, heads]."""
-        return self.kept['attended'][layer], self.kept['log_sums'][layer]
 
     def _allocate(self, cache: PrefixCache) -> None:
         tower = self.spec.expert

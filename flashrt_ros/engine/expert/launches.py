@@ -27,22 +27,17 @@ LAYERS_BLOCKS, LAYERS_THREADS, LAYERS_SHARED = 128, 384, 206 << 10
 
 @dataclass(frozen=True)
 class Launch:
+    """Of a kernel whose blocks stay on the GPU, when everything recorded before has finished."""
+
     kernel: Kernel
     grid: int
     threads: int
     arguments: tuple[Any, ...]
     shared: int
-    cooperative: bool = True
-    dependent: bool = False
 
     def __call__(self) -> None:
         self.kernel(
-            self.grid,
-            self.threads,
-            *self.arguments,
-            shared=self.shared,
-            cooperative=self.cooperative,
-            dependent=self.dependent,
+            self.grid, self.threads, *self.arguments, shared=self.shared, cooperative=True, dependent=False
         )
 
 

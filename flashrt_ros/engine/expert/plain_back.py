@@ -45,8 +45,8 @@ class PlainBack:
         """Nothing has to be launched before the first step."""
 
     def run(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Launch a step's way back; what arrives at the first norm, bf16 [parts, padded rows, width], and that
-        norm's scale, which is still to be applied."""
+        """Launch a step's way back; what arrives at the first norm, bf16 [parts, padded rows, width], and
+        that norm's scale, which is still to be applied."""
         modulations, last = self.forward.modulations(step), self._layers - 1
         arriving = self._through_layer(last, modulations)
         for index in reversed(range(last)):

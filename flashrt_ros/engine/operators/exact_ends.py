@@ -57,9 +57,7 @@ class ExactEnds:
         pulled = self.actions, guide.target, guide.weights, self._time(step)
         self._launch('exact_begin', *given, *pulled, self.velocity, self.gradient, out)
 
-    def end(
-        self, step: int, x: Tensor, upstream: Tensor, scale: Tensor | None, weight: Tensor
-    ) -> None:
+    def end(self, step: int, x: Tensor, upstream: Tensor, scale: Tensor | None, weight: Tensor) -> None:
         """Back through the first norm and the embedding, then the guided step of the actions.
 
         x: what the norm has normalised. upstream: bf16 [parts, H, width]. weight: of the embedding,

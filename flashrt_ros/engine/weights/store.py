@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flashrt_ros.engine.cuda.compiler import cache_directory
 from flashrt_ros.engine.cuda.device import Gpu
-from flashrt_ros.engine.expert.denoise import covers, pack_fused
 from flashrt_ros.engine.expert.back import pack_layers
+from flashrt_ros.engine.expert.denoise import covers, pack_fused
 from flashrt_ros.engine.expert.exact import BACK
 from flashrt_ros.engine.expert.exact import PREFIX as EXACT
 from flashrt_ros.engine.operators.wide_gemm import covers as covers_prefill

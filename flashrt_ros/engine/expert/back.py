@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.arguments import LAYER, Phase
+from flashrt_ros.engine.expert.arguments import LAYER, Phase, fill
 from flashrt_ros.engine.expert.buffers import (
     ATTENTION_GROUP,
     BLOCKS,
@@ -38,22 +37,14 @@ COLUMNS: dict[str, tuple[int, Order]] = {
 """Of a product's slice of weights (kernels/back_arguments.cuh), and in which order its input comes."""
 
 SHARED = 200 << 10
-"""Of back_layers.cu: bytes of the ring of weights, as much as a multiprocessor has left."""
+"""Of back_layers.cu: bytes of dynamic shared memory, as much as a multiprocessor has left."""
 
 PARTS, DOTS = 8, 2 * BLOCKS
 """Of kernels/back_arguments.cuh."""
 
 _POINTERS = (
-    *(
-        'qkv_weights',
-        'output_weights',
-        'gate_up_weights',
-        'down_weights',
-        'gate',
-        'scale',
-        'rotary',
-        'length',
-    ),
+    *('qkv_weights', 'output_weights', 'gate_up_weights', 'down_weights'),
+    *('gate', 'scale', 'rotary', 'length'),
     *('x', 'squares', 'queries', 'keys', 'values', 'gate_up', 'attended', 'log_sums', 'gradient', 'arriving'),
     *('gated_down', 'gated_output', 'hidden', 'upstream', 'turned', 'query_parts', 'key_parts'),
     *('qkv_parts', 'gate_up_parts', 'qkv_dots', 'gate_up_dots', 'stamps'),
@@ -134,13 +125,7 @@ def launch_back(
     library: KernelLibrary, constants: Mapping[str, int] | None = None, **values: Tensor | int | None
 ) -> Launch:
     """The launch of back_layers.cu on given arguments; what is not named is null or zero."""
-    arguments = BackArguments()
-    for name, value in values.items():
-        known: Any = value.data_ptr() if isinstance(value, Tensor) else value
-        if name not in _POINTERS + _NUMBERS:
-            raise TypeError(f'back_layers.cu has no argument {name!r}')
-        setattr(arguments, name, known)
-    arguments.shared_bytes = SHARED
+    arguments = fill(BackArguments(), 'back_layers.cu', {**values, 'shared_bytes': SHARED})
     kernel = library.kernel('back_layers', 'back_layers', **(constants or {}))
     return Launch(kernel, BLOCKS, LAYERS_THREADS, (arguments,), SHARED)
 

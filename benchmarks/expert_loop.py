@@ -10,7 +10,7 @@ layers' kernel pass the points of a layer in the middle, in microseconds since t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,15 +56,17 @@ POINTS = (
 """The points that kernels/expert_*.cuh stamp, in order."""
 
 
-def timeline(trial: ExpertTrial, stamps: Tensor, repeats: int = 8) -> Iterator[str]:
+def timeline(
+    launch: Callable[[], None], stamps: Tensor, points: Sequence[str] = POINTS, repeats: int = 8
+) -> Iterator[str]:
     """For each point the first, median and last block, microseconds, averaged over `repeats` loops."""
     runs = []
     for _ in range(repeats):
         stamps.zero_()
-        trial.loop.launch()
+        launch()
         torch.cuda.synchronize()
         runs.append(stamps.cpu())
-    for i, name in enumerate(POINTS):
+    for i, name in enumerate(points):
         sorted_ = [
             (run[i][run[i] > 0] - run[0][run[0] > 0].min()).sort().values.double() / 1e3 for run in runs
         ]
@@ -104,7 +106,7 @@ def report(
         stamped = ExpertTrial(library, family, precision, shape, stamps=stamps)
         stamped.stage(*stamped.observe(arguments.length))
         print('    point, first, median and last block (us)')
-        for line in timeline(stamped, stamps):
+        for line in timeline(stamped.loop.launch, stamps):
             print(f'    {line}', flush=True)
 
 

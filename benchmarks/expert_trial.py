@@ -129,13 +129,14 @@ class ExpertTrial:
         return activation_scales(ranges.largest)
 
 
-def exact_loop(trial: ExpertTrial, fused: bool = True) -> ExactDenoise:
+def exact_loop(trial: ExpertTrial, fused: bool = True, stamps: Tensor | None = None) -> ExactDenoise:
     """The loop of exact guidance on the trial's weights, behind a copy of its prefix as it is now.
 
-    fused: its forward pass is that of the trial's loop, not the plain one in bf16.
+    fused: its forward pass is that of the trial's loop, not the plain one in bf16. stamps: of its way back,
+    as of `ExpertLoop`.
     """
     library, spec, length = trial.library, trial.spec, trial.prefix.length
-    packed = pack_exact(trial.tensors, spec) | pack_flow(trial.tensors, spec)
+    packed = pack_exact(trial.tensors, spec, fused) | pack_flow(trial.tensors, spec)
     longest = trial.prefix.keys.shape[1]
     shape = (spec.expert.layers, round_up(longest + spec.horizon + 1), spec.expert.head_dim)
     keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))
@@ -148,7 +149,7 @@ def exact_loop(trial: ExpertTrial, fused: bool = True) -> ExactDenoise:
         forward = FusedForward(operators, spec, trial.weights, trial.scales, heads, cache, longest)
     else:
         forward = PlainDenoise(operators, spec, own_weights(packed), {}, cache, keeps=True)
-    return ExactDenoise(operators, BackwardOperators(library), forward, packed, cache)
+    return ExactDenoise(operators, BackwardOperators(library), forward, packed, cache, stamps)
 
 
 def small_policy(family: str, shape: TrialShape) -> PolicySpec:

@@ -119,7 +119,7 @@ def compare(library: KernelLibrary, policy: Policy, arguments: argparse.Namespac
     if arguments.timeline in times:
         print(f'{arguments.timeline}: first, median and last block (us)')
         loop.use(policy.builds[arguments.timeline] | {'TIMELINE': LAYERS // 2})
-        for line in timeline(loop.trial, loop.stamps):
+        for line in timeline(loop.trial.loop.launch, loop.stamps):
             print(line)
     sys.stdout.flush()
 

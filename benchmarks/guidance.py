@@ -1,11 +1,13 @@
 """What guidance costs in the denoise loop, at full size with random weights.
 
 usage: python -m benchmarks.guidance [--family pi05 pi0] [--precision fp8 bf16] [--length 562] [--rows 10]
+       [--timeline]
 
 Prints p50, p90 and p99 of graph replays in milliseconds, of four kinds that take turns, so that clocks and
 temperature are the same for all: without guidance, with identity guidance, with a frozen prefix (one graph
-for these three), and with the true vector-Jacobian product, whose loop has a graph of its own and runs in
-bf16 whatever the precision. Of the last also the cosine of what guidance changes with the plain model's.
+for these three), and with the true vector-Jacobian product, whose loop has a graph of its own and whose way
+back runs in bf16 whatever the precision. Of the last also the cosine of what guidance changes with the plain
+model's, and with --timeline when the blocks of the way back pass the points of a layer in the middle.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles
+from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles, timeline
 from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
 from flashrt_ros.engine.cuda.device import find_gpu
 from flashrt_ros.engine.cuda.library import KernelLibrary
@@ -26,6 +28,14 @@ from flashrt_ros.models.guidance import Guide, guidance_weight
 from flashrt_ros.models.spec import PolicySpec
 
 HORIZON, REPLAYS = 50, 200
+
+POINTS = (
+    *('layer begins', 'down multiplied', 'hidden sent', 'gate up multiplied', 'parts sent', 'parts there'),
+    *('normed sent', 'output multiplied', 'upstream sent', 'upstream there', 'slopes there'),
+    *('attention parts sent', 'attention parts there', 'q k v multiplied', 'parts sent', 'parts there'),
+    'normed sent',
+)
+"""The points that kernels/back_*.cu* stamp, in order."""
 
 
 def guides(spec: PolicySpec, rows: int) -> dict[str, Guide | None]:
@@ -110,6 +120,7 @@ def main() -> None:
     parser.add_argument('--precision', nargs='+', default=['fp8', 'bf16'])
     parser.add_argument('--length', type=int, default=562, help='prefix tokens')
     parser.add_argument('--rows', type=int, default=10, help='frozen rows')
+    parser.add_argument('--timeline', action='store_true')
     arguments = parser.parse_args()
     gpu = find_gpu()
     print(f'{gpu.name}, torch {torch.__version__}, p50 / p90 / p99 of {REPLAYS} graph replays')
@@ -124,6 +135,12 @@ def main() -> None:
             exact = kinds['exact']
             if exact is not None:
                 print(f'{family} exact: cosine of the change {agreement(loops, exact, *observed):.6f}')
+            if arguments.timeline:
+                stamps = torch.zeros(len(POINTS), 132, dtype=torch.int64, device='cuda')
+                stamped = exact_loop(trial, stamps=stamps)
+                with torch.no_grad():
+                    for line in timeline(stamped.run, stamps, POINTS):
+                        print(f'    {line}')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@
 // x, gradient fp32 [rows][WIDTH]; W fp32 [ACTIONS][WIDTH] (exact_end: the embedding's weight, transposed); scale, shift, gate fp32
 // [WIDTH], may be null (0, 0, 1); velocity, actions, target, weights fp32 [rows][ACTIONS]; upstream bf16 in `parts`, `stride` apart.
 // exact_begin waits before it lets the kernel behind start: those behind it read before their waits what the forward pass left.
-// exact_end reads x and gradient before the wait, as norm_backward.cu does.
+// exact_end reads x before the wait, as norm_backward.cu does.
 // WIDTH is a multiple of 128, THREADS * 4 at most; ACTIONS a multiple of 8, at most 32. 50 rows: W comes from the second-level
 // cache 50 times, 6.6 MB; what decides is the chain of five sums over a block.
 #include "common.cuh"
@@ -149,10 +149,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const bool active = column < WIDTH;
   const size_t place = (size_t)blockIdx.x * WIDTH + column;
   float4 value = {}, before = {}, g = {};
-  if (active) value = load4(x + place), before = load4(gradient + place), g = plus_one(scale, column);
+  if (active) value = load4(x + place), g = plus_one(scale, column);
   wait_for_predecessor();
   release_successor();
-  if (active) g = scaled(g, add_parts(upstream + place, parts, stride));
+  if (active) before = load4(gradient + place), g = scaled(g, add_parts(upstream + place, parts, stride));
   const float2 sums = block_sums(shared, 0, dot4(value, value), dot4(value, g));
   if (active)
     *reinterpret_cast<float4*>(shared.row + column) =

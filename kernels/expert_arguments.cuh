@@ -34,6 +34,7 @@ struct Kept {
   uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
   uint32_t* attended; // bf16 [L][64][2048]: the result of attention
   float* log_sums;    // [L][64][8]: log2 of each head's sum of exponentials, of logits in units of log2(e)
+  float* squares;     // [2 L + 1][32][64]: sums of squares of x over 32 columns each; not of the first norm
 };
 
 // What the ends of a flow step need (expert_ends.cuh).

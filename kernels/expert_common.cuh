@@ -51,6 +51,11 @@ __device__ __forceinline__ uint64_t weight_descriptor(uint32_t address) {
 
 #define ACC4(C, d, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3])
 #define ACC16(C, d, i) ACC4(C, d, i), ACC4(C, d, i + 4), ACC4(C, d, i + 8), ACC4(C, d, i + 12)
+#define WGMMA_16(SHAPE, TYPES, C, TAIL) \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
+               " {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, p" TAIL ";\n}" \
+               : ACC4(C, d, 0), ACC4(C, d, 4) \
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(more))
 #define WGMMA_32(SHAPE, TYPES, C, TAIL) \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\nwgmma.mma_async.sync.aligned." SHAPE "." TYPES \
                " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, p" TAIL \
@@ -69,6 +74,9 @@ __device__ __forceinline__ void multiply_step(Fp8, float (&d)[16], const uint4& 
 }
 __device__ __forceinline__ void multiply_step(Bf16, float (&d)[16], const uint4& a, uint64_t b, int more) {
   WGMMA_32("m64n32k16", "f32.bf16.bf16", "+f", ", 1, 1, 0");
+}
+__device__ __forceinline__ void multiply_step(Bf16, float (&d)[8], const uint4& a, uint64_t b, int more) {
+  WGMMA_16("m64n16k16", "f32.bf16.bf16", "+f", ", 1, 1, 0");
 }
 __device__ __forceinline__ void multiply_step(Fp8, float (&d)[32], const uint4& a, uint64_t b, int more) {
   WGMMA_64("m64n64k32", "f32.e4m3.e4m3", "+f", ", 1, 1");

@@ -34,7 +34,7 @@ constexpr bool TABLES_AHEAD = Pace<P>::TABLES && !KEEPING;
 struct Shared {
   Exchange exchange;
   Rows rows;
-  Squares squares;
+  Squares squares, own_parts;  // not in one: half of a block may have its next squares before the other has taken the parts
   StreamBarriers stream;
   uint64_t prefix_full, prefix_empty;
   Frozen frozen;
@@ -124,7 +124,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
         r.parts = a.mixer_parts;
         r.parts_number = step;
         r.out = &a.normed_qkv;
-        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, -1, 0, [] {});
+        project_back<Bf16, P, WIDTH>(a, r, stream, shared.exchange, shared.own_parts, place, fragment, x, -1, 0, [] {});
       }
     }
     const int half = (first + layer) & 1;
@@ -140,7 +140,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.in = a.attended + (size_t)half * (ROWS * HEADS * DIM * P::SIZE / 4);
       r.parts = a.output_parts;
       r.out = &a.normed_gate_up;
-      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 7, [] {});
+      project_back<P, P, HEADS * DIM>(a, r, stream, shared.exchange, shared.own_parts, place, fragment, x, layer, 7, [] {});
     }
     if (a.phases & GATE_UP) gate_up<P>(a, layer, stream, shared.exchange, shared.squares, fragment, modulated, first);
     if (a.phases & DOWN) {
@@ -150,7 +150,7 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       r.out = &a.normed_qkv;
       r.out_number++;
       r.writes_out = layer + 1 < a.normed_layers;
-      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, shared.squares, place, fragment, x, layer, 12, [&] {
+      project_back<typename P::Down, P, MLP>(a, r, stream, shared.exchange, shared.own_parts, place, fragment, x, layer, 12, [&] {
         if (a.phases & GATE_UP) reset_hidden<P>(a, first + layer);
       });
     }

@@ -36,8 +36,9 @@ __device__ __forceinline__ float inverse_rms(const Squares& squares, int row) {
 
 // The two warpgroups have multiplied different K. Each gets the sums of half of the accumulators: the first warpgroup the lower
 // half. Contains a block barrier.
-template <int N>
-__device__ __forceinline__ void add_groups(float (&sum)[N / 2], const float (&accumulator)[N], Exchange& exchange) {
+template <int N, int QUADS>
+__device__ __forceinline__ void add_groups(float (&sum)[N / 2], const float (&accumulator)[N],
+                                           float4 (&exchange)[2][QUADS][128]) {
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
 #pragma unroll
   for (int i = 0; i < N / 8; i++) {

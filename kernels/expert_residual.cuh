@@ -169,6 +169,7 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   if (threadIdx.x % 8 == 0) set_pending(statistic + other * HALF_STATISTICS);
 #ifdef KEEPS
   *reinterpret_cast<float4*>(a.kept.x + (r.norm * ROWS + place.row) * WIDTH + place.column) = x;
+  if (threadIdx.x % 8 == 0) a.kept.squares[(r.norm * STATISTICS + blockIdx.x / GROUP) * ROWS + place.row] = square;
 #endif
   STAMP(a, layer, point + 2);
 }

@@ -7,7 +7,10 @@
 #include "expert_exchange.cuh"
 #include "tma.cuh"
 
-constexpr int SLOT = 8192, MAX_SLOTS = 26;
+#ifndef SLOT_BYTES
+#define SLOT_BYTES 8192
+#endif
+constexpr int SLOT = SLOT_BYTES, MAX_SLOTS = (212 << 10) / SLOT;
 
 // How eagerly weights are fetched, found by trial: more slots on their way at a time (FLYING) queue in front of what blocks tell
 // each other. In 8 bits the product that follows is brought into L2 meanwhile (AHEAD), so that one slot at a time is enough, and so

@@ -6,8 +6,7 @@
 //   out       = bf16(gradient * gate)                 of the sublayer whose gated output went into x; not if out is null
 //
 // x fp32, gradient fp32, out bf16: [rows, WIDTH]; upstream bf16, in `parts` to be added up, `stride` values apart. scale and gate fp32 [WIDTH], may be null (0 and 1).
-// x and gradient are read before the wait: between the kernel that wrote them and this one lies a product that started after it
-// had ended.
+// x is read before the wait: between the kernel that wrote it and this one lies a product that started after it had ended.
 // WIDTH is a multiple of 8; blockDim.x is WIDTH / 8 rounded up to whole warps; gridDim.x is the number of rows.
 #include "common.cuh"
 
@@ -44,12 +43,12 @@ extern "C" __global__ void __launch_bounds__((WIDTH / 8 + 31) / 32 * 32)
   Float8 value = {}, g = {}, total = {};
   release_successor();
   if (active) {
-    value = load_float8(x + place), total = load_float8(gradient + place);
+    value = load_float8(x + place);
   }
   wait_for_predecessor();
   float squares = 0, dot = 0;
   if (active) {
-    g = load_parts(upstream + place, parts, stride);
+    total = load_float8(gradient + place), g = load_parts(upstream + place, parts, stride);
     if (scale) {
       Float8 s = load_float8(scale + column);
 #pragma unroll

@@ -12,6 +12,7 @@ from flashrt_ros.engine.expert.denoise import covers
 from flashrt_ros.engine.expert.launches import format_constants
 from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.operators.backward import backward_builds
+from flashrt_ros.engine.operators.exact_ends import ends_build
 from flashrt_ros.engine.operators.forward import (
     attention_builds,
     layer_norm_constants,
@@ -56,15 +57,17 @@ def exact_builds(
     gpu: Gpu, spec: PolicySpec, precision: str, views: int, uneven: frozenset[str] = frozenset()
 ) -> Builds:
     """Kernel files and constants of `expert.exact.ExactDenoise`; arguments as of `policy_builds`."""
-    backward, tower = backward_builds(gpu, spec), spec.expert
-    if spec.has_state_token:
-        backward.append(('flow_step', {}))
+    tower = spec.expert
+    embedding: Builds = [('flow_step', {})] if spec.has_state_token else []
     if not covers(gpu, spec):
         sums = ('gemma_attention', portable_attention(gpu, tower.heads, tower.head_dim, torch.bfloat16))
-        return [*_gemma(gpu, tower, 'expert', 'bf16'), sums, *backward]
+        return [*_gemma(gpu, tower, 'expert', 'bf16'), sums, *backward_builds(gpu, spec), *embedding]
     wide = covers_prefill(gpu, spec, precision, views)
     layers = format_constants(tower_format(spec, precision, 'expert', wide, uneven)) | {'KEEPS': 1}
-    return [('expert_layers', layers), *backward]
+    ends = ends_build(tower.width, spec.action_dim)
+    if spec.has_state_token:
+        embedding.append(('norm_backward', {'WIDTH': tower.width}))
+    return [('expert_layers', layers), ('back_layers', {}), ends, *embedding]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:

@@ -32,6 +32,20 @@ def from_fragments(fragments: Tensor, dtype: torch.dtype, depth: int, order: str
     return out.reshape(ROWS, depth).view(dtype).float()
 
 
+def flat_rows(fragments: Tensor, rows: int) -> Tensor:
+    """bf16 [8 heads, rows, 256] of fragments of flat rows head * rows + row: [row tile][16 steps][lane][16
+    bytes]."""
+    raw = fragments.view(32, 16, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6).reshape(512, 256)
+    return raw[: 8 * rows].view(8, rows, 256)
+
+
+def flat_fragments(values: Tensor) -> Tensor:
+    """The inverse; NaN behind the last row."""
+    flat = torch.full((512, 256), float('nan'), dtype=torch.bfloat16, device=values.device)
+    flat[: values.shape[0] * values.shape[1]] = values.reshape(-1, 256)
+    return flat.view(32, 2, 8, 16, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6).contiguous()
+
+
 def rounded(values: Tensor, precision: str) -> Tensor:
     """What survives the kernels' storage format, in that format."""
     return round_to(values, DTYPES[precision])

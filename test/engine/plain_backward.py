@@ -73,8 +73,7 @@ class PlainEnds:
         upstream = self._pull(step) @ weight
         self._norm(x, upstream[None], self.gradient.zero_(), out, scale=scale, gate=gate)
 
-    def end(self, step, x, upstream, modulation, weight):
-        scale = None if modulation is None else modulation.scale
+    def end(self, step, x, upstream, scale, weight):
         self._norm(x, upstream, self.gradient, None, scale=scale)
         correction = self._pull(step) - self._time(step) * (self.gradient @ weight.T)
         guided = self.velocity - self.guide.gammas[step] * correction

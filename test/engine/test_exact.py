@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
+from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop, small_policy
 from engine.plain_backward import PlainBackwardOperators
 from engine.plain_operators import PlainOperators
 from engine.reference import NANO_PI0, cosine, normal, poisoned, random_guide, relative_error
@@ -31,7 +31,7 @@ from flashrt_ros.engine.operators.backward import (
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import PlainDenoise
 from flashrt_ros.engine.weights.packing import pack_expert
-from flashrt_ros.engine.weights.store import load_exact, pack
+from flashrt_ros.engine.weights.store import load_exact, pack, pack_exact
 from flashrt_ros.models.guidance import Guide
 from flashrt_ros.models.random import random_tensors
 from flashrt_ros.models.spec import NANO_PI05
@@ -170,7 +170,7 @@ def test_products_occupy_the_gpu_and_fit_a_block(depth, columns, parts):
 
 
 def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path):
-    machine = SimpleNamespace(device=torch.device('cpu'))
+    machine = SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=100)
     tensors, asked = random_tensors(NANO_PI05, 1), []
     given = lambda: asked.append(1) or tensors  # noqa: E731
     first, second = (load_exact('key', NANO_PI05, machine, given, tmp_path) for _ in range(2))
@@ -180,6 +180,13 @@ def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path
     assert all(torch.equal(own_weights(second)[name], value) for name, value in plain.items())
     size = sum(value.numel() * value.element_size() for value in first.values())
     assert size == exact_bytes(NANO_PI05)
+
+
+def test_weights_for_one_kernel_take_as_much_memory():
+    spec = small_policy('pi05', TrialShape(layers=1))
+    packed = pack_exact(random_tensors(spec, 1), spec, fused=True)
+    assert sum(value.numel() * value.element_size() for value in packed.values()) == exact_bytes(spec)
+    assert len(packed) == 4
 
 
 @pytest.mark.parametrize(('dim', 'refused'), [(256, False), (64, False), (32, True), (80, True)])

@@ -71,5 +71,5 @@ def test_end(library, parts):
     expected = case.actions.double() - (velocity - case.guide.gammas[STEP] * pull) / STEPS
     moved = expected - case.actions.double()
     before = case.actions.clone()
-    case.ends.end(STEP, case.x, upstream, case.modulation, case.weight)
+    case.ends.end(STEP, case.x, upstream, case.modulation.scale, case.weight)
     assert relative_error(case.actions - before, moved) < 1e-5

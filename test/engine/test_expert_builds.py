@@ -7,10 +7,12 @@ from engine.test_towers import CPU, RecordingLibrary
 from flashrt_ros.engine import builds
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.expert.denoise import OBSERVED, FusedDenoise, restore
+from flashrt_ros.engine.expert.exact import ExactDenoise
 from flashrt_ros.engine.expert.forward import FusedForward
+from flashrt_ros.engine.operators.backward import BackwardOperators
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.flow import FlowHeads
-from flashrt_ros.engine.weights.store import pack
+from flashrt_ros.engine.weights.store import pack, pack_exact
 from flashrt_ros.models.random import random_tensors
 
 VIEWS, PREFIX_ROWS = 1, 300
@@ -33,8 +35,12 @@ def test_the_kernels_of_the_loop_are_compiled_beforehand(family, precision, monk
     forward = FusedForward(operators, spec, *restore(packed, spec, scales, CPU), heads, cache, PREFIX_ROWS)
     forward.begin()
     forward.run_layers(1)
-    compiled = builds.exact_builds(library.gpu, spec, precision, VIEWS)
-    assert library.asked == {as_asked(build) for build in compiled if build[0] == 'expert_layers'}
+    compiled = {as_asked(build) for build in builds.exact_builds(library.gpu, spec, precision, VIEWS)}
+    assert library.asked == {build for build in compiled if build[0] == 'expert_layers'}
+
+    exact = packed | pack_exact(random_tensors(spec, 1), spec, fused=True)
+    ExactDenoise(operators, BackwardOperators(library), forward, exact, cache).run()
+    assert library.asked == compiled
 
 
 def as_asked(build):

@@ -5,7 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.expert_reference import DTYPES, from_fragments, rounded, to_fragments
+from engine.expert_reference import (
+    DTYPES,
+    flat_fragments,
+    flat_rows,
+    from_fragments,
+    rounded,
+    to_fragments,
+)
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.expert.arguments import Phase, layer_arguments
 from flashrt_ros.engine.expert.buffers import exchange_buffers
@@ -81,6 +88,7 @@ class Phases:
             'gate_up': poisoned(64, 8192),
             'attended': poisoned(64, 2048),
             'log_sums': poisoned(64, 8, dtype=torch.float32),
+            'squares': poisoned(3, 32, 64, dtype=torch.float32),
         }
 
     def give(self, name, values):
@@ -139,7 +147,7 @@ def test_queries_keys_and_values(library, rows, precision):
     q, k, v = (phases.taken(name, torch.bfloat16).view(-1, 256) for name in ('queries', 'keys', 'values'))
     plain = (x.normed() @ weight.values.T + weight.placed_bias)[:rows].view(rows, 10, 256).transpose(0, 1)
     angles = rotary_table(torch.arange(777, 777 + rows, device='cuda'), 256)
-    found = q_rows(q, rows)
+    found = flat_rows(q, rows)
     assert relative_error(found, rotate(plain[:8], angles) / 16) < 5e-3
     assert relative_error(k[:rows], rotate(plain[8], angles)) < 5e-3
     assert relative_error(v[:rows], plain[9]) < 5e-3
@@ -149,18 +157,6 @@ def test_queries_keys_and_values(library, rows, precision):
     assert torch.equal(kept, found * 16)
     assert torch.equal(phases.kept['keys'][777 : 777 + rows], k[:rows])
     assert torch.equal(phases.kept['values'][777 : 777 + rows], v[:rows])
-
-
-def q_rows(q, rows):
-    """Queries [8, rows, 256] from the attention kernel's fragments: [row tile][16 steps][lane][registers]."""
-    raw = q.view(32, 16, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6).reshape(512, 256)
-    return raw[: 8 * rows].view(8, rows, 256)
-
-
-def q_fragments(queries):
-    flat = torch.full((512, 256), float('nan'), dtype=torch.bfloat16, device='cuda')
-    flat[: queries.shape[0] * queries.shape[1]] = queries.reshape(-1, 256)
-    return flat.view(32, 2, 8, 16, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6).contiguous()
 
 
 @rows_of_interest
@@ -218,6 +214,7 @@ def test_gated_residual(library, rows, precision, name, depth):
     result = phases.kept['x'][norm, :rows]
     assert relative_error(result, expected) < (1e-5 if given == 'bf16' else 3e-3)
     statistics = phases.taken(f'statistics_{following}', torch.float32, half).view(32, 64)
+    assert torch.equal(phases.kept['squares'][norm, :, :rows], statistics[:, :rows])
     assert relative_error(statistics.sum(0)[:rows], result.square().sum(1)) < 1e-5
     normed = phases.taken(f'normed_{following}', torch.uint8, half)
     found = from_fragments(normed, DTYPES[precision], 1024, 'linear')[:rows] / inverse
@@ -244,7 +241,7 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         inverse = {'bf16': 1.0, 'fp8': 50.0, 'int8': 120 / largest}[precision]
         phases = Phases(library, precision, rows)
         phases.length.fill_(length)
-        phases.give('queries', q_fragments(q))
+        phases.give('queries', flat_fragments(q))
         phases.give('keys', own_k)
         phases.give('values', own_v)
         phases.scales[1, 0, 1] = inverse

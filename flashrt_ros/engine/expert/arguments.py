@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from enum import IntFlag
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+Record = TypeVar('Record', bound=ctypes.Structure)
 
 _POINTERS = (
     *('qkv_weights', 'qkv_scale', 'output_weights', 'output_scale', 'gate_up_weights', 'gate_up_scale'),
@@ -16,7 +19,7 @@ _POINTERS = (
     *('sums', 'softmax', 'attended', 'output_parts', 'hidden', 'down_parts', 'mixer_parts'),
     *('embedded', 'base', 'stamps'),
     *('kept_x', 'kept_queries', 'kept_keys', 'kept_values', 'kept_gate_up', 'kept_attended', 'kept_log_sums'),
-    'frozen',
+    *('kept_squares', 'frozen'),
 )
 _NUMBERS = (
     *('capacity', 'layers', 'rows', 'state_token', 'step', 'phases', 'normed_layers', 'shared_bytes'),
@@ -56,10 +59,15 @@ class LayerArguments(ctypes.Structure):
 
 def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
     """The record with tensors as their device pointers; what is not named is null or zero."""
-    arguments = LayerArguments()
+    return fill(LayerArguments(), 'expert_layers.cu', values)
+
+
+def fill(record: Record, kernel: str, values: Mapping[str, Tensor | int | None]) -> Record:
+    """The record with these fields, tensors as their device pointers. kernel: whose it is."""
+    names = {field[0] for field in record._fields_}
     for name, value in values.items():
         known: Any = value.data_ptr() if isinstance(value, Tensor) else value
-        if name not in _POINTERS + _NUMBERS + _END_POINTERS + _END_NUMBERS:
-            raise TypeError(f'expert_layers.cu has no argument {name!r}')
-        setattr(arguments, name, known)
-    return arguments
+        if name not in names:
+            raise TypeError(f'{kernel} has no argument {name!r}')
+        setattr(record, name, known)
+    return record

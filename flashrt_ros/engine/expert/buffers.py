@@ -112,16 +112,16 @@ def exchange_buffers(precision: str, rows: int, device: torch.device) -> tuple[T
     words = {name: exchange[name].view(torch.int32).view(2, -1, ROWS // 16, 8, 4, 2, 2) for name in FRAGMENTS}
     for name in FRAGMENTS:
         end = -(-rows // 16) * 16 if name == 'hidden' else rows  # of which whole row tiles are written
-        _zero_rows(words[name], end)
+        zero_rows(words[name], end)
     words['embedded'][:, :, 0, 0, :, :, 0] = 0  # row 0, pi0's state token
     queries = exchange['queries'].view(torch.int32).view(2, -1, HEAD_DIM // 16, 8, 4, 2, 2)
-    _zero_rows(queries.transpose(1, 2), rows * HEADS)
+    zero_rows(queries.transpose(1, 2), rows * HEADS)
     for name in ('statistics_qkv', 'statistics_gate_up'):
         exchange[name].view(torch.int32).view(2, STATISTICS, ROWS)[..., rows:] = 0
     return arena, exchange
 
 
-def _zero_rows(words: Tensor, rows: int) -> None:
+def zero_rows(words: Tensor, rows: int) -> None:
     """Zero the rows from `rows` on of words of fragments [2, steps, row tiles, 8, 4, 2, 2]; the last index is
     for the row 8 further."""
     tiles = words.shape[2]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
-from flashrt_ros.engine.expert.buffers import ROWS, ExpertBuffers, check_shape
+from flashrt_ros.engine.expert.buffers import ROWS, STATISTICS, ExpertBuffers, check_shape
 from flashrt_ros.engine.expert.launches import ExpertLaunches
 from flashrt_ros.engine.expert.loop import ExpertShape, Prefix
 from flashrt_ros.engine.expert.weights import ExpertWeights
@@ -23,7 +23,11 @@ from flashrt_ros.models.spec import PolicySpec
 
 
 class FusedForward:
-    """Implements `expert.exact.Forward`. activation_scales: fp32 [L, 4] for fp8, None for bf16."""
+    """Has the face of `towers.denoise.PlainDenoise` that `expert.exact` needs.
+
+    kept: by the names in kernels/expert_arguments.cuh; modulation: of its norms.
+    activation_scales: fp32 [L, 4] for fp8, None for bf16.
+    """
 
     def __init__(
         self,
@@ -44,10 +48,11 @@ class FusedForward:
         self.rotary = self._buffers.rotary
         self.actions, self.state = self._buffers.actions, torch.zeros(spec.action_dim, device=self.device)
         self.guide = GuideInputs(spec, self.device)
+        self.modulation = weights.modulation
         self._allocate(cache)
         # Launches know their tensors by address only.
         self._launches = ExpertLaunches(
-            operators.library, weights, self._buffers, prefix, self.guide, kept=self._kept
+            operators.library, weights, self._buffers, prefix, self.guide, kept=self.kept
         )
         self._steps = [self._launches.step(step) for step in range(spec.steps)]
 
@@ -67,19 +72,7 @@ class FusedForward:
 
     def residual(self, norm: int) -> Tensor:
         """The residual stream that a norm, by order of use, has normalised, fp32 [64, width]."""
-        return self._kept['x'][norm]
-
-    def queries(self, layer: int) -> Tensor:
-        """After rotation, bf16 [64, heads * dim]."""
-        return self._kept['queries'][layer]
-
-    def gate_up(self, layer: int) -> Tensor:
-        """bf16 [64, 2 * mlp]."""
-        return self._kept['gate_up'][layer]
-
-    def attended(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The result bf16 [64, heads * dim], and log2 of its sums of exponentials fp32 [64, heads]."""
-        return self._kept['attended'][layer], self._kept['log_sums'][layer]
+        return self.kept['x'][norm]
 
     def _allocate(self, cache: PrefixCache) -> None:
         tower = self.spec.expert
@@ -87,7 +80,7 @@ class FusedForward:
         def buffer(count: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(count, ROWS, columns, dtype=dtype, device=self.device)
 
-        self._kept = {
+        self.kept = {
             'x': buffer(2 * tower.layers + 1, tower.width, torch.float32),
             'queries': buffer(tower.layers, tower.heads * tower.head_dim),
             'keys': cache.keys,
@@ -95,4 +88,5 @@ class FusedForward:
             'gate_up': buffer(tower.layers, 2 * tower.mlp),
             'attended': buffer(tower.layers, tower.heads * tower.head_dim),
             'log_sums': buffer(tower.layers, tower.heads, torch.float32),
+            'squares': torch.zeros(2 * tower.layers + 1, STATISTICS, ROWS, device=self.device),
         }

@@ -27,6 +27,8 @@ LAYERS_BLOCKS, LAYERS_THREADS, LAYERS_SHARED = 128, 384, 206 << 10
 
 @dataclass(frozen=True)
 class Launch:
+    """Of a kernel whose blocks stay on the GPU, when everything recorded before has finished."""
+
     kernel: Kernel
     grid: int
     threads: int

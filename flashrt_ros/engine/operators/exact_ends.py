@@ -57,15 +57,13 @@ class ExactEnds:
         pulled = self.actions, guide.target, guide.weights, self._time(step)
         self._launch('exact_begin', *given, *pulled, self.velocity, self.gradient, out)
 
-    def end(
-        self, step: int, x: Tensor, upstream: Tensor, modulation: Modulation | None, weight: Tensor
-    ) -> None:
+    def end(self, step: int, x: Tensor, upstream: Tensor, scale: Tensor | None, weight: Tensor) -> None:
         """Back through the first norm and the embedding, then the guided step of the actions.
 
         x: what the norm has normalised. upstream: bf16 [parts, H, width]. weight: of the embedding,
         transposed, fp32 [A, width].
         """
-        scale, guide = None if modulation is None else modulation.scale, self.guide
+        guide = self.guide
         arriving = x, upstream, upstream.shape[0], upstream.stride(0), scale, self.gradient
         gamma, time = guide.gammas[step:], self._time(step)
         pulled = self.velocity, guide.target, guide.weights, gamma, time, 1 / len(guide.gammas)

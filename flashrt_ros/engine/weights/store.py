@@ -15,7 +15,9 @@ from torch import Tensor
 
 from flashrt_ros.engine.cuda.compiler import cache_directory
 from flashrt_ros.engine.cuda.device import Gpu
+from flashrt_ros.engine.expert.back import pack_layers
 from flashrt_ros.engine.expert.denoise import covers, pack_fused
+from flashrt_ros.engine.expert.exact import BACK
 from flashrt_ros.engine.expert.exact import PREFIX as EXACT
 from flashrt_ros.engine.operators.wide_gemm import covers as covers_prefill
 from flashrt_ros.engine.towers.flow import pack_flow
@@ -110,13 +112,19 @@ def load_exact(
     cache: Path | None = None,
 ) -> Packed:
     """What `expert.exact` needs beside other weights, as `load_packed`: the action expert in bf16."""
-    path = (cache or cache_directory()) / 'weights' / f'{key}-exact-{FORMAT}.safetensors'
-    return _cached(path, gpu, lambda: pack_exact(OnDevice(tensors(), gpu.device), spec))
+    fused = covers(gpu, spec)
+    name = f'{key}-exact-{"fused" if fused else "plain"}-{FORMAT}.safetensors'
+    path = (cache or cache_directory()) / 'weights' / name
+    return _cached(path, gpu, lambda: pack_exact(OnDevice(tensors(), gpu.device), spec, fused))
 
 
-def pack_exact(tensors: Mapping[str, Tensor], spec: PolicySpec) -> Packed:
-    """The plain loop's products in bf16, under names of their own."""
+def pack_exact(tensors: Mapping[str, Tensor], spec: PolicySpec, fused: bool = False) -> Packed:
+    """The products in bf16 under names of their own: those of `expert.back` behind the fused loop, or the
+    plain loop's."""
     with torch.inference_mode():
+        if fused:
+            layers = pack_layers(tensors, spec.expert.layers)
+            return {f'{BACK}{name}': value for name, value in layers.items()}
         return {f'{EXACT}{name}': value for name, value in pack_expert(tensors, spec, 'bf16').items()}
 
 

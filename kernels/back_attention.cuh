@@ -1,0 +1,206 @@
+// The way back through the action expert's attention (expert_attention.cuh): from the gradient of its result to that of raw q, k and v.
+//
+// With p the probabilities, u the gradient of the result and o the result:
+//   dp = u v^T,   ds = p * (dp - sum(u * o)) / 16,   dq = ds k,   dk = ds^T q,   dv = p^T u
+// where dk and dv are those of the suffix; then dq and dk are turned back. Queries (rotated, unscaled), keys, values, o and the sums of
+// exponentials are those of the forward pass (Kept), so p needs no sums over blocks. With state_token, row 0 is constant: its
+// gradients are 0. Rounded to bf16: p, ds, and the sums that blocks exchange.
+//
+// A group of 8 blocks takes 32 flat rows head * rows + row, each block an eighth of the keys (Keys): slots 0..7 are suffix rows, then
+// come prefix rows. A warp of its own brings keys, values and queries. Sums over blocks: back_turned.cuh.
+// in: fragments of flat rows, as the forward pass has of its queries (expert_qkv.cuh).
+// 50 rows, 612 keys: 0.5 GFLOP; what decides is three trips in a row and 22 KB of sums to store a block.
+#pragma once
+#include "back_turned.cuh"
+
+constexpr int PROBABILITY_BYTES = 48;  // of a row of 16 probabilities, padded
+
+// Of dynamic shared memory, in bytes: keys, values and queries as rows of 512 bytes (place_of_value), then ds and p.
+struct AttentionPlan {
+  int values, queries, slopes, probabilities, ring;
+  __device__ AttentionPlan(const Keys& keys)
+      : values(keys.bytes()), queries(2 * keys.bytes()), slopes(queries + QUERIES * ROW_BYTES),
+        probabilities(slopes + keys.probability_bytes()),
+        ring((probabilities + QUERIES * PROBABILITY_BYTES + 127) / 128 * 128) {}
+};
+
+// By one warp: a layer's keys, values and queries of this block. They complete on `full`.
+__device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory, uint64_t* full) {
+  const AttentionPlan plan(keys);
+  const int lane = threadIdx.x % 32, length = *a.length;
+  const size_t base = (size_t)layer * a.capacity * CHUNKS + lane;
+  for (int slot = 0; slot < keys.count; slot++) {
+    const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
+    const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
+    copy_chunk(memory + place_of_value(slot, lane), a.keys + row, valid);
+    copy_chunk(memory + plan.values + place_of_value(slot, lane), a.values + row, valid);
+    if (slot % 4 == 3) {
+      commit_copies();
+      wait_copies<1>();
+    }
+  }
+  for (int query = 0; query < QUERIES; query++) {
+    const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + query;
+    const bool valid = flat < HEADS * a.rows;
+    const int row = layer * ROWS + (valid ? flat % a.rows : 0), head = valid ? flat / a.rows : 0;
+    copy_chunk(memory + plan.queries + place_of_value(query, lane), a.queries + (size_t)(row * HEADS + head) * CHUNKS + lane, valid);
+    if (query % 8 == 7) {
+      commit_copies();
+      wait_copies<1>();
+    }
+  }
+  wait_copies<0>();
+  barrier_arrive(full);
+}
+
+// c[unit] [16 x 16] = this warp's 16 rows * its units of 16 keys, over all dimensions. T: units of the block.
+template <int T, int UNITS>
+__device__ __forceinline__ void multiply_keys(float (&c)[UNITS][2][4], uint32_t rows, uint32_t keys) {
+  const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64;
+#pragma unroll
+  for (int u = 0; u < UNITS; u++)
+#pragma unroll
+    for (int i = 0; i < 8; i++) c[u][i / 4][i % 4] = 0;
+#pragma unroll
+  for (int step = 0; step < DIM / 16; step++) {
+    uint32_t x[4], b[4];
+    load_four(x, rows + place_of_value(tile * 16 + lane % 16, step * 2 + lane / 16));
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+      if (first + 4 * u >= T) break;
+      load_four(b, keys + place_of_value((first + 4 * u) * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+      mma(c[u][0], x, b[0], b[1]);
+      mma(c[u][1], x, b[2], b[3]);
+    }
+  }
+}
+
+struct AttentionShared {
+  float means[4][QUERIES];
+  uint64_t full, empty;  // of keys, values and queries
+};
+
+// What a thread knows before u is there.
+template <int T>
+struct Prepared {
+  static constexpr int UNITS = (T + 3) / 4, STEPS = DIM / 16 / 4;
+  float p[UNITS][2][4];
+  uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
+};
+
+// memory: dynamic shared memory; turn: how many layers it has been used for.
+template <int T>
+__device__ __forceinline__ void prepare_attention(const BackArguments& a, int layer, const Keys& keys, uint8_t* memory,
+                                                  AttentionShared& shared, int turn, Prepared<T>& prepared) {
+  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+  const AttentionPlan plan(keys);
+  const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
+  const uint32_t base = shared_address(memory);
+  auto& p = prepared.p;
+  auto& results = prepared.results;
+  bool valid[2];
+  float log_sum[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int flat = group * QUERIES + tile * 16 + half * 8 + lane / 4, row = flat % a.rows, head = flat / a.rows;
+    valid[half] = head < HEADS && row >= a.state_token;
+    log_sum[half] = valid[half] ? a.log_sums[(layer * ROWS + row) * HEADS + head] : 0.0f;
+    const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+      const uint32_t low = valid[half] ? result[i * 8] : 0, high = valid[half] ? result[i * 8 + 4] : 0;
+      if (half == 0) results[i].x = low, results[i].z = high;
+      else results[i].y = low, results[i].w = high;
+    }
+  }
+  barrier_wait(&shared.full, turn & 1);
+  multiply_keys<T>(p, base + plan.queries, base);
+#pragma unroll
+  for (int u = 0; u < UNITS; u++)
+#pragma unroll
+    for (int t = 0; t < 2; t++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int slot = (first + 4 * u) * 16 + t * 8 + lane % 4 * 2 + i % 2;
+        const bool seen = valid[i / 2] && slot < (slot < SUFFIX_SHARE ? keys.suffix_end : keys.prefix_end);
+        p[u][t][i] = seen ? exp2f(p[u][t][i] * (LOG2_E / 16) - log_sum[i / 2]) : 0.0f;
+      }
+  if (first == 0)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      *reinterpret_cast<uint32_t*>(memory + plan.probabilities + (tile * 16 + i % 2 * 8 + lane / 4) * PROBABILITY_BYTES + i / 2 * 16 +
+                                   lane % 4 * 4) = pack_bf16(p[0][i / 2][i % 2 * 2], p[0][i / 2][i % 2 * 2 + 1]);
+}
+
+// upstream: 16 KB of shared memory for this block's rows of u.
+template <int T>
+__device__ __forceinline__ void through_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
+                                                  uint32_t upstream, AttentionShared& shared, Turned& turned,
+                                                  const Prepared<T>& prepared) {
+  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+  const AttentionPlan plan(keys);
+  const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
+  const uint32_t base = shared_address(memory);
+  const auto& p = prepared.p;
+  const auto& results = prepared.results;
+  float dp[UNITS][2][4];
+  uint4 given[STEPS];
+  const uint4* source = reinterpret_cast<const uint4*>(a.upstream) +
+                        (((size_t)(number & 1) * 16 + group) * 2 + tile) * (DIM / 16) * 32 + first * STEPS * 32 + lane;
+  await_sign(source + (STEPS - 1) * 32);
+#pragma unroll
+  for (int i = 0; i < STEPS; i++) given[i] = look(source + i * 32);
+  await(given, source, 32);
+  float mean[2] = {};
+  const auto add_product = [](float& sum, uint32_t x, uint32_t y) {
+    const float2 v = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(x)), w = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(y));
+    sum += v.x * w.x + v.y * w.y;
+  };
+#pragma unroll
+  for (int i = 0; i < STEPS; i++) {
+    add_product(mean[0], given[i].x, results[i].x), add_product(mean[0], given[i].z, results[i].z);
+    add_product(mean[1], given[i].y, results[i].y), add_product(mean[1], given[i].w, results[i].w);
+    const int chunk = (first * STEPS + i) * 2;
+    const uint32_t words[2][2] = {{given[i].x, given[i].z}, {given[i].y, given[i].w}};
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int c = 0; c < 2; c++)
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(upstream + place_of_value(tile * 16 + half * 8 + lane / 4, chunk + c) + lane % 4 * 4),
+                     "r"(words[half][c])
+                     : "memory");
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    mean[half] = quad_sum(mean[half]);
+    if (lane % 4 == 0) shared.means[first][tile * 16 + half * 8 + lane / 4] = mean[half];
+  }
+  block_barrier();
+  STAMP(a, layer, 9);
+  multiply_keys<T>(dp, upstream, base + plan.values);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int own = tile * 16 + half * 8 + lane / 4;
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) all += shared.means[i][own];
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+      if (first + 4 * u >= T) break;
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        const float *weight = &p[u][t][half * 2], *slope = &dp[u][t][half * 2];
+        *reinterpret_cast<uint32_t*>(memory + plan.slopes + own * (T * 32 + 16) + (first + 4 * u) * 32 + t * 16 + lane % 4 * 4) =
+            pack_bf16(weight[0] * (slope[0] - all) * (1.0f / 16), weight[1] * (slope[1] - all) * (1.0f / 16));
+      }
+    }
+  }
+  block_barrier();
+  STAMP(a, layer, 10);
+  send_query_parts<T>(a, number, base + plan.slopes, base, turned.own);
+  send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
+  send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
+  __syncwarp();
+  if (lane == 0) barrier_arrive(&shared.empty);
+  STAMP(a, layer, 11);
+}

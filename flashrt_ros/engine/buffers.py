@@ -37,12 +37,16 @@ class PrefixCache:
     length: Tensor
 
     @staticmethod
-    def allocate(spec: PolicySpec, views: int, length: Tensor) -> PrefixCache:
-        """On the device of `length`, which stays where it is."""
+    def allocate(
+        spec: PolicySpec, views: int, device: torch.device, length: Tensor | None = None
+    ) -> PrefixCache:
+        """length: where it lies already, if it does."""
         suffix = spec.horizon + spec.has_state_token
         rows = round_up(views * spec.vision.tokens + round_up(spec.max_tokens) + suffix)
         shape = (spec.language.layers, rows, spec.language.head_dim)
-        keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))
+        keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=device) for _ in range(2))
+        if length is None:
+            length = torch.zeros(1, dtype=torch.int32, device=device)
         return PrefixCache(keys, values, length)
 
     @property

@@ -89,7 +89,7 @@ class Engine:
             self.inputs = Inputs.allocate(spec, views, device)
             frames = FrameInputs(library, spec.vision, resize, views, self.stream) if resize else None
             self.frames = frames
-            self.cache = PrefixCache.allocate(spec, views, self.inputs.length)
+            self.cache = PrefixCache.allocate(spec, views, device, self.inputs.length)
             self.vision = VisionTower(operators, spec.vision, packed, scales, views)
             self.prefill = Prefill(operators, spec, packed, scales, views, self.cache)
             self.denoise = _make_denoise(operators, spec, packed, scales, self.cache, views)

@@ -54,7 +54,7 @@ test-gpu: $(STAMPS)/build $(STAMPS)/cuda ## Tests of the CUDA engine (needs an N
 # Without torch's caching allocator every tensor is an allocation of its own, whose ends the sanitizer knows. cuda-bindings asks
 # the driver for functions that it may not have; that is no error of ours. Races are looked for at small sizes.
 SANITIZED := -m "gpu and not slow" test/engine/test_operators.py test/engine/test_expert_kernels.py \
-	test/engine/test_frame_inputs.py
+	test/engine/test_back_layers.py test/engine/test_frame_inputs.py
 LARGE := 968 or 712 or 562 or 512 or 611 or 640 or 576 or 16384 or 51 or 64
 test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit's compute-sanitizer: memory, then races
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_ENV) compute-sanitizer --report-api-errors no --error-exitcode 9 --print-limit 5 \

@@ -15,6 +15,7 @@ from rclpy.clock import Clock, ClockType
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Limits
+from flashrt_ros.control.pacing import Lead
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
 from flashrt_ros.nodes.attending import Attendant
@@ -75,7 +76,8 @@ class ActionStreamer(ManagedNode):
         )
         self._gate = TickGate(longest_ns=round(0.5e9 / rate_hz))
         self._loop = FixedRateLoop(
-            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gate=self._gate
+            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gate=self._gate,
+            prepare=self._worker.prepare, lead=Lead(int(__import__('os').environ.get('LEAD_US','500'))*1000),
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)

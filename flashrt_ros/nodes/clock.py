@@ -12,6 +12,9 @@ _POLL_S = 0.05
 _FINE_NS = 2_000_000
 """The last stretch of a wait is slept without a lock, which wakes more exactly."""
 
+import os
+SPIN_NS = int(os.environ.get('SPIN_US', '100')) * 1000
+
 
 class LoopClock:
     """Time base of a loop: the monotonic clock, which nobody sets, or ROS time where that is simulated."""
@@ -26,6 +29,10 @@ class LoopClock:
     def ros_now_ns(self) -> int:
         """ROS time, in which messages are stamped."""
         return int(self._ros_clock.now().nanoseconds)
+
+    def ros_at(self, steady_ns: int) -> int:
+        """ROS time when the monotonic clock will show this, if nobody sets it."""
+        return self.ros_now_ns() + steady_ns - time.monotonic_ns()
 
     def wait_until(self, deadline_ns: int, stop: threading.Event) -> bool:
         """Sleep until the deadline on this clock. False as soon as a stop is requested.
@@ -43,6 +50,15 @@ class LoopClock:
             return False
         time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
         return True
+
+    @staticmethod
+    def wait_exactly(deadline_ns: int) -> None:
+        """Until the deadline on the monotonic clock, without a wake-up that may be late."""
+        coarse_ns = deadline_ns - time.monotonic_ns() - SPIN_NS
+        if coarse_ns > SPIN_NS:
+            time.sleep(coarse_ns * 1e-9)
+        while time.monotonic_ns() < deadline_ns:
+            pass
 
     def _wait_simulated(self, deadline_ns: int, stop: threading.Event) -> bool:
         moved = threading.Event()

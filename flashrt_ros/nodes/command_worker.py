@@ -65,6 +65,7 @@ class CommandWorker:
         self._clock, self._output = clock, output
         self._tell, self._tell_stopped = tell, stopped
         self.take_states: Callable[[], None] = lambda: None
+        self._ready: Any = None
         self._told: object = None
         self._told_stopped: bool | None = None
 
@@ -150,19 +151,33 @@ class CommandWorker:
         else:
             self.refused.clear()
 
-    def tick(self, now_ns: int) -> None:
-        """now_ns: ROS time."""
+    def prepare(self, ros_ns: int, steady_ns: int) -> None:
+        """Make ready what `tick` has to send at this time, on both clocks."""
+        with self._lock, stage('prepare'):
+            ahead = self._motion.ahead(ros_ns, steady_ns)
+            self._ready = ahead, self._output.ahead(ahead.command, ros_ns)
+
+    def tick(self, now_ns: int) -> int:
+        """now_ns: ROS time. Returns how long after this call the command was out [ns]."""
+        began_ns = time.monotonic_ns()
         with self._lock, stage('tick'):
-            with stage('command'):
-                command = self._motion.tick(now_ns, time.monotonic_ns())
+            ready, self._ready = self._ready, None
+            if ready is not None and self._motion.adopt(ready[0], now_ns, began_ns):
+                message = ready[1]
+            else:
+                with stage('command'):
+                    command = self._motion.tick(now_ns, time.monotonic_ns())
+                    message = self._output.made(command, self._motion, now_ns)
+            out_ns = time.monotonic_ns()
             with stage('publish'):
-                self._output.send(command, self._motion, now_ns)
+                self._output.send(message)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
         if trouble:
             self.without_motion.trouble(kind, trouble)
         else:
             self.without_motion.clear()
         self._announce(now_ns)
+        return out_ns - began_ns
 
     def watch(self, failure: str = '') -> None:
         """Called now and then on real time: stops the robot also when no tick comes.

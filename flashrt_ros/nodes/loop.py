@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from flashrt_ros.control.pacing import Deadlines, PaceMeter
+from flashrt_ros.control.pacing import Deadlines, Lead, PaceMeter
 from flashrt_ros.nodes.clock import LoopClock
 from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.scheduling import wake_exactly
@@ -39,9 +40,12 @@ class FixedRateLoop:
         before: Callable[[bool], None] = lambda in_time: None,
         begin: Callable[[], None] = lambda: None,
         gate: TickGate | None = None,
+        prepare: Callable[[int, int], None] = lambda ros_ns, steady_ns: None,
+        lead: Lead | None = None,
     ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
         self._before, self._begin, self._gate = before, begin, gate
+        self._prepare, self._lead = prepare, lead
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -74,10 +78,10 @@ class FixedRateLoop:
             while self._wait(clock, deadlines.next_ns):
                 now_ns = clock.now_ns()
                 late_ns, skipped = deadlines.meet(now_ns)
-                self.meter.note(now_ns, late_ns)
                 self.skipped += skipped
                 self._before(late_ns < _IN_TIME_NS)
-                self._tick(clock.ros_now_ns())
+                took_ns = self._tick(clock.ros_now_ns())
+                self.meter.note(now_ns, late_ns + (took_ns or 0))
         except Exception:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')
@@ -86,6 +90,15 @@ class FixedRateLoop:
                 self._gate.expect(None)
 
     def _wait(self, clock: LoopClock, due_ns: int) -> bool:
+        lead_ns = 0 if clock.simulated or self._lead is None else int(self._lead.ns)
+        begin_ns = due_ns - lead_ns
         if self._gate is not None and not clock.simulated:
-            self._gate.expect(due_ns)
-        return clock.wait_until(due_ns, self._stop)
+            self._gate.expect(begin_ns)
+        if not clock.wait_until(begin_ns, self._stop):
+            return False
+        if lead_ns:
+            if time.monotonic_ns() < due_ns:
+                self._prepare(clock.ros_at(due_ns), due_ns)
+            self._lead.needed(time.monotonic_ns() - begin_ns)
+            clock.wait_exactly(due_ns)
+        return not self._stop.is_set()

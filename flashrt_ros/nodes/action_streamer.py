@@ -20,6 +20,7 @@ from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
 from flashrt_ros.nodes.attending import Attendant
 from flashrt_ros.nodes.command_worker import CommandWorker
+from flashrt_ros.nodes.command_frames import frame_maker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
 from flashrt_ros.nodes.description import described_limits
 from flashrt_ros.nodes.loop import FixedRateLoop
@@ -194,7 +195,8 @@ def _output(config: RobotConfig, publish: Publish) -> StepOutput | ChunkOutput:
     period_ns = round(1e9 / config.rates.control_rate_hz)
     if config.output.mode == 'chunk':
         return ChunkOutput(config.joint_names, period_ns, publish)
-    return StepOutput(command_maker(config.output.type, config.joint_names, period_ns), publish)
+    make = command_maker(config.output.type, config.joint_names, period_ns)
+    return StepOutput(frame_maker(make, len(config.joint_names)), publish)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -155,7 +155,7 @@ class CommandWorker:
         """Make ready what `tick` has to send at this time, on both clocks."""
         with self._lock, stage('prepare'):
             ahead = self._motion.ahead(ros_ns, steady_ns)
-            self._ready = ahead, self._output.ahead(ahead.command, ros_ns)
+            self._ready = ahead, self._output.made(ahead.command, ahead.motion, ros_ns)
 
     def tick(self, now_ns: int) -> int:
         """now_ns: ROS time. Returns how long after this call the command was out [ns]."""

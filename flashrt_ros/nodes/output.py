@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rclpy.serialization import serialize_message
 
 from flashrt_ros.control.motion import Command, Motion
 from flashrt_ros.control.trajectory import standing, trajectory_of
@@ -20,10 +19,6 @@ class StepOutput:
 
     def __init__(self, make: MakeCommand, publish: Publish) -> None:
         self._make, self._publish = make, publish
-
-    def ahead(self, command: Command | None, now_ns: int) -> bytes | None:
-        """The same, serialized, for `send` at that time."""
-        return None if command is None else serialize_message(self._make(command, now_ns))
 
     def made(self, command: Command | None, motion: Motion, now_ns: int) -> Any:
         """command: of this tick; None for nothing to be sent. now_ns: ROS time."""

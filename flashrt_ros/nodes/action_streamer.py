@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import Clock, ClockType
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Limits
@@ -31,6 +30,7 @@ from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
 from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import COMMAND
 from flashrt_ros.nodes.tick_gate import TickGate
+from flashrt_ros.nodes.watchdog import Watchdog
 from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
 
 _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing', 'scheduling')
@@ -52,7 +52,7 @@ class ActionStreamer(ManagedNode):
         self._gate: TickGate | None = None
         self._outputs: list[Any] = []
         self._operator: OperatorInterface | None = None
-        self._watchdog: Any = None
+        self._watchdog: Watchdog | None = None
         self._monitor: diagnostics.InputMonitor | None = None
         self._priority: int | None = None
         self._scheduling = ''
@@ -75,9 +75,9 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
-        self._gate = TickGate(longest_ns=round(0.5e9 / rate_hz))
+        self._gate, watch_gate = (TickGate(longest_ns=round(0.5e9 / rate_hz)) for _ in range(2))
         self._loop = FixedRateLoop(
-            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gate=self._gate,
+            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gates=(self._gate, watch_gate),
             prepare=self._worker.prepare, lead=Lead(int(__import__('os').environ.get('LEAD_US','500'))*1000),
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
@@ -89,10 +89,7 @@ class ActionStreamer(ManagedNode):
         ]
         self._chunks = Attendant(self, self._inputs[0], self._take_chunk)
         self._operator = OperatorInterface(self, config, self._act, self._worker.deadman)
-        self._watchdog = self.create_timer(
-            WATCH_S, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
-
+        self._watchdog = Watchdog(self, WATCH_S, self._watch, watch_gate)
         self._schedule()
 
     def activate(self) -> None:
@@ -107,12 +104,11 @@ class ActionStreamer(ManagedNode):
             self._worker.come_to_rest(self.ending or 'deactivated')
 
     def teardown(self) -> None:
-        if self._chunks is not None:
-            self._chunks.stop()
+        for thread in (self._watchdog, self._chunks):
+            if thread is not None:
+                thread.stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        if self._watchdog is not None:
-            self.destroy_timer(self._watchdog)
         if self._operator is not None:
             self._operator.destroy()
         for publisher in self._outputs:

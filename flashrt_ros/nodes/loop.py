@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -25,7 +25,7 @@ class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
     begin: called first in the thread.
-    gate: is told of every tick on real time, for other work to keep out of its way.
+    gates: are told of every tick on real time, for other work to keep out of its way.
     before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
@@ -39,12 +39,12 @@ class FixedRateLoop:
         logger: RcutilsLogger,
         before: Callable[[bool], None] = lambda in_time: None,
         begin: Callable[[], None] = lambda: None,
-        gate: TickGate | None = None,
+        gates: Sequence[TickGate] = (),
         prepare: Callable[[int, int], None] = lambda ros_ns, steady_ns: None,
         lead: Lead | None = None,
     ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
-        self._before, self._begin, self._gate = before, begin, gate
+        self._before, self._begin, self._gates = before, begin, gates
         self._prepare, self._lead = prepare, lead
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -86,14 +86,14 @@ class FixedRateLoop:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')
         finally:
-            if self._gate is not None:
-                self._gate.expect(None)
+            for gate in self._gates:
+                gate.expect(None)
 
     def _wait(self, clock: LoopClock, due_ns: int) -> bool:
         lead_ns = 0 if clock.simulated or self._lead is None else int(self._lead.ns)
         begin_ns = due_ns - lead_ns
-        if self._gate is not None and not clock.simulated:
-            self._gate.expect(begin_ns)
+        for gate in () if clock.simulated else self._gates:
+            gate.expect(begin_ns)
         if not clock.wait_until(begin_ns, self._stop):
             return False
         if lead_ns:

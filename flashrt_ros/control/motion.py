@@ -3,8 +3,8 @@
 Two clocks are passed in: ros_ns, in which chunks are stamped, and wall_ns, of a clock that nobody sets. One
 caller at a time. Usable offline; for offline evaluation without operators the `Executor` alone is enough.
 
-A command may be made before it is due: `ahead` makes it on a copy and changes nothing, `adopt` makes it so when
-the time has come, unless anything at all has happened to the motion in between, or it must stop by now.
+A command may be made before it is due: `ahead` makes it on a copy and changes nothing; `adopt` takes the copy
+over when the time has come, unless anything at all has happened to the motion since, or it must stop by now.
 """
 
 from __future__ import annotations
@@ -130,14 +130,18 @@ class Motion:
         twin.executor, twin.supervisor = self.executor.twin(), self.supervisor.twin()
         return Ahead(twin.tick(ros_ns, wall_ns), ros_ns, twin, self._changes)
 
-    def adopt(self, ahead: Ahead, ros_ns: int, wall_ns: int) -> bool:
-        """Now its command may be sent: the motion is as if it had been ticked when that is due.
+    def stands(self, ahead: Ahead) -> bool:
+        """Whether nothing has happened to the motion since."""
+        return ahead.changes == self._changes
 
-        False, with nothing changed, where the motion is not what it was then, or has to stop by now for a
-        reason that was none when the command is due.
+    def adopt(self, ahead: Ahead, ros_ns: int, wall_ns: int) -> bool:
+        """Whether its command may be sent now; then the motion is as if it had been ticked when that is due.
+
+        False, with nothing changed, where something has happened since, the time is another by a period, or
+        the robot must stop by now for a reason that was none when the command was due.
         """
         stop = ahead.motion.supervisor.stop
-        if ahead.changes != self._changes:
+        if not self.stands(ahead) or abs(ros_ns - ahead.ros_ns) * 1e-9 >= self.executor.limits.period_s:
             return False
         ahead.motion.watch(ros_ns, wall_ns)
         if ahead.motion.supervisor.stop != stop:

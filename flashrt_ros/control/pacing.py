@@ -1,7 +1,4 @@
-"""Absolute deadlines at a fixed period, how early work for them begins, and how late they were met.
-
-Clock values are passed in.
-"""
+"""Absolute deadlines at a fixed period, and how late they were met. Clock values are passed in."""
 
 from __future__ import annotations
 
@@ -29,25 +26,6 @@ class Deadlines:
         skipped = max(0, late_ns // self.period_ns)
         self.next_ns += (skipped + 1) * self.period_ns
         return late_ns, skipped
-
-
-class Lead:
-    """How long before a deadline work for it has to begin, to be ready in all but one of a thousand cases.
-
-    most_ns: never earlier than this; 0: not before the deadline. ns: the lead by now. It follows what was
-    needed like a percentile, so that a single hold-up does not move it far.
-    """
-
-    _STEP_NS, _MISSED = 20_000, 1e-3
-
-    def __init__(self, most_ns: int) -> None:
-        self.most_ns = most_ns
-        self.ns = float(most_ns)
-
-    def needed(self, needed_ns: int) -> None:
-        """From when the work was to begin until it was ready."""
-        change = 1.0 - self._MISSED if needed_ns > self.ns else -self._MISSED
-        self.ns = min(max(self.ns + self._STEP_NS * change, 0.0), float(self.most_ns))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Limits
-from flashrt_ros.control.pacing import Lead
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
 from flashrt_ros.nodes.attending import Attendant
-from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.command_frames import frame_maker
+from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
 from flashrt_ros.nodes.description import described_limits
-from flashrt_ros.nodes.loop import FixedRateLoop
+from flashrt_ros.nodes.loop import Early, FixedRateLoop
 from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
 from flashrt_ros.nodes.operator import OperatorInterface
@@ -77,8 +76,13 @@ class ActionStreamer(ManagedNode):
         )
         self._gate, watch_gate = (TickGate(longest_ns=round(0.5e9 / rate_hz)) for _ in range(2))
         self._loop = FixedRateLoop(
-            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gates=(self._gate, watch_gate),
-            prepare=self._worker.prepare, lead=Lead(int(__import__('os').environ.get('LEAD_US','500'))*1000),
+            'commands',
+            rate_hz,
+            self._worker.tick,
+            logger,
+            begin=self._schedule_commands,
+            gates=(self._gate, watch_gate),
+            early=_early(config, self._worker),
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
@@ -193,6 +197,13 @@ def _output(config: RobotConfig, publish: Publish) -> StepOutput | ChunkOutput:
         return ChunkOutput(config.joint_names, period_ns, publish)
     make = command_maker(config.output.type, config.joint_names, period_ns)
     return StepOutput(frame_maker(make, len(config.joint_names)), publish)
+
+
+def _early(config: RobotConfig, worker: CommandWorker) -> Early | None:
+    """A trajectory for a whole chunk names its own times: nothing is gained by making it ahead."""
+    period_ns = round(1e9 / config.rates.control_rate_hz)
+    lead_ns = min(round(config.scheduling.streamer_lead_s * 1e9), period_ns // 4)
+    return Early(worker.prepare, lead_ns) if lead_ns and config.output.mode == 'step' else None
 
 
 def main(args: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ _POLL_S = 0.05
 _FINE_NS = 2_000_000
 """The last stretch of a wait is slept without a lock, which wakes more exactly."""
 
-import os
-SPIN_NS = int(os.environ.get('SPIN_US', '100')) * 1000
+SPIN_NS = 80_000
+"""Before a deadline that is to be met exactly: a sleeping thread wakes some 50 us late, seldom 100."""
 
 
 class LoopClock:
@@ -48,16 +48,18 @@ class LoopClock:
         coarse_ns = deadline_ns - time.monotonic_ns() - _FINE_NS
         if stop.is_set() or (coarse_ns > 0 and stop.wait(coarse_ns * 1e-9)):
             return False
-        time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
+        LoopClock.rest_until(deadline_ns)
         return True
 
     @staticmethod
-    def wait_exactly(deadline_ns: int) -> None:
-        """Until the deadline on the monotonic clock, without a wake-up that may be late."""
-        coarse_ns = deadline_ns - time.monotonic_ns() - SPIN_NS
-        if coarse_ns > SPIN_NS:
-            time.sleep(coarse_ns * 1e-9)
-        while time.monotonic_ns() < deadline_ns:
+    def rest_until(steady_ns: int) -> None:
+        """Sleep until the monotonic clock shows this: other threads may run meanwhile."""
+        time.sleep(max(0, steady_ns - time.monotonic_ns()) * 1e-9)
+
+    @staticmethod
+    def spin_until(steady_ns: int) -> None:
+        """The same awake, without letting another thread run: nothing but the time is waited for."""
+        while time.monotonic_ns() < steady_ns:
             pass
 
     def _wait_simulated(self, deadline_ns: int, stop: threading.Event) -> bool:

@@ -15,6 +15,9 @@ from rclpy.serialization import deserialize_message, serialize_message
 from flashrt_ros.control.motion import Command
 from flashrt_ros.nodes.commands import MakeCommand
 
+MakeFrame = Callable[[Command, int], bytes]
+"""(command, now [ROS time, ns]) -> serialized message."""
+
 _STAMP, _STAMP_AT = struct.Struct('<iI'), 4
 """Of a header at the beginning of a message, behind the four bytes that name the encoding."""
 
@@ -31,12 +34,12 @@ class _Form(NamedTuple):
     def filled(self, positions: np.ndarray, now_ns: int) -> bytes:
         if not self.stamped:
             return self.before + positions.tobytes() + self.behind
-        before, stamp = self.before, _STAMP.pack(*divmod(now_ns, _SECOND))
-        return before[:_STAMP_AT] + stamp + before[_STAMP_AT + len(stamp) :] + positions.tobytes() + self.behind
+        stamp, rest = _STAMP.pack(*divmod(now_ns, _SECOND)), self.before[_STAMP_AT + _STAMP.size :]
+        return self.before[:_STAMP_AT] + stamp + rest + positions.tobytes() + self.behind
 
 
-def frame_maker(make: MakeCommand, joints: int) -> Callable[[Command, int], bytes]:
-    """What serializes as `make` would, then `serialize_message`: (command, now [ROS time, ns]) -> bytes.
+def frame_maker(make: MakeCommand, joints: int) -> MakeFrame:
+    """What serializes just as `serialize_message` would, which `make` fills a message for.
 
     Where the middleware serializes in a way that is not known here it does just that.
     """

@@ -22,6 +22,7 @@ from flashrt_ros.ingest.cdr import MalformedMessage, header_stamp_ns
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import Stream
 from flashrt_ros.msg import ActionChunk
+from flashrt_ros.nodes.command_sender import CommandSender
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_message
 from flashrt_ros.nodes.output import ChunkOutput, StepOutput
@@ -62,10 +63,9 @@ class CommandWorker:
         self._period_s = 1.0 / config.rates.control_rate_hz
         self._motion = Motion(ExecutorSettings.of(config), SafetySettings.of(config, self._simulated), limits)
         self._lock, self._telling = threading.RLock(), threading.Lock()
-        self._clock, self._output = clock, output
+        self._clock, self._sender = clock, CommandSender(self._motion, output)
         self._tell, self._tell_stopped = tell, stopped
         self.take_states: Callable[[], None] = lambda: None
-        self._ready: Any = None
         self._told: object = None
         self._told_stopped: bool | None = None
 
@@ -152,32 +152,22 @@ class CommandWorker:
             self.refused.clear()
 
     def prepare(self, ros_ns: int, steady_ns: int) -> None:
-        """Make ready what `tick` has to send at this time, on both clocks."""
-        with self._lock, stage('prepare'):
-            ahead = self._motion.ahead(ros_ns, steady_ns)
-            self._ready = ahead, self._output.made(ahead.command, ahead.motion, ros_ns)
+        """Make ready what `tick` has to send at this time, on ROS time and on the monotonic clock."""
+        with self._lock:
+            self._sender.prepare(ros_ns, steady_ns)
 
     def tick(self, now_ns: int) -> int:
-        """now_ns: ROS time. Returns how long after this call the command was out [ns]."""
+        """now_ns: ROS time. Returns how long after this call the command was handed over [ns]."""
         began_ns = time.monotonic_ns()
         with self._lock, stage('tick'):
-            ready, self._ready = self._ready, None
-            if ready is not None and self._motion.adopt(ready[0], now_ns, began_ns):
-                message = ready[1]
-            else:
-                with stage('command'):
-                    command = self._motion.tick(now_ns, time.monotonic_ns())
-                    message = self._output.made(command, self._motion, now_ns)
-            out_ns = time.monotonic_ns()
-            with stage('publish'):
-                self._output.send(message)
+            handed_over_ns = self._sender.send(now_ns)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
         if trouble:
             self.without_motion.trouble(kind, trouble)
         else:
             self.without_motion.clear()
         self._announce(now_ns)
-        return out_ns - began_ns
+        return handed_over_ns - began_ns
 
     def watch(self, failure: str = '') -> None:
         """Called now and then on real time: stops the robot also when no tick comes.

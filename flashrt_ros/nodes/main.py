@@ -17,8 +17,8 @@ from rclpy.signals import SignalHandlerOptions
 from flashrt_ros.errors import FlashRTError
 
 _WAKE_S = 1.0
-"""How often the executor wakes for nothing. Seldom: making its set of what to wait for anew takes it longer than
-most work, and holds up the other threads."""
+"""How often the executor wakes for nothing. Seldom: to make its set of what to wait for anew takes it longer
+than most work, and holds up the other threads."""
 
 
 class EndingNode(Protocol):

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.control.motion import Command, Motion
 from flashrt_ros.control.trajectory import standing, trajectory_of
-from flashrt_ros.nodes.commands import MakeCommand, trajectory_message
+from flashrt_ros.nodes.command_frames import MakeFrame
+from flashrt_ros.nodes.commands import trajectory_message
 
 Publish = Callable[[Any], None]
 
@@ -17,14 +19,14 @@ Publish = Callable[[Any], None]
 class StepOutput:
     """Every command is sent as it comes."""
 
-    def __init__(self, make: MakeCommand, publish: Publish) -> None:
+    def __init__(self, make: MakeFrame, publish: Publish) -> None:
         self._make, self._publish = make, publish
 
-    def made(self, command: Command | None, motion: Motion, now_ns: int) -> Any:
-        """command: of this tick; None for nothing to be sent. now_ns: ROS time."""
+    def made(self, command: Command | None, motion: Motion, now_ns: int) -> bytes | None:
+        """What to `send`, serialized. command: of this tick; None for nothing. now_ns: ROS time."""
         return None if command is None else self._make(command, now_ns)
 
-    def send(self, message: Any) -> None:
+    def send(self, message: bytes | None) -> None:
         if message is not None:
             self._publish(message)
 
@@ -50,11 +52,8 @@ class ChunkOutput:
         self._repeats, self._ticks = range(every, last + 1, every), last + 1
         self._last: np.ndarray | None = None
 
-    def send(self, message: Any) -> None:
-        if message is not None:
-            self._publish(message)
-
-    def made(self, command: Command | None, motion: Motion, now_ns: int) -> Any:
+    def made(self, command: Command | None, motion: Motion, now_ns: int) -> JointTrajectory | None:
+        """What to `send`. It counts the ticks, so nothing is made ahead of one."""
         entry = motion.following
         if command is not None:
             self._last = command.positions
@@ -70,3 +69,7 @@ class ChunkOutput:
             # Silence would let the controller finish the trajectory that it has.
             trajectory = standing(self._last, self._period_ns)
         return None if trajectory is None else trajectory_message(self._joints, trajectory)
+
+    def send(self, message: JointTrajectory | None) -> None:
+        if message is not None:
+            self._publish(message)

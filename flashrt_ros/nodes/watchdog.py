@@ -1,7 +1,7 @@
 """Looks now and then, on real time, at what must not depend on a loop's ticks; in a thread of its own.
 
-A timer would wake the executor, which makes its set of what to wait for anew each time: that takes longer than the
-look, and happens whenever it is due, be it just when a command is.
+A timer would wake the executor, which makes its set of what to wait for anew each time: that takes longer
+than the look, and happens just when a command is due, too.
 """
 
 from __future__ import annotations

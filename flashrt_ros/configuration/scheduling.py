@@ -21,8 +21,8 @@ class Scheduling(Section):
 
     streamer_lead_s: float = setting(
         0.0005,
-        description='Time before a command is due at which action_streamer makes it, so that it only has to be '
-        'sent then; never more than a quarter of the control period; 0: it is made when it is due',
+        description='Time before a command is due at which action_streamer makes it, so that it only has to '
+        'be sent then; never more than a quarter of the control period; 0: it is made when it is due',
         unit='s',
         ge=0.0,
         le=0.01,

@@ -8,6 +8,7 @@ stop it and let it go on.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -37,6 +38,9 @@ _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', '
 WATCH_S = 0.02
 """How often the watchdog looks, on real time, whether the robot must stop though no tick comes; and at the
 joint states."""
+
+WATCH_WAITS_NS = 5_000_000
+"""It waits about so long for the tick that may be under way, and no longer."""
 
 
 class ActionStreamer(ManagedNode):
@@ -74,7 +78,8 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
-        self._gate, watch_gate = (TickGate(longest_ns=round(0.5e9 / rate_hz)) for _ in range(2))
+        half_ns = round(0.5e9 / rate_hz)
+        self._gate, watch_gate = TickGate(half_ns), TickGate(min(half_ns, WATCH_WAITS_NS))
         self._loop = FixedRateLoop(
             'commands',
             rate_hz,
@@ -82,7 +87,7 @@ class ActionStreamer(ManagedNode):
             logger,
             begin=self._schedule_commands,
             gates=(self._gate, watch_gate),
-            early=_early(config, self._worker),
+            early=early_of(config, self._worker.prepare),
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
@@ -199,11 +204,14 @@ def _output(config: RobotConfig, publish: Publish) -> StepOutput | ChunkOutput:
     return StepOutput(frame_maker(make, len(config.joint_names)), publish)
 
 
-def _early(config: RobotConfig, worker: CommandWorker) -> Early | None:
-    """A trajectory for a whole chunk names its own times: nothing is gained by making it ahead."""
+def early_of(config: RobotConfig, prepare: Callable[[int, int], None]) -> Early | None:
+    """How early `prepare` is called; None where commands are made when they are due.
+
+    A trajectory for a whole chunk names its own times: nothing is gained by making it ahead.
+    """
     period_ns = round(1e9 / config.rates.control_rate_hz)
     lead_ns = min(round(config.scheduling.streamer_lead_s * 1e9), period_ns // 4)
-    return Early(worker.prepare, lead_ns) if lead_ns and config.output.mode == 'step' else None
+    return Early(prepare, lead_ns) if lead_ns and config.output.mode == 'step' else None
 
 
 def main(args: list[str] | None = None) -> int:

@@ -13,12 +13,15 @@ from rclpy.serialization import deserialize_message
 from flashrt_ros.configuration import load_config
 from flashrt_ros.control import Chunk, Limits
 from flashrt_ros.control.motion import Command
+from flashrt_ros.nodes.action_streamer import early_of
 from flashrt_ros.nodes.command_frames import frame_maker
 from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
 from flashrt_ros.nodes.loop import Early, FixedRateLoop
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.output import StepOutput
+from nodes.graph import wait_until
+from nodes.test_action_streamer import World, positions
 
 pytestmark = pytest.mark.ros
 
@@ -279,3 +282,29 @@ def test_where_numbers_do_not_lie_in_the_message_as_they_are_it_is_serialized_ea
     command = Command(np.array([1.0, 2.0, 3.0]))
     message = deserialize_message(frame(command, NOW), MESSAGE_TYPES['float64_multi_array'])
     assert list(message.data) == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'lead_ns'),
+    [
+        ({}, MS // 2),
+        ({'scheduling': {'streamer_lead_s': 0.002}}, 2 * MS),
+        ({'scheduling': {'streamer_lead_s': 0.01}}, PERIOD // 4),
+        ({'scheduling': {'streamer_lead_s': 0.0}}, None),
+        ({'output.mode': 'chunk'}, None),
+    ],
+)
+def test_how_early_is_a_setting_and_at_most_a_quarter_of_the_period(robot_yaml, changes, lead_ns):
+    early = early_of(load_config(robot_yaml(changes)), prepare := object())
+    assert (early and early.lead_ns) == lead_ns
+    assert early is None or early.prepare is prepare
+
+
+def test_without_a_lead_commands_are_made_when_they_are_due(graph, robot_yaml):
+    world = World(graph, robot_yaml({'scheduling': {'streamer_lead_s': 0.0}}))
+    prepared = []
+    world.node._worker._sender.prepare = lambda *moment: prepared.append(moment)
+    world.send(world.chunk([[0.1, 0.2, 0.3]] * 20))
+    wait_until(lambda: len(world.commands) > 20)
+    assert not prepared
+    assert positions(world.commands[-1][1]) == pytest.approx([0.1, 0.2, 0.3])

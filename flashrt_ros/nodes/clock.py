@@ -48,13 +48,15 @@ class LoopClock:
         coarse_ns = deadline_ns - time.monotonic_ns() - _FINE_NS
         if stop.is_set() or (coarse_ns > 0 and stop.wait(coarse_ns * 1e-9)):
             return False
-        LoopClock.rest_until(deadline_ns)
+        time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
         return True
 
     @staticmethod
     def rest_until(steady_ns: int) -> None:
-        """Sleep until the monotonic clock shows this: other threads may run meanwhile."""
-        time.sleep(max(0, steady_ns - time.monotonic_ns()) * 1e-9)
+        """Sleep until the monotonic clock shows this: other threads may run meanwhile, if there is time."""
+        left_ns = steady_ns - time.monotonic_ns()
+        if left_ns > 0:
+            time.sleep(left_ns * 1e-9)
 
     @staticmethod
     def spin_until(steady_ns: int) -> None:

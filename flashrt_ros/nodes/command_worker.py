@@ -157,8 +157,7 @@ class CommandWorker:
             self._sender.prepare(ros_ns, steady_ns)
 
     def tick(self, now_ns: int) -> int:
-        """now_ns: ROS time. Returns how long after this call the command was handed over [ns]."""
-        began_ns = time.monotonic_ns()
+        """now_ns: ROS time. Returns when the command was handed over [monotonic, ns]."""
         with self._lock, stage('tick'):
             handed_over_ns = self._sender.send(now_ns)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
@@ -167,7 +166,7 @@ class CommandWorker:
         else:
             self.without_motion.clear()
         self._announce(now_ns)
-        return handed_over_ns - began_ns
+        return handed_over_ns
 
     def watch(self, failure: str = '') -> None:
         """Called now and then on real time: stops the robot also when no tick comes.

@@ -34,11 +34,10 @@ class Early:
 class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
-    tick: may return how long after its call the work was done [ns], which counts as late; else its call does.
-
+    tick: may return when its work was done [monotonic, ns], which on real time is how late it was.
     begin: called first in the thread.
     gates: are told of every tick on real time, for other work to keep out of its way.
-    early: what is to be done ahead of a deadline, on real time; simulated time tells nobody what comes next.
+    early: what is done ahead of a deadline on real time; simulated time does not say what comes next.
     before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
@@ -92,8 +91,10 @@ class FixedRateLoop:
                 late_ns, skipped = deadlines.meet(now_ns)
                 self.skipped += skipped
                 self._before(late_ns < _IN_TIME_NS)
-                took_ns = self._tick(clock.ros_now_ns())
-                self.meter.note(now_ns, late_ns + (took_ns or 0))
+                done_ns = self._tick(clock.ros_now_ns())
+                if done_ns is not None and not clock.simulated:
+                    late_ns += done_ns - now_ns
+                self.meter.note(now_ns, late_ns)
         except Exception:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')

@@ -247,7 +247,7 @@ def test_on_simulated_time_nothing_is_made_ahead(graph):
 
 
 def test_a_loop_says_how_late_its_work_was_done():
-    loop = FixedRateLoop('commands', 100.0, lambda now_ns: 3 * MS, get_logger('early'))
+    loop = FixedRateLoop('commands', 100.0, lambda now_ns: time.monotonic_ns() + 3 * MS, get_logger('early'))
     loop.start(Clock(clock_type=ClockType.ROS_TIME))
     time.sleep(0.2)
     loop.stop()

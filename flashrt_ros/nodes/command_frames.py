@@ -6,17 +6,13 @@ To build and to serialize a message takes longer than all that comes before it i
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 
 from flashrt_ros.control.motion import Command
 from flashrt_ros.nodes.commands import MakeCommand
-
-MakeFrame = Callable[[Command, int], bytes]
-"""(command, now [ROS time, ns]) -> serialized message."""
 
 _STAMP, _STAMP_AT = struct.Struct('<iI'), 4
 """Of a header at the beginning of a message, behind the four bytes that name the encoding."""
@@ -38,18 +34,14 @@ class _Form(NamedTuple):
         return self.before[:_STAMP_AT] + stamp + rest + positions.tobytes() + self.behind
 
 
-def frame_maker(make: MakeCommand, joints: int) -> MakeFrame:
-    """What serializes just as `serialize_message` would, which `make` fills a message for.
+def frame_maker(make: MakeCommand, joints: int) -> MakeCommand:
+    """What gives the message of `make` in bytes, as the middleware would put it on the wire.
 
-    Where the middleware serializes in a way that is not known here it does just that.
+    Where the middleware serializes in a way that is not known here, it is `make` itself.
     """
-
-    def slowly(command: Command, now_ns: int) -> bytes:
-        return serialize_message(make(command, now_ns))
-
     moving, resting = (_form(make, joints, zero_velocity) for zero_velocity in (False, True))
     if moving is None or resting is None:
-        return slowly
+        return make
 
     def frame(command: Command, now_ns: int) -> bytes:
         return (resting if command.zero_velocity else moving).filled(command.positions, now_ns)
@@ -63,12 +55,25 @@ def _form(make: MakeCommand, joints: int, zero_velocity: bool) -> _Form | None:
         Command(np.linspace(low, low + 1.0, joints), zero_velocity) for low in (0.123456, -2.654321)
     )
     then_ns, now_ns = 123_456_789_012, 1_700_000_000_987_654_321
-    numbers, frame = first.positions.tobytes(), serialize_message(make(first, then_ns))
+    numbers, frame = first.positions.tobytes(), _on_the_wire(make(first, then_ns))
     at = frame.find(numbers)
     if at < 0:
         return None
     stamped = frame[_STAMP_AT : _STAMP_AT + _STAMP.size] == _STAMP.pack(*divmod(then_ns, _SECOND))
     form = _Form(frame[:at], frame[at + len(numbers) :], stamped)
-    wanted = make(second, now_ns)
-    agrees = deserialize_message(form.filled(second.positions, now_ns), type(wanted)) == wanted
-    return form if agrees else None
+    return form if _reads_as(form.filled(second.positions, now_ns), make(second, now_ns)) else None
+
+
+def _on_the_wire(message: Any) -> bytes:
+    """rmw_fastrtps serializes into as many bytes as it may take at most, and leaves rubbish at their end."""
+    frame = bytes(serialize_message(message))
+    while _reads_as(frame[:-1], message):
+        frame = frame[:-1]
+    return frame
+
+
+def _reads_as(frame: bytes, message: Any) -> bool:
+    try:
+        return bool(deserialize_message(frame, type(message)) == message)
+    except Exception:  # RMWError; rclpy does not export it everywhere
+        return False

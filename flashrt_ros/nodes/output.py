@@ -10,8 +10,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.control.motion import Command, Motion
 from flashrt_ros.control.trajectory import standing, trajectory_of
-from flashrt_ros.nodes.command_frames import MakeFrame
-from flashrt_ros.nodes.commands import trajectory_message
+from flashrt_ros.nodes.commands import MakeCommand, trajectory_message
 
 Publish = Callable[[Any], None]
 
@@ -19,14 +18,14 @@ Publish = Callable[[Any], None]
 class StepOutput:
     """Every command is sent as it comes."""
 
-    def __init__(self, make: MakeFrame, publish: Publish) -> None:
+    def __init__(self, make: MakeCommand, publish: Publish) -> None:
         self._make, self._publish = make, publish
 
-    def made(self, command: Command | None, motion: Motion, now_ns: int) -> bytes | None:
-        """What to `send`, serialized. command: of this tick; None for nothing. now_ns: ROS time."""
+    def made(self, command: Command | None, motion: Motion, now_ns: int) -> Any:
+        """What to `send`. command: of this tick; None for nothing to be sent. now_ns: ROS time."""
         return None if command is None else self._make(command, now_ns)
 
-    def send(self, message: bytes | None) -> None:
+    def send(self, message: Any) -> None:
         if message is not None:
             self._publish(message)
 

@@ -155,3 +155,10 @@ def test_where_the_time_is_another_by_a_period_it_is_made_anew(off):
     ahead = ahead_of(world)
     assert not world.motion.adopt(ahead, world.ros + off, world.wall)
     assert world.motion.adopt(ahead, world.ros + np.sign(off) * MS, world.wall)
+
+
+def test_a_chunk_may_come_later_than_the_moment_for_which_a_command_is_made():
+    """It was waited for while the command was made; there is no ramp."""
+    world = World()
+    world.send()
+    assert positions(ahead_of(world, -MS).command) == ([0.0], False)

@@ -1,14 +1,14 @@
 """How punctually the streamer sends 500 commands a second, alone and beside busy processes.
 
 usage: python -m benchmarks.streamer [--busy 0 2 4] [--seconds 10] [--rounds 3] [--against TREE]
-       [--with 'scheduling.streamer_priority:=50' ...] [--output-type joint_trajectory] [--joint-rate 200]
-       [--chunk-rate 10]
+       [--with 'scheduling.streamer_priority:=50' ...] [--always KEY:=VALUE ...]
+       [--output-type joint_trajectory] [--joint-rate 200] [--chunk-rate 10]
 
 The streamer is the real process with seven joints; another process sends it chunks and joint states. Lateness
 is that of the moment at which a command is written, as its writer stamps it. Variants take turns, because
 the machine may have other work: this tree; with `--against` that of another checkout; and, for each `--with`,
-this tree with other parameters. 'a timer alone' is a process that only waits for the same deadlines: what is
-late there is this machine's doing.
+this tree with other parameters. `--always` gives parameters to all of them. 'a timer alone' is a process that
+only waits for the same deadlines: what is late there is this machine's doing.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ def main() -> None:
     arguments = _parse()
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(50 + os.getpid() % 50))
-    variants = [Variant('this', ROOT), *(Variant(one, ROOT, tuple(one.split())) for one in arguments.extra)]
+    always = tuple(arguments.always)
+    variants = [
+        Variant('this', ROOT, always),
+        *(Variant(one, ROOT, (*always, *one.split())) for one in arguments.extra),
+    ]
     if arguments.against:
-        variants.insert(0, Variant('before', arguments.against.resolve()))
+        variants.insert(0, Variant('before', arguments.against.resolve(), always))
     print(json.dumps(describe('cpu')), flush=True)
     print(f'| {" | ".join(HEAD)} |\n|{"-|" * len(HEAD)}', flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -83,6 +87,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         '--with', dest='extra', nargs='+', default=[], metavar='"KEY:=VALUE ..."', help='other parameters'
     )
+    parser.add_argument('--always', nargs='+', default=[], metavar='KEY:=VALUE', help='of all variants')
     parser.add_argument('--output-type', default='joint_trajectory')
     parser.add_argument('--joint-rate', type=float, default=200.0, help='joint states a second (%(default)g)')
     parser.add_argument('--chunk-rate', type=float, default=10.0, help='chunks a second (%(default)g)')

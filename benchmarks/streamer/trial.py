@@ -68,7 +68,8 @@ def lateness(written_ns: np.ndarray, period_ns: int) -> np.ndarray:
         # After a command the streamer waits for the next deadline that is not over. One that was over before
         # the command was out is served at once.
         due = served + 1
-        begun = int(after[index - 1]) + 1 if index else due
+        # One that took less time than most may seem to be before its deadline: it served it all the same.
+        begun = max(due, int(after[index - 1]) + 1) if index else due
         due = begun if first * _BIN_NS + begun * period_ns <= written + _BIN_NS else max(due, begun - 1)
         late[index] = written - (first * _BIN_NS + due * period_ns)
         served = due

@@ -1,4 +1,4 @@
-"""Which CPUs and what priority the operating system gives the streamer: the section `scheduling`."""
+"""The section `scheduling`: the streamer's CPUs and priority, and how early it begins a command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ class Scheduling(Section):
     )
     streamer_cpus: list[int] | None = setting(
         None, description='CPUs that action_streamer may run on, counted from 0; unset: all'
+    )
+
+    streamer_lead_s: float = setting(
+        0.0005,
+        description='Time before a command is due at which action_streamer makes it, so that it only has to '
+        'be sent then; never more than a quarter of the control period; 0: it is made when it is due',
+        unit='s',
+        ge=0.0,
+        le=0.01,
     )
 
     @model_validator(mode='after')

@@ -139,6 +139,13 @@ class Executor:
         self._previous, self._speed, self._target = limited.positions, limited.velocities, target
         return limited.positions
 
+    def twin(self) -> Executor:
+        """The same motion, apart: what is done to the one does not change the other."""
+        twin = copy.copy(self)
+        twin.counts, twin.clamps_of = self.counts.copy(), self.clamps_of.copy()
+        twin._timeline = self._timeline.copy()
+        return twin
+
     def braking_ns(self, now_ns: int) -> int:
         """How long it takes from now to come to rest; 0 while a chunk is followed."""
         return 0 if self._brake is None else max(0, self._brake.end_ns - now_ns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,21 +39,30 @@ class Pace:
 
 
 class PaceMeter:
-    """Rate and lateness over the last `window` deadlines."""
+    """Rate and lateness over the last `window` deadlines. One thread notes, any other may ask.
+
+    In arrays, because to make one of thousands of Python numbers would hold up the thread that notes.
+    """
 
     def __init__(self, window: int) -> None:
-        self._entries: deque[tuple[int, int]] = deque(maxlen=window)
+        self._window, self._noted = window, 0
+        # One more than is asked for: it may be written meanwhile.
+        self._now_ns, self._late_ns = (np.zeros(window + 1, np.int64) for _ in range(2))
 
     def note(self, now_ns: int, late_ns: int) -> None:
-        self._entries.append((now_ns, late_ns))
+        at = self._noted % len(self._now_ns)
+        self._now_ns[at], self._late_ns[at] = now_ns, late_ns
+        self._noted += 1
 
     def pace(self) -> Pace | None:
         """None until two deadlines were met."""
-        entries = list(self._entries)
-        if len(entries) < 2:
+        noted = self._noted
+        count = min(noted, self._window)
+        if count < 2:
             return None
-        spent = (entries[-1][0] - entries[0][0]) * 1e-9
-        late = np.array([late for _, late in entries]) * 1e-9
+        at = np.arange(noted - count, noted) % len(self._now_ns)
+        spent = float(self._now_ns[at[-1]] - self._now_ns[at[0]]) * 1e-9
+        late = self._late_ns[at] * 1e-9
         p50, p99, p999 = (float(late_s) for late_s in np.percentile(late, (50, 99, 99.9)))
-        rate = (len(entries) - 1) / spent if spent > 0 else 0.0
+        rate = (count - 1) / spent if spent > 0 else 0.0
         return Pace(rate, p50, p99, p999, float(late.max()))

@@ -16,7 +16,8 @@ class Ramp:
     length_ns: int
 
     def over(self, now_ns: int) -> bool:
-        return now_ns - self.begin_ns >= self.length_ns
+        """One without length is over before it begins, too: a chunk may come while a command is made."""
+        return self.length_ns == 0 or now_ns - self.begin_ns >= self.length_ns
 
     def at(self, target: np.ndarray, now_ns: int) -> np.ndarray:
         """float64 [D]: the command for this target."""

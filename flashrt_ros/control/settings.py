@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flashrt_ros.configuration.schema import RobotConfig
 from flashrt_ros.control.strategy import STRATEGIES
@@ -66,3 +66,6 @@ class ExecutorCounts:
     step_clamps: int = 0
     jumps_blended: int = 0
     clock_jumps: int = 0
+
+    def copy(self) -> ExecutorCounts:
+        return replace(self, chunks_refused=self.chunks_refused.copy())

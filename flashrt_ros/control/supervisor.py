@@ -12,6 +12,7 @@ The first reason stands until the stop is over, whatever comes on top of it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from flashrt_ros.configuration.schema import RobotConfig
@@ -73,6 +74,12 @@ class Supervisor:
     @property
     def state(self) -> str:
         return self.stop or ENABLED
+
+    def twin(self) -> Supervisor:
+        """In the same state, apart."""
+        twin = copy.copy(self)
+        twin.stops = self.stops.copy()
+        return twin
 
     def hold(self, reason: str = 'hold, by the operator') -> tuple[bool, str]:
         if self.stop in (ESTOP, RESET, ENDED, HOLD):

@@ -8,20 +8,21 @@ stop it and let it go on.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import Clock, ClockType
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Limits
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
 from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.nodes.command_frames import frame_maker
 from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
 from flashrt_ros.nodes.description import described_limits
-from flashrt_ros.nodes.loop import FixedRateLoop
+from flashrt_ros.nodes.loop import Early, FixedRateLoop
 from flashrt_ros.nodes.main import run
 from flashrt_ros.nodes.managed_node import ManagedNode
 from flashrt_ros.nodes.operator import OperatorInterface
@@ -29,6 +30,7 @@ from flashrt_ros.nodes.output import ChunkOutput, Publish, StepOutput
 from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import COMMAND
 from flashrt_ros.nodes.tick_gate import TickGate
+from flashrt_ros.nodes.watchdog import Watchdog
 from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
 
 _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing', 'scheduling')
@@ -36,6 +38,9 @@ _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', '
 WATCH_S = 0.02
 """How often the watchdog looks, on real time, whether the robot must stop though no tick comes; and at the
 joint states."""
+
+WATCH_WAITS_NS = 5_000_000
+"""It waits about so long for the tick that may be under way, and no longer."""
 
 
 class ActionStreamer(ManagedNode):
@@ -50,7 +55,7 @@ class ActionStreamer(ManagedNode):
         self._gate: TickGate | None = None
         self._outputs: list[Any] = []
         self._operator: OperatorInterface | None = None
-        self._watchdog: Any = None
+        self._watchdog: Watchdog | None = None
         self._monitor: diagnostics.InputMonitor | None = None
         self._priority: int | None = None
         self._scheduling = ''
@@ -73,9 +78,16 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
-        self._gate = TickGate(longest_ns=round(0.5e9 / rate_hz))
+        half_ns = round(0.5e9 / rate_hz)
+        self._gate, watch_gate = TickGate(half_ns), TickGate(min(half_ns, WATCH_WAITS_NS))
         self._loop = FixedRateLoop(
-            'commands', rate_hz, self._worker.tick, logger, begin=self._schedule_commands, gate=self._gate
+            'commands',
+            rate_hz,
+            self._worker.tick,
+            logger,
+            begin=self._schedule_commands,
+            gates=(self._gate, watch_gate),
+            early=early_of(config, self._worker.prepare),
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)
@@ -86,10 +98,7 @@ class ActionStreamer(ManagedNode):
         ]
         self._chunks = Attendant(self, self._inputs[0], self._take_chunk)
         self._operator = OperatorInterface(self, config, self._act, self._worker.deadman)
-        self._watchdog = self.create_timer(
-            WATCH_S, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
-
+        self._watchdog = Watchdog(self, WATCH_S, self._watch, watch_gate)
         self._schedule()
 
     def activate(self) -> None:
@@ -104,12 +113,11 @@ class ActionStreamer(ManagedNode):
             self._worker.come_to_rest(self.ending or 'deactivated')
 
     def teardown(self) -> None:
-        if self._chunks is not None:
-            self._chunks.stop()
+        for thread in (self._watchdog, self._chunks):
+            if thread is not None:
+                thread.stop()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        if self._watchdog is not None:
-            self.destroy_timer(self._watchdog)
         if self._operator is not None:
             self._operator.destroy()
         for publisher in self._outputs:
@@ -192,7 +200,18 @@ def _output(config: RobotConfig, publish: Publish) -> StepOutput | ChunkOutput:
     period_ns = round(1e9 / config.rates.control_rate_hz)
     if config.output.mode == 'chunk':
         return ChunkOutput(config.joint_names, period_ns, publish)
-    return StepOutput(command_maker(config.output.type, config.joint_names, period_ns), publish)
+    make = command_maker(config.output.type, config.joint_names, period_ns)
+    return StepOutput(frame_maker(make, len(config.joint_names)), publish)
+
+
+def early_of(config: RobotConfig, prepare: Callable[[int, int], None]) -> Early | None:
+    """How early `prepare` is called; None where commands are made when they are due.
+
+    A trajectory for a whole chunk names its own times: nothing is gained by making it ahead.
+    """
+    period_ns = round(1e9 / config.rates.control_rate_hz)
+    lead_ns = min(round(config.scheduling.streamer_lead_s * 1e9), period_ns // 4)
+    return Early(prepare, lead_ns) if lead_ns and config.output.mode == 'step' else None
 
 
 def main(args: list[str] | None = None) -> int:

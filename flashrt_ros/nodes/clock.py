@@ -12,6 +12,9 @@ _POLL_S = 0.05
 _FINE_NS = 2_000_000
 """The last stretch of a wait is slept without a lock, which wakes more exactly."""
 
+SPIN_NS = 80_000
+"""Before a deadline that is to be met exactly: a sleeping thread wakes some 50 us late, seldom 100."""
+
 
 class LoopClock:
     """Time base of a loop: the monotonic clock, which nobody sets, or ROS time where that is simulated."""
@@ -26,6 +29,10 @@ class LoopClock:
     def ros_now_ns(self) -> int:
         """ROS time, in which messages are stamped."""
         return int(self._ros_clock.now().nanoseconds)
+
+    def ros_at(self, steady_ns: int) -> int:
+        """ROS time when the monotonic clock will show this, if nobody sets it."""
+        return self.ros_now_ns() + steady_ns - time.monotonic_ns()
 
     def wait_until(self, deadline_ns: int, stop: threading.Event) -> bool:
         """Sleep until the deadline on this clock. False as soon as a stop is requested.
@@ -43,6 +50,19 @@ class LoopClock:
             return False
         time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
         return True
+
+    @staticmethod
+    def rest_until(steady_ns: int) -> None:
+        """Sleep until the monotonic clock shows this: other threads may run meanwhile, if there is time."""
+        left_ns = steady_ns - time.monotonic_ns()
+        if left_ns > 0:
+            time.sleep(left_ns * 1e-9)
+
+    @staticmethod
+    def spin_until(steady_ns: int) -> None:
+        """The same awake, without letting another thread run: nothing but the time is waited for."""
+        while time.monotonic_ns() < steady_ns:
+            pass
 
     def _wait_simulated(self, deadline_ns: int, stop: threading.Event) -> bool:
         moved = threading.Event()

@@ -22,6 +22,7 @@ from flashrt_ros.ingest.cdr import MalformedMessage, header_stamp_ns
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.stream import Stream
 from flashrt_ros.msg import ActionChunk
+from flashrt_ros.nodes.command_sender import CommandSender
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_message
 from flashrt_ros.nodes.output import ChunkOutput, StepOutput
@@ -62,7 +63,7 @@ class CommandWorker:
         self._period_s = 1.0 / config.rates.control_rate_hz
         self._motion = Motion(ExecutorSettings.of(config), SafetySettings.of(config, self._simulated), limits)
         self._lock, self._telling = threading.RLock(), threading.Lock()
-        self._clock, self._output = clock, output
+        self._clock, self._sender = clock, CommandSender(self._motion, output)
         self._tell, self._tell_stopped = tell, stopped
         self.take_states: Callable[[], None] = lambda: None
         self._told: object = None
@@ -150,19 +151,22 @@ class CommandWorker:
         else:
             self.refused.clear()
 
-    def tick(self, now_ns: int) -> None:
-        """now_ns: ROS time."""
+    def prepare(self, ros_ns: int, steady_ns: int) -> None:
+        """Make ready what `tick` has to send at this time, on ROS time and on the monotonic clock."""
+        with self._lock:
+            self._sender.prepare(ros_ns, steady_ns)
+
+    def tick(self, now_ns: int) -> int:
+        """now_ns: ROS time. Returns when the command was handed over [monotonic, ns]."""
         with self._lock, stage('tick'):
-            with stage('command'):
-                command = self._motion.tick(now_ns, time.monotonic_ns())
-            with stage('publish'):
-                self._output.send(command, self._motion, now_ns)
+            handed_over_ns = self._sender.send(now_ns)
             trouble, kind = self._motion.trouble, (self._motion.supervisor.state, self._motion.phase)
         if trouble:
             self.without_motion.trouble(kind, trouble)
         else:
             self.without_motion.clear()
         self._announce(now_ns)
+        return handed_over_ns
 
     def watch(self, failure: str = '') -> None:
         """Called now and then on real time: stops the robot also when no tick comes.

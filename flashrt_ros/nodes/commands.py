@@ -15,7 +15,7 @@ from flashrt_ros.control.trajectory import Trajectory
 from flashrt_ros.nodes.messages import to_duration, to_time
 
 MakeCommand = Callable[[Command, int], Any]
-"""(command, now [ROS time, ns]) -> message."""
+"""(command, now [ROS time, ns]) -> message, or its bytes."""
 
 MESSAGE_TYPES: dict[str, type] = {
     'joint_trajectory': JointTrajectory,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from flashrt_ros.control.pacing import Deadlines, PaceMeter
-from flashrt_ros.nodes.clock import LoopClock
+from flashrt_ros.nodes.clock import SPIN_NS, LoopClock
 from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.scheduling import wake_exactly
 
@@ -20,11 +21,23 @@ _IN_TIME_NS = 5_000_000
 """Later than this a tick was held up by the one before, not by the scheduler."""
 
 
+@dataclass(frozen=True)
+class Early:
+    """prepare: called with a deadline, on ROS time and on the monotonic clock, lead_ns before it, and again
+    shortly before it, because what was made may not hold any more.
+    """
+
+    prepare: Callable[[int, int], None]
+    lead_ns: int
+
+
 class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
+    tick: may return when its work was done [monotonic, ns], which on real time is how late it was.
     begin: called first in the thread.
-    gate: is told of every tick on real time, for other work to keep out of its way.
+    gates: are told of every tick on real time, for other work to keep out of its way.
+    early: what is done ahead of a deadline on real time; simulated time does not say what comes next.
     before: called at the deadline, before the tick, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
@@ -34,14 +47,16 @@ class FixedRateLoop:
         self,
         name: str,
         rate_hz: float,
-        tick: Callable[[int], None],
+        tick: Callable[[int], int | None],
         logger: RcutilsLogger,
         before: Callable[[bool], None] = lambda in_time: None,
         begin: Callable[[], None] = lambda: None,
-        gate: TickGate | None = None,
+        gates: Sequence[TickGate] = (),
+        early: Early | None = None,
     ) -> None:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
-        self._before, self._begin, self._gate = before, begin, gate
+        self._before, self._begin, self._gates = before, begin, gates
+        self._early = early
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -74,18 +89,34 @@ class FixedRateLoop:
             while self._wait(clock, deadlines.next_ns):
                 now_ns = clock.now_ns()
                 late_ns, skipped = deadlines.meet(now_ns)
-                self.meter.note(now_ns, late_ns)
                 self.skipped += skipped
                 self._before(late_ns < _IN_TIME_NS)
-                self._tick(clock.ros_now_ns())
+                done_ns = self._tick(clock.ros_now_ns())
+                if done_ns is not None and not clock.simulated:
+                    late_ns += done_ns - now_ns
+                self.meter.note(now_ns, late_ns)
         except Exception:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')
         finally:
-            if self._gate is not None:
-                self._gate.expect(None)
+            for gate in self._gates:
+                gate.expect(None)
 
     def _wait(self, clock: LoopClock, due_ns: int) -> bool:
-        if self._gate is not None and not clock.simulated:
-            self._gate.expect(due_ns)
-        return clock.wait_until(due_ns, self._stop)
+        if clock.simulated:
+            return clock.wait_until(due_ns, self._stop)
+        begin_ns = due_ns - (0 if self._early is None else self._early.lead_ns)
+        for gate in self._gates:
+            gate.expect(begin_ns)
+        if not clock.wait_until(begin_ns, self._stop):
+            return False
+        if self._early is not None and clock.now_ns() < due_ns:
+            self._be_ready(self._early, clock, due_ns)
+        return not self._stop.is_set()
+
+    @staticmethod
+    def _be_ready(early: Early, clock: LoopClock, due_ns: int) -> None:
+        early.prepare(clock.ros_at(due_ns), due_ns)
+        clock.rest_until(due_ns - SPIN_NS)
+        early.prepare(clock.ros_at(due_ns), due_ns)
+        clock.spin_until(due_ns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -14,8 +16,9 @@ from rclpy.signals import SignalHandlerOptions
 
 from flashrt_ros.errors import FlashRTError
 
-_WAKE_S = 0.1
-"""How long a signal may wait for the executor; waiting in C, Python cannot run its handler."""
+_WAKE_S = 1.0
+"""How often the executor wakes for nothing. Seldom: to make its set of what to wait for anew takes it longer
+than most work, and holds up the other threads."""
 
 
 class EndingNode(Protocol):
@@ -55,6 +58,8 @@ def run(make_node: Callable[[], EndingNode], args: list[str] | None) -> int:
 def _spin(node: EndingNode, stopping: _StopRequest) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    # Python cannot run a signal's handler while the executor waits in C.
+    stopping.at_signal(lambda: executor.create_task(lambda: None))
     while rclpy.ok() and not stopping.requested:
         executor.spin_once(timeout_sec=_WAKE_S)
     node.ending = stopping.requested or 'the context was shut down'
@@ -67,8 +72,20 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.requested = ''
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
+
+    def at_signal(self, call: Callable[[], Any]) -> None:
+        """Call this in another thread at the first signal, wherever the main thread is."""
+
+        def wait() -> None:
+            if os.read(self._reader, 1):
+                call()
+
+        threading.Thread(target=wait, name='signals', daemon=True).start()
 
     def ignore_more(self) -> None:
         """While the interpreter ends, a second one would kill a node that ended well.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.control.motion import Command, Motion
 from flashrt_ros.control.trajectory import standing, trajectory_of
@@ -20,10 +21,13 @@ class StepOutput:
     def __init__(self, make: MakeCommand, publish: Publish) -> None:
         self._make, self._publish = make, publish
 
-    def send(self, command: Command | None, motion: Motion, now_ns: int) -> None:
-        """command: of this tick; None for nothing to be sent. now_ns: ROS time."""
-        if command is not None:
-            self._publish(self._make(command, now_ns))
+    def made(self, command: Command | None, motion: Motion, now_ns: int) -> Any:
+        """What to `send`. command: of this tick; None for nothing to be sent. now_ns: ROS time."""
+        return None if command is None else self._make(command, now_ns)
+
+    def send(self, message: Any) -> None:
+        if message is not None:
+            self._publish(message)
 
 
 STOPPING_NS, AGAIN_NS = 250_000_000, 20_000_000
@@ -47,7 +51,8 @@ class ChunkOutput:
         self._repeats, self._ticks = range(every, last + 1, every), last + 1
         self._last: np.ndarray | None = None
 
-    def send(self, command: Command | None, motion: Motion, now_ns: int) -> None:
+    def made(self, command: Command | None, motion: Motion, now_ns: int) -> JointTrajectory | None:
+        """What to `send`. It counts the ticks, so nothing is made ahead of one."""
         entry = motion.following
         if command is not None:
             self._last = command.positions
@@ -57,10 +62,13 @@ class ChunkOutput:
         else:
             self._ticks += 1
             if following is not None or self._ticks not in self._repeats:
-                return
+                return None
         trajectory = trajectory_of(motion.executor, now_ns, self._period_ns)
         if trajectory is None and following is None and self._last is not None:
             # Silence would let the controller finish the trajectory that it has.
             trajectory = standing(self._last, self._period_ns)
-        if trajectory is not None:
-            self._publish(trajectory_message(self._joints, trajectory))
+        return None if trajectory is None else trajectory_message(self._joints, trajectory)
+
+    def send(self, message: JointTrajectory | None) -> None:
+        if message is not None:
+            self._publish(message)

@@ -17,7 +17,7 @@ _REMEMBERED = 20
 
 
 class TickGate:
-    """The loop tells it what it waits for; one other thread does its work in `between`.
+    """The loop tells it when it will wake; one other thread does its work in `between`.
 
     longest_ns: work is never expected to take longer, so that it has its turn however long it once took.
     now_ns: the clock of the deadlines.
@@ -30,7 +30,7 @@ class TickGate:
         self._awaited, self._passed = False, threading.Event()
 
     def expect(self, due_ns: int | None) -> None:
-        """The tick before is over, and the next is due then; None: no more is to come."""
+        """The tick before is over, and work for the next begins then; None: no more is to come."""
         self._due_ns = due_ns
         if self._awaited:
             self._passed.set()

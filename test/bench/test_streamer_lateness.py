@@ -41,3 +41,14 @@ def test_a_busy_machine_does_not_move_the_deadlines():
     written, late = commands(held_up, 5000)
     found = lateness(written, PERIOD)
     assert np.percentile(found, (50, 90, 99)) == pytest.approx(np.percentile(late, (50, 90, 99)), rel=0.2)
+
+
+def test_a_command_that_took_less_time_than_most_makes_the_next_no_period_late():
+    from benchmarks.streamer.trial import lateness
+
+    written, _ = commands({}, takes=100_000)
+    quick = np.arange(100, 2000, 300)
+    written[quick] -= 30_000
+    found = lateness(written, PERIOD)
+    assert found.max() <= BIN
+    assert found[quick].min() == pytest.approx(-30_000, abs=BIN)

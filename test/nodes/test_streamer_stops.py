@@ -203,14 +203,14 @@ def test_an_estop_overrides_the_trajectory_that_the_controller_has(graph, robot_
 
 def test_a_command_loop_that_fails_ends_in_an_emergency_stop(moving, monkeypatch):
     world = moving({'executor.safe_action': 'hold'})
-    send, failing = world.node._worker._output.send, [True]
+    send, failing = world.node._worker._sender._output.send, [True]
 
     def fail_once(*arguments):
         if failing.pop() if failing else False:
             raise ZeroDivisionError('a fault in the loop')
         send(*arguments)
 
-    monkeypatch.setattr(world.node._worker._output, 'send', fail_once)
+    monkeypatch.setattr(world.node._worker._sender._output, 'send', fail_once)
     wait_until(lambda: world.values().get('motion') == 'estopped', what='the emergency stop')
     assert 'the command loop has failed: ZeroDivisionError' in world.values()['stop reason']
     assert settled(world)

@@ -29,7 +29,7 @@ POLICY = {
 }
 """(stage around it or '', stage). Names are those of InferenceStats where it has the stage."""
 
-STREAMER = {('', 'tick'), ('tick', 'command'), ('tick', 'publish'), ('', 'accept')}
+STREAMER = {('', 'command'), ('', 'tick'), ('tick', 'command'), ('tick', 'publish'), ('', 'accept')}
 
 
 @pytest.fixture(scope='session')

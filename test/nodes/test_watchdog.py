@@ -79,24 +79,29 @@ def test_it_ends_with_the_context():
     wait_until(lambda: not watching(), what='the end of the thread')
 
 
-SLEEPER = """
-import ctypes, threading
+IN_C = """
+import ctypes, os, signal, threading
 from flashrt_ros.nodes.main import _StopRequest
-stopping, woken = _StopRequest(), threading.Event()
-stopping.at_signal(lambda: (print('woken', flush=True), woken.set()))
-print('asleep', flush=True)
-ctypes.CDLL(None).sleep(1)  # goes on after the signal, which Python hears of when it returns
-print(stopping.requested, woken.is_set())
+stopping, (reader, writer) = _StopRequest(), os.pipe()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.siginterrupt(number, False)  # the read below goes on, as the executor's wait does
+stopping.at_signal(lambda: (print('woken', flush=True), os.write(writer, b'.')))
+threading.Thread(target=lambda: threading.Event().wait(20) or os.write(writer, b'!'), daemon=True).start()
+print('waits', flush=True)
+byte = ctypes.create_string_buffer(1)
+ctypes.CDLL(None).read(reader, byte, 1)
+print(stopping.requested, byte.raw)
 """
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_told_in_another_thread(number):
-    with subprocess.Popen([sys.executable, '-c', SLEEPER], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == 'asleep\n'
+def test_a_signal_is_told_in_another_thread_while_the_main_one_waits_in_c(number):
+    with subprocess.Popen([sys.executable, '-c', IN_C], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'waits\n'
+        time.sleep(0.2)  # until it does
         os.kill(process.pid, number)
         assert process.stdout.readline() == 'woken\n'
-        assert process.stdout.read() == f'{number.name} True\n'
+        assert process.stdout.read() == f"{number.name} b'.'\n"
         assert process.wait(10) == 0
 
 

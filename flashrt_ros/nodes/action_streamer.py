@@ -42,6 +42,9 @@ joint states."""
 WATCH_WAITS_NS = 5_000_000
 """It waits about so long for the tick that may be under way, and no longer."""
 
+MAKING_NS = 250_000
+"""What taking a chunk leaves of the lead to make the command, which takes 0.15 to 0.35 ms on slow cores."""
+
 
 class ActionStreamer(ManagedNode):
     """configure connects; activate starts the command loop; deactivate ends it, with the robot at rest."""
@@ -78,8 +81,10 @@ class ActionStreamer(ManagedNode):
             executing.publish,
             self._tell_stopped,
         )
-        half_ns = round(0.5e9 / rate_hz)
-        self._gate, watch_gate = TickGate(half_ns), TickGate(min(half_ns, WATCH_WAITS_NS))
+        half_ns, early = round(0.5e9 / rate_hz), early_of(config, self._worker.prepare)
+        # A chunk that comes while a command is made has it made anew, which there is time for.
+        into_ns = 0 if early is None else max(0, early.lead_ns - MAKING_NS)
+        self._gate, watch_gate = TickGate(half_ns, into_ns), TickGate(min(half_ns, WATCH_WAITS_NS))
         self._loop = FixedRateLoop(
             'commands',
             rate_hz,
@@ -87,7 +92,7 @@ class ActionStreamer(ManagedNode):
             logger,
             begin=self._schedule_commands,
             gates=(self._gate, watch_gate),
-            early=early_of(config, self._worker.prepare),
+            early=early,
         )
         self._monitor = diagnostics.InputMonitor(self, config.robot.name)
         self._states = PolledStates(self, config.joint_states.topic, self._worker.keep_state)

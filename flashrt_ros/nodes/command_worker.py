@@ -145,7 +145,8 @@ class CommandWorker:
             measured = self._measured(now_ns) if needed else None
             refusal = self._motion.accept(chunk, now_ns, time.monotonic_ns(), measured)
             self._told = None  # every chunk is answered, also a refused one
-        self._announce(now_ns)
+        if self._simulated:  # else by the tick that is next: a message takes longer to build than all this
+            self._announce(now_ns)
         if refusal:
             self.refused.trouble(refusal, refusal)
         else:

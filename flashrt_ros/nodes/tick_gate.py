@@ -20,18 +20,21 @@ class TickGate:
     """The loop tells it when it will wake; one other thread does its work in `between`.
 
     longest_ns: work is never expected to take longer, so that it has its turn however long it once took.
-    now_ns: the clock of the deadlines.
+    into_ns: how far it may go on into the loop's own preparation for a tick. now_ns: the clock of the
+    deadlines.
     """
 
-    def __init__(self, longest_ns: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._longest_ns, self._now_ns = longest_ns, now_ns
+    def __init__(
+        self, longest_ns: int, into_ns: int = 0, now_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._longest_ns, self._into_ns, self._now_ns = longest_ns, into_ns, now_ns
         self._due_ns: int | None = None
         self._took_ns = deque[int](maxlen=_REMEMBERED)
         self._awaited, self._passed = False, threading.Event()
 
     def expect(self, due_ns: int | None) -> None:
         """The tick before is over, and work for the next begins then; None: no more is to come."""
-        self._due_ns = due_ns
+        self._due_ns = None if due_ns is None else due_ns + self._into_ns
         if self._awaited:
             self._passed.set()
 

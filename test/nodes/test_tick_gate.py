@@ -51,6 +51,13 @@ def test_other_work_waits_for_the_tick_and_begins_behind_it(world):
     assert world.now == round(0.8 * MS)
 
 
+def test_it_may_go_on_into_what_prepares_a_tick(world):
+    world.gate._into_ns = round(0.2 * MS)
+    world.gate.expect(world.now + round(0.3 * MS))
+    world.work()
+    assert world.now == round(0.8 * MS)
+
+
 def test_during_a_tick_it_waits_for_its_end(world):
     world.gate._longest_ns = 60_000 * MS
     world.gate.expect(world.now - 1)

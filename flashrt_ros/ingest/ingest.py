@@ -160,14 +160,13 @@ class Ingest:
         images = self._pictures({view: samples[view] for view in views})
         if isinstance(images, Refusal):
             return images
+        pictures_s = time.perf_counter() - begin
         if self.see_ahead is not None:
-            take_s = time.perf_counter() - begin
             self.see_ahead(images)
         state = self._taken(STATE, samples[STATE])
         if isinstance(state, Refusal):
             return state
-        if self.see_ahead is None:
-            take_s = time.perf_counter() - begin
+        take_s = pictures_s if self.see_ahead is not None else time.perf_counter() - begin
         stamps = [sample.stamp_ns for sample in samples.values()]
         received = [sample.received_ns for sample in samples.values()]
         return Taken(

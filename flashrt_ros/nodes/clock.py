@@ -43,12 +43,12 @@ class LoopClock:
             self._wait_simulated(deadline_ns, stop) if self.simulated else self._wait_real(deadline_ns, stop)
         )
 
-    @staticmethod
-    def _wait_real(deadline_ns: int, stop: threading.Event) -> bool:
+    @classmethod
+    def _wait_real(cls, deadline_ns: int, stop: threading.Event) -> bool:
         coarse_ns = deadline_ns - time.monotonic_ns() - _FINE_NS
         if stop.is_set() or (coarse_ns > 0 and stop.wait(coarse_ns * 1e-9)):
             return False
-        time.sleep(max(0, deadline_ns - time.monotonic_ns()) * 1e-9)
+        cls.rest_until(deadline_ns)
         return True
 
     @staticmethod

@@ -160,6 +160,18 @@ class SeesAhead(Policy, Protocol):
         ...
 
 
+@runtime_checkable
+class Rehearses(Policy, Protocol):
+    """A policy that computes elsewhere while the host waits, and lets it rehearse what comes next meanwhile.
+
+    Code that has not run for 10 ms runs several times slower than right behind itself.
+    rehearse: called in the thread that waits for a prediction, shortly before it is there; it may take 0.5 ms
+    and changes nothing. None until somebody sets it.
+    """
+
+    rehearse: Callable[[], None] | None
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """What the user may choose about a policy; None means 'as the checkpoint says'.

@@ -188,6 +188,14 @@ class Planner:
         overlap = 0 if guidance is None else len(guidance.actions)
         return Plan(chunk, prediction.timings, inference_s, delay, overlap)
 
+    def rehearsed(self, now_ns: int) -> Chunk:
+        """A chunk made as `plan` and `published` make one, of actions that mean nothing; changes nothing."""
+        width = len(self._joints.names)
+        actions = np.zeros((self._policy.info.horizon, width), dtype=np.float32)
+        chunk = self._chunk(actions, np.zeros(width), now_ns, now_ns, None)
+        rows_consumed(self._executing, chunk, now_ns)
+        return chunk
+
     def published(self, plan: Plan, now_ns: int) -> int:
         """The executor has the chunk from now on. Counts the rows consumed meanwhile, and returns them."""
         executing = self._executing

@@ -34,6 +34,7 @@ from flashrt_ros.engine.engine import Engine
 from flashrt_ros.engine.expert.exact import exact_bytes
 from flashrt_ros.engine.expert.exact import refusal as exact_refusal
 from flashrt_ros.engine.flight import Flight, pinned
+from flashrt_ros.engine.patience import Patience
 from flashrt_ros.engine.weights.formats import uneven_products
 from flashrt_ros.engine.weights.packing import PRECISIONS
 from flashrt_ros.engine.weights.store import fingerprint, load_exact, load_packed, shares_exact
@@ -110,7 +111,7 @@ def check_sizes(spec: PolicySpec, precision: str) -> None:
 
 
 class CudaPolicy:
-    """Implements `flashrt_ros.policy.Pipelined` and `SeesAhead`. Not thread-safe."""
+    """Implements `flashrt_ros.policy.Pipelined`, `SeesAhead` and `Rehearses`. Not thread-safe."""
 
     def __init__(self, checkpoint: Checkpoint, engine: Engine, options: PolicyOptions) -> None:
         self.processing, self.spec = checkpoint.processing, checkpoint.spec
@@ -124,6 +125,9 @@ class CudaPolicy:
         self._last = 1
         self._ahead: _Ahead | None = None
         self._lost = False
+        self._patience = Patience()
+        self.rehearse: Callable[[], None] | None = None
+        self._blank = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
 
     def infer(
         self,
@@ -168,11 +172,14 @@ class CudaPolicy:
         with gpu_failures(self.info.name, self._abandon):
             flight.start(tokens, state, guide)
         self._last = number
-        host = perf_counter() - began
+        launched = perf_counter()
+        host = launched - began
 
         def finish() -> Prediction:
             with gpu_failures(self.info.name, self._abandon), stage('graph'):
+                self._wait_rehearsing(launched, observation.state)
                 actions = flight.land().numpy().copy()
+                self._patience.ended(launched)
             finished = perf_counter()
             with stage('postprocess'):
                 check_finite(actions, self.info)
@@ -185,6 +192,15 @@ class CudaPolicy:
             return Prediction(restored, {**stages, 'postprocess': perf_counter() - finished})
 
         return finish
+
+    def _wait_rehearsing(self, launched: float, state: np.ndarray) -> None:
+        """Sleep through most of what the GPU takes, and be warm when it is done."""
+        if self._patience.rest(launched):
+            with stage('rehearse'):
+                check_finite(self._blank, self.info)
+                self.processing.restore(self._blank, state)
+                if self.rehearse is not None:
+                    self.rehearse()
 
     def see_ahead(self, images: Mapping[str, np.ndarray | CameraImage]) -> None:
         """See `SeesAhead.see_ahead`."""

@@ -18,6 +18,7 @@ from flashrt_ros.control import Limits
 from flashrt_ros.msg import ActionChunk
 from flashrt_ros.nodes import diagnostics
 from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.nodes.clock import SPIN_NS
 from flashrt_ros.nodes.command_frames import frame_maker
 from flashrt_ros.nodes.command_worker import CommandWorker
 from flashrt_ros.nodes.commands import MESSAGE_TYPES, command_maker
@@ -42,8 +43,8 @@ joint states."""
 WATCH_WAITS_NS = 5_000_000
 """It waits about so long for the tick that may be under way, and no longer."""
 
-MAKING_NS = 250_000
-"""What taking a chunk leaves of the lead to make the command, which takes 0.15 to 0.35 ms on slow cores."""
+UNDISTURBED_NS = SPIN_NS + 20_000
+"""Before a deadline whose command is made ahead, by the thread that is to send it."""
 
 
 class ActionStreamer(ManagedNode):
@@ -82,8 +83,7 @@ class ActionStreamer(ManagedNode):
             self._tell_stopped,
         )
         half_ns, early = round(0.5e9 / rate_hz), early_of(config, self._worker.prepare)
-        # A chunk that comes while a command is made has it made anew, which there is time for.
-        into_ns = 0 if early is None else max(0, early.lead_ns - MAKING_NS)
+        into_ns = 0 if early is None else max(0, early.lead_ns - UNDISTURBED_NS)
         self._gate, watch_gate = TickGate(half_ns, into_ns), TickGate(min(half_ns, WATCH_WAITS_NS))
         self._loop = FixedRateLoop(
             'commands',
@@ -184,6 +184,7 @@ class ActionStreamer(ManagedNode):
             taken = self._inputs[0].handle.take_message(ActionChunk, False)
             if taken is not None and self.state == 'active':
                 self._worker.take_chunk(taken[0])
+                self._loop.make_ready()  # else its thread would, when it has no time left for it
 
     def _watch(self) -> None:
         self._states.take()

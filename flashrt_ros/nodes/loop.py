@@ -57,6 +57,7 @@ class FixedRateLoop:
         self._name, self._rate_hz, self._tick, self._logger = name, rate_hz, tick, logger
         self._before, self._begin, self._gates = before, begin, gates
         self._early = early
+        self._next: tuple[LoopClock, int] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.meter = self._new_meter()
@@ -77,6 +78,14 @@ class FixedRateLoop:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def make_ready(self) -> None:
+        """By another thread, which has changed what the next tick depends on: prepare it, if that is done
+        ahead. The loop then finds it prepared."""
+        awaited = self._next
+        if self._early is not None and awaited is not None:
+            clock, due_ns = awaited
+            self._early.prepare(clock.ros_at(due_ns), due_ns)
 
     def _new_meter(self) -> PaceMeter:
         return PaceMeter(window=max(2, round(self._rate_hz * _WINDOW_S)))
@@ -99,12 +108,14 @@ class FixedRateLoop:
             self.failure = traceback.format_exc().strip().splitlines()[-1]
             self._logger.fatal(f'{self._name} has ended: {traceback.format_exc()}')
         finally:
+            self._next = None
             for gate in self._gates:
                 gate.expect(None)
 
     def _wait(self, clock: LoopClock, due_ns: int) -> bool:
         if clock.simulated:
             return clock.wait_until(due_ns, self._stop)
+        self._next = clock, due_ns
         begin_ns = due_ns - (0 if self._early is None else self._early.lead_ns)
         for gate in self._gates:
             gate.expect(begin_ns)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.serialization import serialize_message
 
 from flashrt_ros.configuration import RobotConfig
 from flashrt_ros.control import Plan, Planner, PlannerSettings
@@ -26,7 +27,7 @@ from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.nodes.unread_state import StateReader
-from flashrt_ros.policy import Policy, SeesAhead
+from flashrt_ros.policy import Policy, Rehearses, SeesAhead
 from flashrt_ros.tracing import stage
 
 RECENT = 1000
@@ -53,6 +54,8 @@ class PolicyWorker:
         self.ingest = Ingest(config, decode=policy.info.device == 'cpu')
         if isinstance(policy, SeesAhead):
             self.ingest.see_ahead = policy.see_ahead
+        if isinstance(policy, Rehearses):
+            policy.rehearse = self._rehearse
         logger.info(f'JPEGs: {self.ingest.decoding.text}')
         self.counts = InferenceCounts()
         self.trouble = EdgeLog(logger, 'no chunk')
@@ -145,6 +148,11 @@ class PolicyWorker:
             message = self._writer.of_failure(taken, reason, self._planner.epoch, self._planner.sequence)
             self._publish_stats(message)
             return None
+
+    def _rehearse(self) -> None:
+        """All that lies between actions and the sending of their chunk, without effect."""
+        now_ns = self._clock.now().nanoseconds
+        serialize_message(chunk_to_message(self._planner.rehearsed(now_ns), now_ns))
 
     def _publish(self, taken: Taken, plan: Plan) -> None:
         self._recent_s.append(plan.inference_s)

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_REMEMBERED = 20
-"""Durations of the work, of which the longest is expected."""
+_REMEMBERED, _OUTLIERS = 20, 3
+"""Durations of the work, and how many of them may be longer than what is expected."""
 
 
 class TickGate:
@@ -47,10 +47,15 @@ class TickGate:
         self._took_ns.append(self._now_ns() - began_ns)
 
     def _await_room(self) -> None:
-        expected_ns = min(max(self._took_ns, default=0), self._longest_ns)
+        expected_ns = min(self._usual_ns(), self._longest_ns)
         self._passed.clear()
         self._awaited = True
         due_ns = self._due_ns
         if due_ns is not None and due_ns - self._now_ns() < expected_ns:
             self._passed.wait((expected_ns + self._longest_ns) * 1e-9)
         self._awaited = False
+
+    def _usual_ns(self) -> int:
+        """One slow piece of work is no reason to keep all that follow from the tick that they could reach."""
+        took_ns = sorted(self._took_ns)
+        return took_ns[-1 - len(took_ns) * _OUTLIERS // _REMEMBERED] if took_ns else 0

@@ -43,7 +43,7 @@ def test_pace_of_the_last_deadlines():
 class ScriptedPolicy:
     """Answers with given actions."""
 
-    info = SimpleNamespace(name='scripted')
+    info = SimpleNamespace(name='scripted', horizon=2)
 
     def __init__(self, actions):
         self.actions = np.asarray(actions, dtype=np.float32)
@@ -67,6 +67,20 @@ def test_a_prediction_becomes_a_chunk_in_ros_units_from_the_time_of_observation(
     assert [(plan.chunk.epoch, plan.chunk.sequence) for plan in (first, second)] == [(7, 0), (7, 1)]
     assert first.timings == {'denoise': 0.5}
     assert first.inference_s >= 0.0
+
+
+def test_a_rehearsal_gives_a_chunk_like_those_to_come_and_changes_none_of_them():
+    actions = [[100.0, 1.0], [200.0, 2.5]]
+    rehearsing, other = (Planner(ScriptedPolicy(actions), JOINTS, action_rate_hz=30.0) for _ in range(2))
+    for now_ns in (5_100_000_000, 5_200_000_000):
+        like = rehearsing.rehearsed(now_ns)
+        plans = [planner.plan(TAKEN) for planner in (rehearsing, other)]
+        assert (like.names, like.actions.shape, like.epoch) == (('a', 'b'), (2, 2), 0)
+        assert plans[0].chunk.sequence == plans[1].chunk.sequence
+        rehearsing.rehearsed(now_ns)
+        delays = [p.published(plan, now_ns) for p, plan in zip((rehearsing, other), plans, strict=True)]
+        assert delays[0] == delays[1]
+        assert rehearsing.delay.foretold == other.delay.foretold
 
 
 def test_a_reset_begins_an_epoch_that_counts_from_zero():

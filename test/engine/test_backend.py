@@ -21,7 +21,7 @@ from flashrt_ros.models.checkpoint import open_checkpoint
 from flashrt_ros.models.random import write_random_checkpoint
 from flashrt_ros.models.spec import NANO_PI05
 from flashrt_ros.pictures import CameraImage, Framing
-from flashrt_ros.policy import STAGES, Guidance, PolicyOptions, SeesAhead
+from flashrt_ros.policy import STAGES, Guidance, PolicyOptions, Rehearses, SeesAhead
 
 gpu = pytest.mark.gpu
 CUDA = PolicyOptions(device='cuda', precision='bf16', seed=0)
@@ -212,6 +212,21 @@ def test_pictures_seen_ahead_give_the_same(library, checkpoint):
     policy.see_ahead(first.images)
     policy.infer(replace(first, state=second.state), noise)
     np.testing.assert_array_equal(policy.infer(second, noise).actions, alone[1])
+
+
+@gpu
+def test_what_follows_is_rehearsed_once_for_each_result_but_the_first(library, checkpoint, monkeypatch):
+    monkeypatch.setattr('flashrt_ros.engine.patience.RUN_UP_S', 0.0)  # a nano policy takes less
+    policy, observation = load(checkpoint, CUDA), as_frames(observe(checkpoint))
+    noise = np.random.default_rng(0).standard_normal((50, 32)).astype(np.float32)
+    assert isinstance(policy, Rehearses)
+    rehearsals, results = [], []
+    policy.rehearse = lambda: rehearsals.append(len(results))
+    for _ in range(4):
+        results.append(policy.infer(observation, noise).actions)
+    assert rehearsals == [1, 2, 3]
+    for actions in results[1:]:
+        np.testing.assert_array_equal(actions, results[0])
 
 
 @gpu

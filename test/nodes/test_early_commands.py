@@ -235,6 +235,35 @@ def test_a_loop_prepares_before_every_deadline_and_never_ticks_before_it():
     assert np.median(early) > MS
 
 
+def test_another_thread_prepares_what_is_next_while_the_loop_sleeps():
+    calls, began = [], threading.Event()
+
+    def prepare(ros_ns, due_ns):
+        calls.append((threading.current_thread().name, due_ns))
+
+    def tick(ros_ns):
+        calls.append(('tick', time.monotonic_ns()))
+        began.set()
+
+    loop = FixedRateLoop('loop', 2.0, tick, get_logger('early'), early=Early(prepare, MS))
+    loop.make_ready()
+    assert calls == []  # nothing is awaited yet
+    loop.start(Clock(clock_type=ClockType.ROS_TIME))
+    try:
+        assert began.wait(10.0)
+        time.sleep(0.05)
+        asked_ns = time.monotonic_ns()
+        loop.make_ready()
+    finally:
+        loop.stop()
+    mine = [due_ns for name, due_ns in calls if name == threading.current_thread().name]
+    assert len(mine) == 1
+    assert 0 < mine[0] - asked_ns < 500 * MS  # the next tick's
+    made = len(calls)
+    loop.make_ready()
+    assert len(calls) == made
+
+
 def test_on_simulated_time_nothing_is_made_ahead(graph):
     graph.simulate_time(begin_ns=100_000 * MS, speed=1.0)
     node = graph.tester

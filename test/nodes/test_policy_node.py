@@ -15,7 +15,7 @@ from std_msgs.msg import String
 from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import ConfigError
 from flashrt_ros.ingest.stream import stamp_ns
-from flashrt_ros.loading import options_of
+from flashrt_ros.loading import load_for, options_of
 from flashrt_ros.nodes.policy_node import PolicyNode
 from nodes.graph import Sensors, wait_for_match, wait_until
 
@@ -68,6 +68,38 @@ def test_a_crop_of_the_file_or_a_parameter_is_a_list_of_integers(graph, robot_ya
     assert node.config.cameras[front].crop == crop
     assert node.set_parameters([Parameter('prompt', value='go on')])[0].successful
     assert node.config.cameras[front].crop == crop
+
+
+class Rehearsing:
+    """A policy that has its user rehearse during every inference."""
+
+    def __init__(self, policy):
+        self.policy, self.rehearse, self.rehearsed = policy, None, 0
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def infer(self, *arguments, **named):
+        self.rehearse()
+        self.rehearsed += 1
+        return self.policy.infer(*arguments, **named)
+
+
+def test_what_is_rehearsed_during_an_inference_is_not_sent(graph, robot_yaml, monkeypatch):
+    policies = []
+
+    def load(*arguments):
+        policies.append(Rehearsing(load_for(*arguments)))
+        return policies[-1]
+
+    monkeypatch.setattr('flashrt_ros.nodes.policy_node.load_for', load)
+    world = World(graph, robot_yaml())
+    wait_until(lambda: len(world.chunks) >= 5, what='5 chunks')
+    sequences = [message.sequence for _, message in world.chunks]
+    assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
+    assert policies[0].rehearsed >= len(sequences)
+    assert not any(stats.blocked for _, stats in world.stats if stats.sequence)
+    assert all(np.any(message.data) for _, message in world.chunks)
 
 
 def test_chunks_come_at_the_chunk_rate_stamped_with_the_observation(world):

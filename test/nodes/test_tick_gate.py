@@ -91,6 +91,28 @@ def test_work_that_took_long_once_still_has_its_turn(world):
     assert world.now == round(50.8 * MS)
 
 
+def test_one_slow_piece_of_work_keeps_none_that_follow_from_the_tick(world):
+    for took in (*[0.1 * MS] * 9, 0.9 * MS, *[0.1 * MS] * 10):
+        world.work(took)
+    begin = world.now
+    world.gate.expect(begin + round(0.2 * MS))
+    world.work(0.1 * MS)
+    assert world.now == begin + round(0.1 * MS)
+
+
+def test_work_that_is_often_slow_waits(world):
+    world.gate._longest_ns = 60_000 * MS
+    for took in [0.1 * MS, 0.1 * MS, 0.1 * MS, 0.9 * MS] * 5:
+        world.work(took)
+    world.gate.expect(world.now + round(0.2 * MS))
+    thread = world.work_beside()
+    thread.join(0.1)
+    assert thread.is_alive()
+    world.gate.expect(None)
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
 def test_what_is_raised_inside_is_raised_outside(world):
     with pytest.raises(ValueError, match='bad'), world.gate.between():
         raise ValueError('bad')

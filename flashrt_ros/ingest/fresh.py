@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from flashrt_ros.ingest.stream import Stream
@@ -28,7 +28,8 @@ class Fresh:
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         self._streams = dict(streams)
-        self._lock = threading.Lock()
+        self._lock, self._completing = threading.Lock(), threading.Lock()
+        self._completed: Callable[[], None] | None = None
         self._missing = set(streams)
         self._received_ns = {name: deque[int](maxlen=_WINDOW) for name in streams}
         self._all_there = threading.Event()
@@ -44,25 +45,44 @@ class Fresh:
         latest = {name: stream.latest() for name, stream in self._streams.items()}
         self._await({name for name, sample in latest.items() if sample is None or sample.taken})
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether they have all come within so many seconds."""
-        return self._all_there.wait(timeout_s)
+    def wait(self, timeout_s: float, completed: Callable[[], None] | None = None) -> bool:
+        """Whether they have all come within so many seconds.
 
-    def _await(self, missing: set[str]) -> None:
+        completed: called by the thread that brings the last of them, while the waiting one still wakes, which
+        returns behind it; not called for frames that are there already.
+        """
         with self._lock:
-            self._missing = missing
-            self._update()
+            self._completed = completed if self._missing else None
+        there = self._all_there.wait(timeout_s)
+        with self._lock:
+            self._completed = None
+        with self._completing:
+            return there
 
     def _note(self, name: str) -> None:
         sample = self._streams[name].latest()
         with self._lock:
             if sample is not None:
                 self._received_ns[name].append(sample.received_ns)
-            self._missing.discard(name)
-            self._update()
+            self._missing = (self._missing - {name}) | self._outdated()
+            completed = None if self._missing else self._completed
+            if completed is None:
+                self._tell()
+                return
+            self._completed = None
+            self._completing.acquire()
+            self._tell()
+        try:
+            completed()
+        finally:
+            self._completing.release()
 
-    def _update(self) -> None:
-        self._missing |= self._outdated()
+    def _await(self, missing: set[str]) -> None:
+        with self._lock:
+            self._missing = missing | self._outdated()
+            self._tell()
+
+    def _tell(self) -> None:
         if self._missing:
             self._all_there.clear()
         else:

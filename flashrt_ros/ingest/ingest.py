@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +37,7 @@ class Taken:
     """An observation and its times. ages_s: input name -> age, views first, then 'state'.
 
     stamp_ns: the oldest stamp used [ROS time]. transport_s: stamp to reception, slowest input.
-    wait_s: reception of the newest input to now. take_s: messages to arrays, or to pictures that are seen
-    ahead. skew_s: between stamps.
+    wait_s: reception of the newest input to now. take_s: messages to arrays. skew_s: between stamps.
     """
 
     observation: Observation
@@ -64,6 +64,14 @@ class Blocked:
         return f'{self.refusal.input}: {self.refusal.detail} (for {lasting:.1f} s)'
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Pictures that are seen ahead, and what they were made of."""
+
+    samples: Mapping[str, Sample]
+    images: dict[str, Any]
+
+
 class Ingest:
     """The inputs of one robot. `limits` and `prompt` may be replaced at any time.
 
@@ -72,8 +80,8 @@ class Ingest:
     cores does. decode: False leaves frames to the policy as they are or were before compression
     (`CameraImage`); what is wrong with them is still found here.
     decoding: what makes pixels of JPEGs.
-    see_ahead: called by `observe` with the pictures of an observation as soon as they are there, before the
-    rest of it is made, which may still be refused; the time from there on is not in `Taken.take_s`.
+    see_ahead: called with the pictures of an observation before the rest of it is made, which may still be
+    refused: by `observe` as soon as they have passed their gates, or before it by `see`.
     Raises BackendError where `ingest.decode` asks for the GPU and it cannot be had.
     """
 
@@ -92,6 +100,7 @@ class Ingest:
         self.streams = {name: Stream(name, of.topic, of.latency_s) for name, of in inputs.items()}
         self.fresh = Fresh({view: self.streams[view] for view in config.cameras})
         self.see_ahead: Callable[[Mapping[str, np.ndarray | CameraImage]], None] | None = None
+        self._seen: _Seen | None = None
         self._episode: tuple[str, str] | None = None
         self._since_ns = 0
         self._fine_ns = 0
@@ -120,6 +129,24 @@ class Ingest:
                 return taken
             refusal = taken
         return self._blocked(refusal, present, now_ns)
+
+    def see(self) -> None:
+        """See ahead the latest pictures, which `observe` goes on from if it takes the very same.
+
+        For the thread that brings the last of them, while the one that observes, and does not see meanwhile,
+        still wakes. Nothing happens where pictures are decoded here, which is long, or cannot be used, which
+        `observe` tells.
+        """
+        if self.see_ahead is None or self._rings or self._decode_raw:
+            return
+        samples = {view: stream.latest() for view, stream in self.streams.items() if view != STATE}
+        present = {view: sample for view, sample in samples.items() if sample is not None}
+        if len(present) < len(samples):
+            return
+        with suppress(ObservationError):
+            images = {view: self._decode(view, sample) for view, sample in present.items()}
+            self._seen = _Seen(present, images)
+            self.see_ahead(images)
 
     def fault_of(self, name: str) -> ObservationError | None:
         """What is wrong with the latest message of an input, its times aside; None if nothing is."""
@@ -156,17 +183,14 @@ class Ingest:
 
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()
-        views = [name for name in samples if name != STATE]
-        images = self._pictures({view: samples[view] for view in views})
+        views = {name: sample for name, sample in samples.items() if name != STATE}
+        images = self._seen_already(views) or self._seen_now(views)
         if isinstance(images, Refusal):
             return images
-        pictures_s = time.perf_counter() - begin
-        if self.see_ahead is not None:
-            self.see_ahead(images)
         state = self._taken(STATE, samples[STATE])
         if isinstance(state, Refusal):
             return state
-        take_s = pictures_s if self.see_ahead is not None else time.perf_counter() - begin
+        take_s = time.perf_counter() - begin
         stamps = [sample.stamp_ns for sample in samples.values()]
         received = [sample.received_ns for sample in samples.values()]
         return Taken(
@@ -178,6 +202,21 @@ class Ingest:
             take_s=take_s,
             skew_s=(max(stamps) - min(stamps)) / _SECOND,
         )
+
+    def _seen_now(self, samples: Mapping[str, Sample]) -> dict[str, Any] | Refusal:
+        images = self._pictures(samples)
+        if self.see_ahead is not None and not isinstance(images, Refusal):
+            self.see_ahead(images)
+        return images
+
+    def _seen_already(self, samples: Mapping[str, Sample]) -> dict[str, Any] | None:
+        """What `see` has made of these very samples, which count as used from now on."""
+        seen, self._seen = self._seen, None
+        if seen is None or any(seen.samples[view] is not sample for view, sample in samples.items()):
+            return None
+        for view, sample in samples.items():
+            self.streams[view].take(sample)
+        return seen.images
 
     def _pictures(self, samples: Mapping[str, Sample]) -> dict[str, Any] | Refusal:
         ahead = {

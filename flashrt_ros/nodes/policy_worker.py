@@ -110,12 +110,16 @@ class PolicyWorker:
         if in_time:
             self.ingest.fresh.expect()
         with stage('wait'):
-            self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()))
+            self.ingest.fresh.wait(max(self.ingest.limits.max_age_s.values()), self._see)
 
     def tick(self, now_ns: int) -> None:
         """now_ns: ROS time."""
         with stage('tick'):
             self._tick(now_ns)
+
+    def _see(self) -> None:
+        if self._planner.due(self._clock.now().nanoseconds):
+            self.ingest.see()
 
     def _tick(self, now_ns: int) -> None:
         if self._wanted_epoch is not None:

@@ -1,5 +1,8 @@
 """Which frames a wait takes together. Times are passed in."""
 
+import threading
+import time
+
 import pytest
 
 from flashrt_ros.ingest.fresh import Fresh
@@ -64,3 +67,75 @@ def test_a_camera_that_is_silent_is_missed_and_welcome_again():
     cameras.next[1] += 300.0
     assert not cameras.until(500.0)
     assert len(cameras.until(800.0)) >= 16
+
+
+class Waiting:
+    """A thread that waits for frames, and what was called in which thread."""
+
+    def __init__(self, cameras, work=lambda: None, timeout_s=10.0):
+        self.calls, self.came = [], None
+
+        def completed():
+            self.calls.append(threading.get_ident())
+            work()
+
+        def wait():
+            self.came = cameras.fresh.wait(timeout_s, completed)
+
+        self.thread = threading.Thread(target=wait)
+        self.thread.start()
+        while timeout_s and cameras.fresh._completed is None and self.thread.is_alive():
+            time.sleep(0.001)
+
+
+def bring(cameras, *indices):
+    for index in indices:
+        cameras.streams[f'camera{index}'].put('frame', 0, MS)
+
+
+def test_whoever_brings_the_last_frame_does_what_comes_first():
+    cameras = Cameras(0.0, 0.0)
+    waiting = Waiting(cameras)
+    bring(cameras, 0)
+    assert waiting.calls == []
+    bring(cameras, 1, 0, 1)
+    waiting.thread.join(10.0)
+    assert waiting.came
+    assert waiting.calls == [threading.get_ident()]
+
+
+def test_a_wait_returns_behind_what_comes_first_and_a_failure_there_is_the_bringers():
+    cameras, go = Cameras(0.0), threading.Event()
+    waiting = Waiting(cameras, lambda: go.wait(10.0) and 1 / 0)
+    failures = []
+
+    def fail():
+        try:
+            bring(cameras, 0)
+        except ZeroDivisionError as error:
+            failures.append(error)
+
+    bringer = threading.Thread(target=fail)
+    bringer.start()
+    waiting.thread.join(0.1)
+    assert waiting.thread.is_alive()
+    go.set()
+    for thread in (waiting.thread, bringer):
+        thread.join(10.0)
+        assert not thread.is_alive()
+    assert waiting.came
+    assert len(failures) == 1
+
+
+def test_for_frames_that_are_there_or_that_nobody_waits_for_any_more_nothing_is_done():
+    cameras = Cameras(0.0)
+    bring(cameras, 0)
+    there = Waiting(cameras, timeout_s=0.0)
+    there.thread.join(10.0)
+    assert there.came
+    cameras.fresh.expect()
+    late = Waiting(cameras, timeout_s=0.0)
+    late.thread.join(10.0)
+    assert not late.came
+    bring(cameras, 0)
+    assert there.calls == late.calls == []

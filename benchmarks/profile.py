@@ -21,7 +21,8 @@ TIME = 'gpu__time_duration.sum'
 METRICS = {
     TIME: 'us',
     'sm__throughput.avg.pct_of_peak_sustained_elapsed': 'SM %',
-    'sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active': 'tensor %',
+    # Cycles: a product of a warpgroup is one instruction and takes many.
+    'sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_active': 'tensor %',
     'gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed': 'memory %',
     'dram__throughput.avg.pct_of_peak_sustained_elapsed': 'DRAM %',
     'lts__throughput.avg.pct_of_peak_sustained_elapsed': 'L2 %',

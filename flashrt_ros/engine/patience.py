@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-RUN_UP_S = 1.5e-3
-"""Before a result: enough to rehearse what is done with it, and so little that it is still at hand then."""
+RUN_UP_S = 0.9e-3
+"""Before a result: enough to rehearse what is done with it, which takes 0.4 ms, and little more."""
 
 _REMEMBERED = 8
 

@@ -153,9 +153,9 @@ class SeesAhead(Policy, Protocol):
     def see_ahead(self, images: Mapping[str, np.ndarray | CameraImage]) -> None:
         """Begin what `infer` does with these images alone, and return at once.
 
-        The next `infer` goes on from there if its observation has the very same images, and gives the same.
-        Other images make it begin anew. Any thread may call it, but none while another uses the policy.
-        Raises nothing: what is wrong with the images, `infer` says.
+        The next `infer` goes on from there if its observation has the very same images, and gives the same;
+        its `timings` count from here. Other images make it begin anew. Any thread may call it, but none while
+        another uses the policy. Raises nothing: what is wrong with the images, `infer` says.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -123,7 +123,7 @@ class CudaPolicy:
         self.reseed(options.seed)
         self._flights: tuple[Flight, ...] = (Flight(engine), Flight(engine))
         self._last = 1
-        self._ahead: Mapping[str, np.ndarray | CameraImage] | None = None
+        self._ahead: _Ahead | None = None
         self._lost = False
         self._patience = Patience()
         self.rehearse: Callable[[], None] | None = None
@@ -156,7 +156,9 @@ class CudaPolicy:
         ahead, self._ahead = self._ahead, None
         number = 1 - self._last
         flight = self._flights[number]
-        if ahead is None or not _are_of(ahead, observation):
+        if ahead is not None and ahead.is_of(observation):
+            began = ahead.began
+        else:
             if not self._only_frames(observation.images):
                 self.processing.check(observation)
             self._see(flight, observation.images)
@@ -184,8 +186,7 @@ class CudaPolicy:
                 restored = self.processing.restore(actions, observation.state)
             if self._last == number:
                 stages = {'preprocess': 0.0, **engine.stage_seconds()}
-                # Of the rest; what was seen ahead may be over before the inference began.
-                stages['preprocess'] = max(0.0, finished - began - sum(stages.values()))
+                stages['preprocess'] += finished - began - sum(stages.values())
             else:  # the events between the stages are the next inference's by now
                 stages = {'preprocess': host, 'graph': flight.seconds()}
             return Prediction(restored, {**stages, 'postprocess': perf_counter() - finished})
@@ -206,9 +207,10 @@ class CudaPolicy:
         self._ahead = None
         if self._engine is None or not self._only_frames(images):
             return
+        began = perf_counter()
         with suppress(FlashRTError):  # `infer` tells
             self._see(self._flights[1 - self._last], images)
-            self._ahead = images
+            self._ahead = _Ahead(images, began)
 
     def _see(self, flight: Flight, images: Mapping[str, np.ndarray | CameraImage]) -> None:
         frames = self.processing.frames(images)
@@ -260,10 +262,16 @@ class CudaPolicy:
         return bool(known) and all(isinstance(image, CameraImage) for image in known)
 
 
-def _are_of(images: Mapping[str, np.ndarray | CameraImage], observation: Observation) -> bool:
-    """Whether they are the very pictures of an observation."""
-    its = observation.images
-    return images.keys() == its.keys() and all(images[view] is its[view] for view in images)
+@dataclass(frozen=True)
+class _Ahead:
+    """What the GPU sees already, and since when (perf_counter)."""
+
+    images: Mapping[str, np.ndarray | CameraImage]
+    began: float
+
+    def is_of(self, observation: Observation) -> bool:
+        mine, its = self.images, observation.images
+        return mine.keys() == its.keys() and all(mine[view] is its[view] for view in mine)
 
 
 def _check_precision(gpu: Gpu, precision: str) -> None:

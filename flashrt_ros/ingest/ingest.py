@@ -34,10 +34,11 @@ _SECOND = 1_000_000_000
 
 @dataclass(frozen=True)
 class Taken:
-    """An observation and its times. ages_s: input name -> age, views first, then 'state'.
+    """An observation and its times. ages_s: input name -> age when taking began, views first, then 'state'.
 
     stamp_ns: the oldest stamp used [ROS time]. transport_s: stamp to reception, slowest input.
-    wait_s: reception of the newest input to now. take_s: messages to arrays. skew_s: between stamps.
+    wait_s: from the newest input that had come when taking began until then.
+    take_s: messages to arrays, or to pictures that are seen ahead. skew_s: between stamps.
     """
 
     observation: Observation
@@ -66,10 +67,12 @@ class Blocked:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Pictures that are seen ahead, and what they were made of."""
+    """Pictures that are seen ahead, what they were made of, from when on [ROS time], and for how long."""
 
     samples: Mapping[str, Sample]
     images: dict[str, Any]
+    began_ns: int
+    take_s: float
 
 
 class Ingest:
@@ -81,7 +84,8 @@ class Ingest:
     (`CameraImage`); what is wrong with them is still found here.
     decoding: what makes pixels of JPEGs.
     see_ahead: called with the pictures of an observation before the rest of it is made, which may still be
-    refused: by `observe` as soon as they have passed their gates, or before it by `see`.
+    refused: by `observe` as soon as they have passed their gates, or before it by `see`. The time from there
+    on is not in `Taken.take_s`.
     Raises BackendError where `ingest.decode` asks for the GPU and it cannot be had.
     """
 
@@ -130,7 +134,7 @@ class Ingest:
             refusal = taken
         return self._blocked(refusal, present, now_ns)
 
-    def see(self) -> None:
+    def see(self, now_ns: int) -> None:
         """See ahead the latest pictures, which `observe` goes on from if it takes the very same.
 
         For the thread that brings the last of them, while the one that observes, and does not see meanwhile,
@@ -143,9 +147,10 @@ class Ingest:
         present = {view: sample for view, sample in samples.items() if sample is not None}
         if len(present) < len(samples):
             return
+        begin = time.perf_counter()
         with suppress(ObservationError):
             images = {view: self._decode(view, sample) for view, sample in present.items()}
-            self._seen = _Seen(present, images)
+            self._seen = _Seen(present, images, now_ns, time.perf_counter() - begin)
             self.see_ahead(images)
 
     def fault_of(self, name: str) -> ObservationError | None:
@@ -184,39 +189,44 @@ class Ingest:
     def _take(self, samples: Mapping[str, Sample], now_ns: int) -> Taken | Refusal:
         begin = time.perf_counter()
         views = {name: sample for name, sample in samples.items() if name != STATE}
-        images = self._seen_already(views) or self._seen_now(views)
-        if isinstance(images, Refusal):
-            return images
+        seen = self._seen_before(views) or self._see_now(views, now_ns)
+        if isinstance(seen, Refusal):
+            return seen
         state = self._taken(STATE, samples[STATE])
         if isinstance(state, Refusal):
             return state
-        take_s = time.perf_counter() - begin
+        take_s = seen.take_s if self.see_ahead is not None else time.perf_counter() - begin
         stamps = [sample.stamp_ns for sample in samples.values()]
         received = [sample.received_ns for sample in samples.values()]
+        newest_ns = max((came for came in received if came <= seen.began_ns), default=seen.began_ns)
         return Taken(
-            observation=Observation(images, state, self.prompt),
+            observation=Observation(seen.images, state, self.prompt),
             stamp_ns=min(stamps),
-            ages_s=_ages(samples, now_ns),
+            ages_s=_ages(samples, seen.began_ns),
             transport_s=max(came - stamp for came, stamp in zip(received, stamps, strict=True)) / _SECOND,
-            wait_s=(now_ns - max(received)) / _SECOND,
+            wait_s=(seen.began_ns - newest_ns) / _SECOND,
             take_s=take_s,
             skew_s=(max(stamps) - min(stamps)) / _SECOND,
         )
 
-    def _seen_now(self, samples: Mapping[str, Sample]) -> dict[str, Any] | Refusal:
+    def _see_now(self, samples: Mapping[str, Sample], now_ns: int) -> _Seen | Refusal:
+        begin = time.perf_counter()
         images = self._pictures(samples)
-        if self.see_ahead is not None and not isinstance(images, Refusal):
+        if isinstance(images, Refusal):
+            return images
+        take_s = time.perf_counter() - begin
+        if self.see_ahead is not None:
             self.see_ahead(images)
-        return images
+        return _Seen(samples, images, now_ns, take_s)
 
-    def _seen_already(self, samples: Mapping[str, Sample]) -> dict[str, Any] | None:
+    def _seen_before(self, samples: Mapping[str, Sample]) -> _Seen | None:
         """What `see` has made of these very samples, which count as used from now on."""
         seen, self._seen = self._seen, None
         if seen is None or any(seen.samples[view] is not sample for view, sample in samples.items()):
             return None
         for view, sample in samples.items():
             self.streams[view].take(sample)
-        return seen.images
+        return seen
 
     def _pictures(self, samples: Mapping[str, Sample]) -> dict[str, Any] | Refusal:
         ahead = {

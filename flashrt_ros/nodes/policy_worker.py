@@ -118,8 +118,9 @@ class PolicyWorker:
             self._tick(now_ns)
 
     def _see(self) -> None:
-        if self._planner.due(self._clock.now().nanoseconds):
-            self.ingest.see()
+        now_ns = self._clock.now().nanoseconds
+        if self._planner.due(now_ns):
+            self.ingest.see(now_ns)
 
     def _tick(self, now_ns: int) -> None:
         if self._wanted_epoch is not None:

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 
-_REMEMBERED, _OUTLIERS = 20, 3
-"""Durations of the work, and how many of them may be longer than what is expected."""
+_REMEMBERED = 20
+"""Durations of the work, whose median is expected."""
 
 
 class TickGate:
@@ -57,5 +58,4 @@ class TickGate:
 
     def _usual_ns(self) -> int:
         """One slow piece of work is no reason to keep all that follow from the tick that they could reach."""
-        took_ns = sorted(self._took_ns)
-        return took_ns[-1 - len(took_ns) * _OUTLIERS // _REMEMBERED] if took_ns else 0
+        return round(median(self._took_ns)) if self._took_ns else 0

@@ -1,5 +1,6 @@
 """Which messages become an observation, and what is said when they do not. Time is passed in."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +125,17 @@ def test_what_a_gate_refuses_is_not_seen_ahead(ingest, offered):
     assert not seen
 
 
+def test_the_time_of_taking_ends_where_pictures_are_seen_ahead(ingest):
+    ingest.see_ahead = lambda images: time.sleep(0.05)
+    offer(ingest)
+    assert ingest.observe(NOW).take_s < 0.05
+
+
 def test_pictures_that_the_host_decodes_are_not_seen_by_whoever_brings_them(ingest):
     seen = []
     ingest.see_ahead = seen.append
     offer(ingest)
-    ingest.see()
+    ingest.see(NOW)
     assert not seen
 
 

@@ -37,17 +37,29 @@ def offer_raw(ingest, age=10, encoding='rgb8'):
 def test_what_was_seen_before_an_observation_is_what_it_takes(raw):
     ingest, seen = raw
     offer_raw(ingest)
-    ingest.see()
+    ingest.see(NOW)
     taken = ingest.observe(NOW)
     assert len(seen) == 1
     assert all(taken.observation.images[view] is picture for view, picture in seen[0].items())
     assert all(stream.latest().taken for stream in ingest.streams.values())
 
 
+def test_its_times_are_of_when_the_pictures_were_seen(raw):
+    ingest, _ = raw
+    offer_raw(ingest, age=10)
+    ingest.see(NOW)
+    state = joint_state(CONFIG.joint_names, np.arange(6.0), stamp_ns=NOW - 2 * MILLISECOND)
+    ingest.offer('state', state, NOW + MILLISECOND)  # came while they were seen
+    taken = ingest.observe(NOW + 5 * MILLISECOND)
+    assert list(taken.ages_s.values()) == pytest.approx([0.010, 0.010, 0.002])
+    assert taken.wait_s == pytest.approx(0.010)
+    assert 0.0 < taken.take_s < 0.1
+
+
 def test_newer_pictures_than_those_seen_are_seen_anew(raw):
     ingest, seen = raw
     offer_raw(ingest, age=20)
-    ingest.see()
+    ingest.see(NOW)
     offer_raw(ingest, age=10)
     taken = ingest.observe(NOW)
     assert len(seen) == 2
@@ -57,7 +69,7 @@ def test_newer_pictures_than_those_seen_are_seen_anew(raw):
 def test_what_was_seen_is_used_once(raw):
     ingest, seen = raw
     offer_raw(ingest)
-    ingest.see()
+    ingest.see(NOW)
     ingest.observe(NOW)
     ingest.observe(NOW)
     assert len(seen) == 2
@@ -66,16 +78,16 @@ def test_what_was_seen_is_used_once(raw):
 def test_what_a_gate_refuses_is_not_taken_though_it_was_seen(raw):
     ingest, _ = raw
     offer_raw(ingest, age=5000)
-    ingest.see()
+    ingest.see(NOW)
     assert isinstance(ingest.observe(NOW), Blocked)
     assert not any(stream.latest().taken for stream in ingest.streams.values())
 
 
 def test_pictures_that_are_missing_or_bad_are_not_seen_and_observing_tells_why(raw):
     ingest, seen = raw
-    ingest.see()
+    ingest.see(NOW)
     offer_raw(ingest, encoding='infrared')
-    ingest.see()
+    ingest.see(NOW)
     assert not seen
     blocked = ingest.observe(NOW)
     assert blocked.refusal.kind == 'invalid'

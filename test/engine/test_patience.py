@@ -43,15 +43,15 @@ def test_it_wakes_a_little_before_the_result():
 def test_a_result_that_is_nearly_there_is_waited_for_awake():
     world = World()
     world.run()
-    assert not world.run(before=5e-3)
+    assert not world.run(before=6e-3 - RUN_UP_S / 2)
     assert world.slept == []
 
 
 def test_results_that_come_sooner_than_before_are_soon_waited_for_awake():
     world = World()
     world.run()
-    world.takes = 1e-3
-    rested = [world.run() for _ in range(5)]
+    world.takes = RUN_UP_S / 2
+    rested = [world.run() for _ in range(10)]
     assert rested == sorted(rested, reverse=True)
     assert not rested[-1]
 

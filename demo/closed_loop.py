@@ -22,6 +22,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from PIL import Image
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
@@ -48,7 +49,8 @@ class ClosedLoop:
 
     def __init__(self, arguments: argparse.Namespace, progress: Progress) -> None:
         self._arguments, self._progress = arguments, progress
-        rclpy.init()
+        # Ctrl-C is Python's alone: rclpy's own handler takes the context away in the middle of its making.
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node('demo')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)

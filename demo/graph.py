@@ -16,6 +16,7 @@ from pathlib import Path
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
 
 from demo.children import Family
 from demo.lifecycle import ACTIVATE, CONFIGURE, Lifecycle
@@ -59,7 +60,8 @@ class Graph:
         self._options, self._config = options, config
         self._topics = RunTopics()
         self._progress = progress
-        rclpy.init()
+        # Ctrl-C is Python's alone: rclpy's own handler takes the context away in the middle of its making.
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node('demo')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)

@@ -54,8 +54,8 @@ __device__ __forceinline__ void fetch_attention(const BackArguments& a, const Ke
 }
 
 // c[unit] [16 x 16] = this warp's 16 rows * its units of 16 keys, over all dimensions. T: units of the block.
-template <int T, int UNITS>
-__device__ __forceinline__ void multiply_keys(float (&c)[UNITS][2][4], uint32_t rows, uint32_t keys) {
+template <int T, int UNITS = (T + 3) / 4, int MOST>
+__device__ __forceinline__ void multiply_keys(float (&c)[MOST][2][4], uint32_t rows, uint32_t keys) {
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64;
 #pragma unroll
   for (int u = 0; u < UNITS; u++)
@@ -81,18 +81,17 @@ struct AttentionShared {
 };
 
 // What a thread knows before u is there.
-template <int T>
 struct Prepared {
-  static constexpr int UNITS = (T + 3) / 4, STEPS = DIM / 16 / 4;
-  float p[UNITS][2][4];
+  static constexpr int MOST_UNITS = (9 + 3) / 4, STEPS = DIM / 16 / 4;
+  float p[MOST_UNITS][2][4];
   uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
 };
 
 // memory: dynamic shared memory; turn: how many layers it has been used for.
 template <int T>
 __device__ __forceinline__ void prepare_attention(const BackArguments& a, int layer, const Keys& keys, uint8_t* memory,
-                                                  AttentionShared& shared, int turn, Prepared<T>& prepared) {
-  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+                                                  AttentionShared& shared, int turn, Prepared& prepared) {
+  constexpr int UNITS = (T + 3) / 4, STEPS = Prepared::STEPS;
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
   const uint32_t base = shared_address(memory);
@@ -136,8 +135,8 @@ __device__ __forceinline__ void prepare_attention(const BackArguments& a, int la
 template <int T>
 __device__ __forceinline__ void through_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
                                                   uint32_t upstream, AttentionShared& shared, Turned& turned,
-                                                  const Prepared<T>& prepared) {
-  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+                                                  const Prepared& prepared) {
+  constexpr int UNITS = (T + 3) / 4, STEPS = Prepared::STEPS;
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
   const uint32_t base = shared_address(memory);

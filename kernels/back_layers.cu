@@ -21,7 +21,18 @@
 #include "back_products.cuh"
 
 constexpr int ALL_THREADS = THREADS + 128;
-constexpr int BACK_FLYING = 4;  // slots on their way at a time, found by trial
+
+// How eagerly weights are fetched, as Pace (expert_stream.cuh), and whether attention's probabilities are computed while the parts of
+// gate and up's product are on their way, not behind them. Found by trial.
+#ifndef BACK_FLYING
+#define BACK_FLYING 4
+#endif
+#ifndef BACK_AHEAD
+#define BACK_AHEAD 0
+#endif
+#ifndef BACK_EARLY
+#define BACK_EARLY NARROW
+#endif
 
 // Of dynamic shared memory: what is behind attention's.
 struct Ring {
@@ -29,23 +40,31 @@ struct Ring {
   __device__ Ring(const Keys& keys, int bytes) : start(AttentionPlan(keys).ring), slots(min(MAX_SLOTS, (bytes - start) / SLOT)) {}
 };
 
-// The weights of one product of which a block takes `slots` slots.
+// The weights of one product of which a block takes `bytes`, in an even number of slots.
 struct BackSlice {
   const uint8_t* first;
-  int slots, phase;
+  int bytes, phase;
+  __device__ int slots() const { return (bytes + 2 * SLOT - 1) / (2 * SLOT) * 2; }
+  __device__ int last() const { return (bytes - (slots() - 2) * SLOT) / 2; }
+  __device__ const uint8_t* of(int layer) const { return first + ((size_t)layer * BLOCKS + blockIdx.x) * bytes; }
 };
 
 // By one thread.
 __device__ __forceinline__ void feed_back_weights(const BackArguments& a, Feeder<BACK_FLYING> feeder) {
-  const BackSlice down{a.down_weights, WIDTH * DOWN_COLUMNS * 2 / SLOT, DOWN};
-  const BackSlice gate_up{a.gate_up_weights, 2 * MLP * NORMED_COLUMNS * 2 / PARTS / SLOT, GATE_UP};
-  const BackSlice output{a.output_weights, WIDTH * OUTPUT_COLUMNS * 2 / SLOT, OUTPUT};
-  const BackSlice qkv{a.qkv_weights, TURNED * NORMED_COLUMNS * 2 / PARTS / SLOT, QKV};
-  const auto feed = [&](const BackSlice& slice, int layer) {
+  constexpr int SIZE = Gradients::SIZE;
+  const BackSlice down{a.down_weights, WIDTH * DOWN_COLUMNS * SIZE, DOWN};
+  const BackSlice gate_up{a.gate_up_weights, 2 * MLP * NORMED_COLUMNS * SIZE / PARTS, GATE_UP};
+  const BackSlice output{a.output_weights, WIDTH * OUTPUT_COLUMNS * SIZE, OUTPUT};
+  const BackSlice qkv{a.qkv_weights, TURNED * NORMED_COLUMNS * SIZE / PARTS, QKV};
+  const auto feed = [&](const BackSlice& slice, int layer, const BackSlice& next, int next_layer) {
+    const bool ahead = BACK_AHEAD && a.phases & next.phase && next_layer >= a.last;
     if (a.phases & slice.phase)
-      feeder.feed(slice.first + ((size_t)layer * BLOCKS + blockIdx.x) * slice.slots * SLOT, slice.slots, nullptr, 0);
+      feeder.feed(slice.of(layer), slice.slots(), next.of(next_layer), ahead ? next.bytes / slice.slots() / 16 * 16 : 0, slice.last());
   };
-  for (int layer = a.first; layer >= a.last; layer--) feed(down, layer), feed(gate_up, layer), feed(output, layer), feed(qkv, layer);
+  for (int layer = a.first; layer >= a.last; layer--) {
+    feed(down, layer, gate_up, layer), feed(gate_up, layer, output, layer);
+    feed(output, layer, qkv, layer), feed(qkv, layer, down, layer - 1);
+  }
 }
 
 __device__ __forceinline__ bool attends(const BackArguments& a) {
@@ -67,28 +86,13 @@ __device__ __forceinline__ Turned& turned_of(BackShared& shared) {
   return reinterpret_cast<Turned&>(shared.narrow_exchange);
 }
 
-// Through the output projection and attention. What attention needs of the forward pass is computed while the projection's input is
-// on its way.
-template <int T>
-__device__ __forceinline__ void output_and_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
-                                                     Stream& stream, BackShared& shared, int fragment) {
-  Prepared<T> prepared;
-  prepare_attention(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
-  if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
-  through_attention(a, layer, number, keys, memory, shared_address(&shared.exchange), shared.attention, turned_of(shared), prepared);
-}
-
-__device__ __forceinline__ void through_output_and_attention(const BackArguments& a, int layer, int number, const Keys& keys,
-                                                             uint8_t* memory, Stream& stream, BackShared& shared, int fragment) {
-  if (!attends(a)) {
-    if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
-    block_barrier();  // the projection has used what gather_turned will use
-    return;
-  }
-  if (keys.tiles == 3) output_and_attention<3>(a, layer, number, keys, memory, stream, shared, fragment);
-  else if (keys.tiles == 5) output_and_attention<5>(a, layer, number, keys, memory, stream, shared, fragment);
-  else if (keys.tiles == 6) output_and_attention<6>(a, layer, number, keys, memory, stream, shared, fragment);
-  else output_and_attention<9>(a, layer, number, keys, memory, stream, shared, fragment);
+// Calls with the number of tiles of keys as a constant.
+template <class Call>
+__device__ __forceinline__ void of_size(const Keys& keys, Call call) {
+  if (keys.tiles == 3) call(std::integral_constant<int, 3>());
+  else if (keys.tiles == 5) call(std::integral_constant<int, 5>());
+  else if (keys.tiles == 6) call(std::integral_constant<int, 6>());
+  else call(std::integral_constant<int, 9>());
 }
 
 __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared& shared, uint8_t* memory) {
@@ -100,28 +104,54 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
   wait_for_predecessor();
   float4 gradient = make_float4(0, 0, 0, 0);
   if (place.live) gradient = load4(a.gradient + place.row * WIDTH + place.column);
-  if (a.phases & ACTIONS_IN && place.used)
-    publish_gated(place, a.gated_down, a.number, gradient * load4(a.gate + table + (2 * a.first + 1) * WIDTH + place.column));
+  float4 gate = make_float4(0, 0, 0, 0);
+  if (a.phases & ACTIONS_IN && place.used) gate = load4(a.gate + table + (2 * a.first + 1) * WIDTH + place.column);
+  if (NARROW) {
+    find_scale(a, shared);
+    gate = gate * shared.scale.up;
+  }
+  if (a.phases & ACTIONS_IN && place.used) publish_gated(place, a.gated_down, a.number, gradient * gate);
   for (int layer = a.first, number = a.number; layer >= a.last; layer--, number++) {
+    constexpr int SIZE = Gradients::SIZE;
     const int half = number & 1;
     STAMP(a, layer, 0);
-    if (a.phases & DOWN) through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH / 2), number, stream, shared, fragment);
+    if (a.phases & DOWN)
+      through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
+    Prepared prepared;
+    const auto prepare = [&](auto tiles) {
+      prepare_attention<decltype(tiles)::value>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
+    };
     if (a.phases & GATE_UP) {
-      const ThroughNorm n{a.hidden + half * (ROWS * MLP), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1, number,
-                          number, false};
-      through_norm<2 * MLP>(a, n, stream, shared, place, fragment, table, gradient, layer, 3, [&] {
+      const ThroughNorm n{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output,
+                          2 * layer + 1, number, number, false};
+      const auto reset = [&] {
         if (a.phases & DOWN) reset_hidden_gradient(a, number);
+      };
+      through_norm<2 * MLP>(a, n, stream, shared, place, fragment, table, gradient, layer, 3, reset, [&] {
+        if (BACK_EARLY && attends(a)) of_size(keys, prepare);
+      });
+    } else if (BACK_EARLY && attends(a)) {
+      of_size(keys, prepare);
+    }
+    if (!attends(a)) {
+      if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
+      block_barrier();  // the projection has used what gather_turned will use
+    } else {
+      of_size(keys, [&](auto tiles) {
+        if (!BACK_EARLY) prepare(tiles);
+        if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
+        through_attention<decltype(tiles)::value>(a, layer, number, keys, memory, shared_address(&shared.exchange), shared.attention,
+                                                  turned_of(shared), prepared);
       });
     }
-    through_output_and_attention(a, layer, number, keys, memory, stream, shared, fragment);
     if (a.phases & ATTENTION) {
       gather_turned(a, number, attends(a), turned_of(shared));
       STAMP(a, layer, 12);
     }
     if (a.phases & QKV) {
-      const ThroughNorm n{a.turned + half * (ROWS * TURNED / 2), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number, number + 1,
-                          layer == 0};
-      through_norm<TURNED>(a, n, stream, shared, place, fragment, table, gradient, layer, 13, [] {});
+      const ThroughNorm n{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
+                          number + 1, layer == 0};
+      through_norm<TURNED>(a, n, stream, shared, place, fragment, table, gradient, layer, 13, [] {}, [] {});
     }
   }
   if (place.live) *reinterpret_cast<float4*>(a.gradient + place.row * WIDTH + place.column) = gradient;

@@ -78,6 +78,12 @@ __device__ __forceinline__ void publish_turned(const BackArguments& a, int numbe
     v = make_float4(v.x * angles.x + v.z * angles.y, v.y * angles.z + v.w * angles.w, v.z * angles.x - v.x * angles.y,
                     v.w * angles.z - v.y * angles.w);
   }
+  if constexpr (NARROW) {
+    const int step = head * (HALF / 16) + dim / 16;
+    const int word = ((step * ROW_TILES + row / 16) * 32 + row % 8 * 4 + dim % 8 / 2) * 4 + dim % 16 / 8 * 2 + row % 16 / 8;
+    publish(a.turned, (size_t)(ROWS * TURNED / 4), number, word, pack_four(E5m2(), v));
+    return;
+  }
   const int column = head * DIM + dim;
   const int place = ((column / 16 * ROW_TILES + row / 16) * 32 + row % 8 * 4 + dim % 8 / 2) * 4 + dim % 16 / 8 * 2 + row % 16 / 8;
   constexpr int APART = HALF / 16 * STEP_FRAGMENTS * 4, HALF_WORDS = ROWS * TURNED / 2;

@@ -19,6 +19,9 @@ using Gradients = E5m2;
 using Gradients = Bf16;
 #endif
 constexpr bool NARROW = Gradients::SIZE == 1;
+#ifndef BACK_LOADS
+#define BACK_LOADS NARROW
+#endif
 
 struct BackArguments {
   const uint8_t *qkv_weights, *output_weights, *gate_up_weights, *down_weights;  // [L][128 blocks][bytes of one]

@@ -25,7 +25,7 @@ constexpr int ALL_THREADS = THREADS + 128;
 // How eagerly weights are fetched, as Pace (expert_stream.cuh), and whether attention's probabilities are computed while the parts of
 // gate and up's product are on their way, not behind them. Found by trial.
 #ifndef BACK_FLYING
-#define BACK_FLYING 4
+#define BACK_FLYING (NARROW ? 2 : 4)
 #endif
 #ifndef BACK_AHEAD
 #define BACK_AHEAD 0
@@ -75,8 +75,8 @@ __device__ __forceinline__ bool attends(const BackArguments& a) {
 __device__ __forceinline__ void fetch_all_attention(const BackArguments& a, uint8_t* memory, AttentionShared& shared) {
   const Keys keys(*a.length, a.rows);
   for (int layer = a.first, turn = 0; layer >= a.last; layer--, turn++) {
-    barrier_wait(&shared.empty, (turn & 1) ^ 1);
-    fetch_attention(a, keys, layer, shared_address(memory), &shared.full);
+    barrier_wait(&shared.barriers.empty, (turn & 1) ^ 1);
+    fetch_attention(a, keys, layer, shared_address(memory), shared.barriers);
   }
 }
 
@@ -102,6 +102,8 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
   const Place place(a.rows);
   const int fragment = fragment_place(a.rows), table = a.table_row * (2 * a.layers + 1) * WIDTH;
   wait_for_predecessor();
+  Angles angles;
+  if (BACK_LOADS) angles.load(a, attends(a));
   float4 gradient = make_float4(0, 0, 0, 0);
   if (place.live) gradient = load4(a.gradient + place.row * WIDTH + place.column);
   float4 gate = make_float4(0, 0, 0, 0);
@@ -118,6 +120,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     if (a.phases & DOWN)
       through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
     Prepared prepared;
+    if (BACK_LOADS && attends(a)) prepared.load(a, layer);
     const auto prepare = [&](auto tiles) {
       prepare_attention<decltype(tiles)::value>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
     };
@@ -141,11 +144,11 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
         if (!BACK_EARLY) prepare(tiles);
         if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
         through_attention<decltype(tiles)::value>(a, layer, number, keys, memory, shared_address(&shared.exchange), shared.attention,
-                                                  turned_of(shared), prepared);
+                                                  a.first - layer, turned_of(shared), prepared);
       });
     }
     if (a.phases & ATTENTION) {
-      gather_turned(a, number, attends(a), turned_of(shared));
+      gather_turned(a, number, attends(a), turned_of(shared), angles);
       STAMP(a, layer, 12);
     }
     if (a.phases & QKV) {
@@ -163,8 +166,9 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) back_layers(const _
   const int warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < MAX_SLOTS; i++) barrier_init(&shared.stream.full[i], 1), barrier_init(&shared.stream.empty[i], 4);
-    barrier_init(&shared.attention.full, 32);
-    barrier_init(&shared.attention.empty, THREADS / 32);
+    barrier_init(&shared.attention.barriers.full, 32);
+    barrier_init(&shared.attention.barriers.values_full, 32);
+    barrier_init(&shared.attention.barriers.empty, THREADS / 32);
     barrier_init_done();
   }
   __syncthreads();

@@ -206,13 +206,34 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
   const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
   const float *scales = a.scale + table + n.norm * WIDTH, *x_rows = a.x + (size_t)n.norm * ROWS * WIDTH;
   float accumulator[NORMED_COLUMNS / 2], weighted[NORMED_COLUMNS / 4] = {};
+  float2 others[NORMED_COLUMNS / 8], their_scales[NORMED_COLUMNS / 16];
   float4 x = make_float4(0, 0, 0, 0), scale = x, gate = x;
   uint32_t squares[4] = {};
+  const auto load_own = [&] {
+    if (!place.used) return;
+    x = look4(x_rows + place.row * WIDTH + place.column), scale = look4(scales + place.column);
+    gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
+  };
+  if constexpr (BACK_LOADS) {
+    if (n.first_of_all) {
+      if (place.used) scale = look4(scales + place.column);
+    } else {
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        their_scales[t] = look2(scales + column + t * 8);
+#pragma unroll
+        for (int half = 0; half < 2; half++) others[t * 2 + half] = look2(x_rows + (row + half * 8) * WIDTH + column + t * 8);
+      }
+      load_own();
+    }
+  }
   const uint4* fragments = reinterpret_cast<const uint4*>(n.in) + blockIdx.x % PARTS * STEPS * STEP_FRAGMENTS + fragment;
   multiply<P, NORMED_COLUMNS, SLOTS, STEPS / 2 % EACH>(accumulator, fragments, stream, [&] {
     then();
-    if (NARROW && place.used) scale = look4(scales + place.column);
-    if (n.first_of_all) return;
+    if (BACK_LOADS || n.first_of_all) return;
 #pragma unroll
     for (int t = 0; t < 4; t++) {
       const float2 s = look2(scales + column + t * 8);
@@ -222,13 +243,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
         weighted[t * 4 + half * 2] = v.x * s.x, weighted[t * 4 + half * 2 + 1] = v.y * s.y;
       }
     }
-    if (!place.used) return;
-    x = look4(x_rows + place.row * WIDTH + place.column);
-    if (!NARROW) scale = look4(scales + place.column);
-    gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
+    load_own();
   });
   STAMP(a, layer, point);
   float sums[NORMED_COLUMNS / 4];
@@ -237,6 +252,10 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
     send_back_parts(sums, n.parts, n.number, shared.own_parts, a.rows);
     if (!n.first_of_all) {
       float dot[2] = {};
+      if constexpr (BACK_LOADS)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+          weighted[i * 2] = others[i].x * their_scales[i / 2].x, weighted[i * 2 + 1] = others[i].y * their_scales[i / 2].y;
 #pragma unroll
       for (int i = 0; i < 16; i++) dot[i / 2 % 2] += sums[i] * weighted[i];
       publish_dots(n, dot);

@@ -137,7 +137,8 @@ def test_through_a_norm(library, part, depth, rows, form):
     else:
         dots = dots.view(BF16).view(4, 256, 8, 2).permute(1, 0, 3, 2).reshape(256, 64)
     product = (given.double() @ weight * phases.scale[2, norm] * phases.x[norm])[:rows].sum(1)
-    assert relative_error(dots.double().sum(0)[:rows], product) < ROUNDED
+    dots = dots.double()[:, :rows]
+    assert (dots.sum(0) - product).norm() < ROUNDED * dots.norm()  # of parts that may cancel
 
 
 def in_turned_order(gradient, form):

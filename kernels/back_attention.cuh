@@ -14,9 +14,10 @@
 #include "back_turned.cuh"
 
 #ifndef FETCHED_ROWS
-#define FETCHED_ROWS (NARROW ? 16 : 8)
+#define FETCHED_ROWS (NARROW ? 4 : 8)
 #endif
-constexpr int FETCHED = FETCHED_ROWS;  // rows of 512 bytes that are asked for at a time, with as many on their way
+constexpr int FETCHERS = NARROW ? 3 : 1;
+constexpr int FETCHED = FETCHED_ROWS;  // rows of 512 bytes that a warp asks for at a time, with as many on their way
 constexpr int PROBABILITY_BYTES = 48;  // of a row of 16 probabilities, padded
 
 // Of dynamic shared memory, in bytes: keys, values and queries as rows of 512 bytes (place_of_value), then ds and p.
@@ -33,29 +34,30 @@ struct AttentionBarriers {
   uint64_t full, values_full, empty;
 };
 
-// By one warp: a layer's keys and queries of this block, which complete on `full`, then its values.
+// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values. One warp alone would take
+// most of a layer for the addresses.
 __device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory,
                                                 AttentionBarriers& barriers) {
   const AttentionPlan plan(keys);
-  const int lane = threadIdx.x % 32, length = *a.length;
+  const int lane = threadIdx.x % 32, length = *a.length, own = threadIdx.x / 32 - THREADS / 32 - 1;
   const size_t base = (size_t)layer * a.capacity * CHUNKS + lane;
   const auto fetch_slots = [&](uint32_t target, const uint4* source) {
-    for (int slot = 0; slot < keys.count; slot++) {
+    for (int slot = own, turn = 1; slot < keys.count; slot += FETCHERS, turn++) {
       const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
       const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
       copy_chunk(target + place_of_value(slot, lane), source + row, valid);
-      if (slot % FETCHED == FETCHED - 1 || slot == keys.count - 1) {
+      if (turn % FETCHED == 0 || slot + FETCHERS >= keys.count) {
         commit_copies();
         wait_copies<1>();
       }
     }
   };
-  for (int query = 0; query < QUERIES; query++) {
+  for (int query = own, turn = 1; query < QUERIES; query += FETCHERS, turn++) {
     const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + query;
     const bool valid = flat < HEADS * a.rows;
     const int row = layer * ROWS + (valid ? flat % a.rows : 0), head = valid ? flat / a.rows : 0;
     copy_chunk(memory + plan.queries + place_of_value(query, lane), a.queries + (size_t)(row * HEADS + head) * CHUNKS + lane, valid);
-    if (query % FETCHED == FETCHED - 1) {
+    if (turn % FETCHED == 0) {
       commit_copies();
       wait_copies<1>();
     }
@@ -108,6 +110,12 @@ struct AttentionShared {
   float means[4][QUERIES];
   AttentionBarriers barriers;
 };
+
+// By all warps: a layer's keys, values and queries have been used.
+__device__ __forceinline__ void free_attention(AttentionShared& shared) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(&shared.barriers.empty);
+}
 
 // What a thread knows before u is there.
 struct Prepared {
@@ -216,6 +224,7 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 9);
+  if (BACK_SLOPES && threadIdx.x / 32 == 7) publish_slopes(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES);
   barrier_wait(&shared.barriers.values_full, turn & 1);
   multiply_keys<T>(dp, upstream, base + plan.values);
 #pragma unroll
@@ -237,10 +246,12 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 10);
+  if (BACK_SLOPES && threadIdx.x / 32 == 7) publish_slopes(a, number, 0, base + plan.slopes, T * 32 + 16);
   send_query_parts<T>(a, number, base + plan.slopes, base, turned.own);
-  send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
-  send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
-  __syncwarp();
-  if (lane == 0) barrier_arrive(&shared.barriers.empty);
+  if constexpr (!BACK_SLOPES) {
+    send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
+    send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
+  }
+  if (!BACK_SLOPES) free_attention(shared);
   STAMP(a, layer, 11);
 }

@@ -25,7 +25,7 @@ constexpr int ALL_THREADS = THREADS + 128;
 // How eagerly weights are fetched, as Pace (expert_stream.cuh), and whether attention's probabilities are computed while the parts of
 // gate and up's product are on their way, not behind them. Found by trial.
 #ifndef BACK_FLYING
-#define BACK_FLYING (NARROW ? 2 : 4)
+#define BACK_FLYING 4
 #endif
 #ifndef BACK_AHEAD
 #define BACK_AHEAD 0
@@ -71,7 +71,6 @@ __device__ __forceinline__ bool attends(const BackArguments& a) {
   return blockIdx.x / ATTENTION_CLUSTER * QUERIES < HEADS * a.rows && a.phases & ATTENTION;
 }
 
-// By one warp.
 __device__ __forceinline__ void fetch_all_attention(const BackArguments& a, uint8_t* memory, AttentionShared& shared) {
   const Keys keys(*a.length, a.rows);
   for (int layer = a.first, turn = 0; layer >= a.last; layer--, turn++) {
@@ -103,7 +102,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
   const int fragment = fragment_place(a.rows), table = a.table_row * (2 * a.layers + 1) * WIDTH;
   wait_for_predecessor();
   Angles angles;
-  if (BACK_LOADS) angles.load(a, attends(a));
+  if (BACK_LOADS && a.phases & ATTENTION) angles.load(a, attends(a));
   float4 gradient = make_float4(0, 0, 0, 0);
   if (place.live) gradient = load4(a.gradient + place.row * WIDTH + place.column);
   float4 gate = make_float4(0, 0, 0, 0);
@@ -117,20 +116,25 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     constexpr int SIZE = Gradients::SIZE;
     const int half = number & 1;
     STAMP(a, layer, 0);
+    const ThroughNorm up{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1,
+                         number, number, false};
+    const ThroughNorm qkv{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
+                          number + 1, layer == 0};
+    KeptNorm kept;
+    Prepared prepared;
+    if (BACK_LOADS == 2 && a.phases & GATE_UP) kept.load(a, up, place, table);
+    if (BACK_LOADS == 2 && attends(a)) prepared.load(a, layer);
     if (a.phases & DOWN)
       through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
-    Prepared prepared;
-    if (BACK_LOADS && attends(a)) prepared.load(a, layer);
+    if (BACK_LOADS == 1 && attends(a)) prepared.load(a, layer);
     const auto prepare = [&](auto tiles) {
       prepare_attention<decltype(tiles)::value>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
     };
     if (a.phases & GATE_UP) {
-      const ThroughNorm n{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output,
-                          2 * layer + 1, number, number, false};
       const auto reset = [&] {
         if (a.phases & DOWN) reset_hidden_gradient(a, number);
       };
-      through_norm<2 * MLP>(a, n, stream, shared, place, fragment, table, gradient, layer, 3, reset, [&] {
+      through_norm<2 * MLP>(a, up, stream, shared, place, fragment, table, gradient, kept, layer, 3, reset, [&] {
         if (BACK_EARLY && attends(a)) of_size(keys, prepare);
       });
     } else if (BACK_EARLY && attends(a)) {
@@ -147,15 +151,15 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
                                                   a.first - layer, turned_of(shared), prepared);
       });
     }
+    if (BACK_LOADS == 2 && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & ATTENTION) {
-      gather_turned(a, number, attends(a), turned_of(shared), angles);
+      float4* slope_sums = reinterpret_cast<float4*>(memory + AttentionPlan(keys).queries);  // used before
+      gather_turned(a, layer, number, attends(a), turned_of(shared), slope_sums, angles);
+      if (BACK_SLOPES && attends(a)) free_attention(shared.attention);
       STAMP(a, layer, 12);
     }
-    if (a.phases & QKV) {
-      const ThroughNorm n{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
-                          number + 1, layer == 0};
-      through_norm<TURNED>(a, n, stream, shared, place, fragment, table, gradient, layer, 13, [] {}, [] {});
-    }
+    if (a.phases & QKV)
+      through_norm<TURNED>(a, qkv, stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {}, [] {});
   }
   if (place.live) *reinterpret_cast<float4*>(a.gradient + place.row * WIDTH + place.column) = gradient;
 }
@@ -166,8 +170,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) back_layers(const _
   const int warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < MAX_SLOTS; i++) barrier_init(&shared.stream.full[i], 1), barrier_init(&shared.stream.empty[i], 4);
-    barrier_init(&shared.attention.barriers.full, 32);
-    barrier_init(&shared.attention.barriers.values_full, 32);
+    barrier_init(&shared.attention.barriers.full, FETCHERS * 32);
+    barrier_init(&shared.attention.barriers.values_full, FETCHERS * 32);
     barrier_init(&shared.attention.barriers.empty, THREADS / 32);
     barrier_init_done();
   }
@@ -183,5 +187,5 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1) back_layers(const _
     const Ring ring(Keys(*a.length, a.rows), a.shared_bytes);
     feed_back_weights(a, {shared.stream, memory + ring.start, ring.slots});
   }
-  if (warp == THREADS / 32 + 1 && attends(a)) fetch_all_attention(a, memory, shared.attention);
+  if (warp > THREADS / 32 && warp <= THREADS / 32 + FETCHERS && attends(a)) fetch_all_attention(a, memory, shared.attention);
 }

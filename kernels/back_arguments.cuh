@@ -19,11 +19,19 @@ using Gradients = E5m2;
 using Gradients = Bf16;
 #endif
 constexpr bool NARROW = Gradients::SIZE == 1;
-#ifndef BACK_SLOPES
-#define BACK_SLOPES 0
+#ifndef PREP_IN
+#define PREP_IN 0
 #endif
+#ifndef PREP_NC
+#define PREP_NC 0
+#endif
+__device__ __forceinline__ uint32_t look_kept(const uint32_t* source) {
+  uint32_t v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(source));
+  return v;
+}
 #ifndef BACK_LOADS
-#define BACK_LOADS (NARROW ? 2 : 0)
+#define BACK_LOADS NARROW
 #endif
 
 struct BackArguments {
@@ -44,8 +52,7 @@ struct BackArguments {
   uint32_t* upstream;                   // of attention's result: fragments of flat rows [32 tiles][16 steps]
   uint32_t* turned;                     // fragments, K = 2560: of raw q, k and v (FP8: 8 dimensions, their rotary partners, ..)
   uint2* query_parts;                   // [128 blocks][8 writers][8][32]
-  uint2* key_parts;                     // [128 blocks][16 groups][keys, values][32]; FP8: none
-  uint32_t* key_slopes;                 // FP8: bf16 [ds, p][4 key tiles][32 steps][32][16 bytes] (back_turned.cuh)
+  uint2* key_parts;                     // [128 blocks][16 groups][keys, values][32]
   uint4 *qkv_parts, *gate_up_parts;     // [128 blocks][8 writers][64]
   uint32_t *qkv_dots, *gate_up_dots;    // [256 writers][64 rows]; FP8: bf16 [4 row tiles][256 writers][8][rows r and r + 8]
   unsigned long long* stamps;           // compiled with TIMELINE

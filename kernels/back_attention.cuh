@@ -16,8 +16,9 @@
 #ifndef FETCHED_ROWS
 #define FETCHED_ROWS (NARROW ? 4 : 8)
 #endif
+// One warp needs most of a layer in bf16 for the addresses of all rows, and is early enough there.
 constexpr int FETCHERS = NARROW ? 3 : 1;
-constexpr int FETCHED = FETCHED_ROWS;  // rows of 512 bytes that a warp asks for at a time, with as many on their way
+constexpr int BATCH = FETCHED_ROWS;  // a warp asks for rows (of 512 bytes) up to one at the end of a batch, with as many on their way
 constexpr int PROBABILITY_BYTES = 48;  // of a row of 16 probabilities, padded
 
 // Of dynamic shared memory, in bytes: keys, values and queries as rows of 512 bytes (place_of_value), then ds and p.
@@ -34,30 +35,30 @@ struct AttentionBarriers {
   uint64_t full, values_full, empty;
 };
 
-// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values. One warp alone would take
-// most of a layer for the addresses.
+// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values.
 __device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory,
                                                 AttentionBarriers& barriers) {
   const AttentionPlan plan(keys);
-  const int lane = threadIdx.x % 32, length = *a.length, own = threadIdx.x / 32 - THREADS / 32 - 1;
+  const int lane = threadIdx.x % 32, length = *a.length, own = FETCHERS == 1 ? 0 : threadIdx.x / 32 - THREADS / 32 - 1;
   const size_t base = (size_t)layer * a.capacity * CHUNKS + lane;
   const auto fetch_slots = [&](uint32_t target, const uint4* source) {
-    for (int slot = own, turn = 1; slot < keys.count; slot += FETCHERS, turn++) {
+    for (int slot = own; slot < keys.count; slot += FETCHERS) {
       const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
       const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
       copy_chunk(target + place_of_value(slot, lane), source + row, valid);
-      if (turn % FETCHED == 0 || slot + FETCHERS >= keys.count) {
+      const bool last = FETCHERS == 1 ? slot == keys.count - 1 : slot + FETCHERS >= keys.count;
+      if (slot % BATCH == BATCH - 1 || last) {
         commit_copies();
         wait_copies<1>();
       }
     }
   };
-  for (int query = own, turn = 1; query < QUERIES; query += FETCHERS, turn++) {
+  for (int query = own; query < QUERIES; query += FETCHERS) {
     const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + query;
     const bool valid = flat < HEADS * a.rows;
     const int row = layer * ROWS + (valid ? flat % a.rows : 0), head = valid ? flat / a.rows : 0;
     copy_chunk(memory + plan.queries + place_of_value(query, lane), a.queries + (size_t)(row * HEADS + head) * CHUNKS + lane, valid);
-    if (turn % FETCHED == 0) {
+    if (query % BATCH == BATCH - 1) {
       commit_copies();
       wait_copies<1>();
     }
@@ -111,12 +112,6 @@ struct AttentionShared {
   AttentionBarriers barriers;
 };
 
-// By all warps: a layer's keys, values and queries have been used.
-__device__ __forceinline__ void free_attention(AttentionShared& shared) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(&shared.barriers.empty);
-}
-
 // What a thread knows before u is there.
 struct Prepared {
   static constexpr int MOST_UNITS = (9 + 3) / 4, STEPS = DIM / 16 / 4;
@@ -134,7 +129,7 @@ struct Prepared {
       const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
       const auto read = [&](const uint32_t* source) -> uint32_t {
         if (!valid[half]) return 0;
-        if constexpr (BACK_LOADS) return look(source);
+        if constexpr (BACK_LOADS) return PREP_NC ? look_kept(source) : look(source);
         else return *source;
       };
       log_sum[half] = __uint_as_float(read(reinterpret_cast<const uint32_t*>(sum)));
@@ -159,7 +154,7 @@ __device__ __forceinline__ void prepare_attention(const BackArguments& a, int la
   auto& p = prepared.p;
   auto &valid = prepared.valid;
   auto &log_sum = prepared.log_sum;
-  if (!BACK_LOADS) prepared.load(a, layer);
+  if (!BACK_LOADS || PREP_IN) prepared.load(a, layer);
   barrier_wait(&shared.barriers.full, turn & 1);
   multiply_keys<T>(p, base + plan.queries, base);
 #pragma unroll
@@ -224,7 +219,6 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 9);
-  if (BACK_SLOPES && threadIdx.x / 32 == 7) publish_slopes(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES);
   barrier_wait(&shared.barriers.values_full, turn & 1);
   multiply_keys<T>(dp, upstream, base + plan.values);
 #pragma unroll
@@ -246,12 +240,10 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 10);
-  if (BACK_SLOPES && threadIdx.x / 32 == 7) publish_slopes(a, number, 0, base + plan.slopes, T * 32 + 16);
   send_query_parts<T>(a, number, base + plan.slopes, base, turned.own);
-  if constexpr (!BACK_SLOPES) {
-    send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
-    send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
-  }
-  if (!BACK_SLOPES) free_attention(shared);
+  send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
+  send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
+  __syncwarp();
+  if (lane == 0) barrier_arrive(&shared.barriers.empty);
   STAMP(a, layer, 11);
 }

@@ -71,6 +71,7 @@ __device__ __forceinline__ bool attends(const BackArguments& a) {
   return blockIdx.x / ATTENTION_CLUSTER * QUERIES < HEADS * a.rows && a.phases & ATTENTION;
 }
 
+// By one warp.
 __device__ __forceinline__ void fetch_all_attention(const BackArguments& a, uint8_t* memory, AttentionShared& shared) {
   const Keys keys(*a.length, a.rows);
   for (int layer = a.first, turn = 0; layer >= a.last; layer--, turn++) {
@@ -116,25 +117,20 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     constexpr int SIZE = Gradients::SIZE;
     const int half = number & 1;
     STAMP(a, layer, 0);
-    const ThroughNorm up{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1,
-                         number, number, false};
-    const ThroughNorm qkv{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
-                          number + 1, layer == 0};
-    KeptNorm kept;
-    Prepared prepared;
-    if (BACK_LOADS == 2 && a.phases & GATE_UP) kept.load(a, up, place, table);
-    if (BACK_LOADS == 2 && attends(a)) prepared.load(a, layer);
     if (a.phases & DOWN)
       through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
-    if (BACK_LOADS == 1 && attends(a)) prepared.load(a, layer);
+    Prepared prepared;
+    if (BACK_LOADS && !PREP_IN && attends(a)) prepared.load(a, layer);
     const auto prepare = [&](auto tiles) {
       prepare_attention<decltype(tiles)::value>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
     };
     if (a.phases & GATE_UP) {
+      const ThroughNorm n{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output,
+                          2 * layer + 1, number, number, false};
       const auto reset = [&] {
         if (a.phases & DOWN) reset_hidden_gradient(a, number);
       };
-      through_norm<2 * MLP>(a, up, stream, shared, place, fragment, table, gradient, kept, layer, 3, reset, [&] {
+      through_norm<2 * MLP>(a, n, stream, shared, place, fragment, table, gradient, layer, 3, reset, [&] {
         if (BACK_EARLY && attends(a)) of_size(keys, prepare);
       });
     } else if (BACK_EARLY && attends(a)) {
@@ -151,15 +147,15 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
                                                   a.first - layer, turned_of(shared), prepared);
       });
     }
-    if (BACK_LOADS == 2 && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & ATTENTION) {
-      float4* slope_sums = reinterpret_cast<float4*>(memory + AttentionPlan(keys).queries);  // used before
-      gather_turned(a, layer, number, attends(a), turned_of(shared), slope_sums, angles);
-      if (BACK_SLOPES && attends(a)) free_attention(shared.attention);
+      gather_turned(a, number, attends(a), turned_of(shared), angles);
       STAMP(a, layer, 12);
     }
-    if (a.phases & QKV)
-      through_norm<TURNED>(a, qkv, stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {}, [] {});
+    if (a.phases & QKV) {
+      const ThroughNorm n{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
+                          number + 1, layer == 0};
+      through_norm<TURNED>(a, n, stream, shared, place, fragment, table, gradient, layer, 13, [] {}, [] {});
+    }
   }
   if (place.live) *reinterpret_cast<float4*>(a.gradient + place.row * WIDTH + place.column) = gradient;
 }

@@ -44,107 +44,6 @@ __device__ __forceinline__ void send_key_parts(const BackArguments& a, int numbe
   }
 }
 
-// ---- in 8 bits: dk and dv where their dimensions are owned, over all queries at once. Block b has kind b / 64 (dk, dv), the dimensions
-// 8 (b % 64 / 4) .. and their partners, and keys 16 (b % 4) ..; what it needs of others are ds and p, 1 KB a block.
-
-constexpr int SLOPE_STEPS = 32, SLOPE_WORDS = 2 * ROW_TILES * SLOPE_STEPS * 32 * 4;  // steps of 16 flat rows
-
-// Operand A of (keys x flat rows), 16 bytes a lane, in words.
-__device__ __forceinline__ int slope_place(int kind, int tile, int step) {
-  return (((kind * ROW_TILES + tile) * SLOPE_STEPS + step) * 32 + threadIdx.x % 32) * 4;
-}
-
-// By one warp: this block's ds (kind 0) or p of its suffix keys. weights: as of send_key_parts.
-__device__ __forceinline__ void publish_slopes(const BackArguments& a, int number, int kind, uint32_t weights, int stride) {
-  const int lane = threadIdx.x % 32, rank = blockIdx.x % ATTENTION_CLUSTER, group = blockIdx.x / ATTENTION_CLUSTER;
-  if (rank / 2 * 16 >= a.rows) return;
-#pragma unroll
-  for (int k = 0; k < 2; k++) {
-    uint32_t x[4];
-    load_four_transposed(x, weights + (k * 16 + lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 16);
-    const int place = slope_place(kind, rank / 2, group * 2 + k) + rank % 2;
-    publish(a.key_slopes, (size_t)SLOPE_WORDS, number, place, x[0]);
-    publish(a.key_slopes, (size_t)SLOPE_WORDS, number, place + 2, x[2]);
-  }
-}
-
-__device__ __forceinline__ uint32_t transposed(uint32_t v) {
-  uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
-  return out;
-}
-
-// This warp's share of the flat rows of the block's dk or dv: sums [8 warps][lower, partner][32 lanes].
-__device__ __forceinline__ void multiply_slopes(const BackArguments& a, int layer, int number, float4* sums) {
-  constexpr int EACH = SLOPE_STEPS / 8;
-  const int kind = blockIdx.x / 64, slice = blockIdx.x % 64 / 4, tile = blockIdx.x % 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int steps = (HEADS * a.rows + QUERIES - 1) / QUERIES * 2;
-  if (tile * 16 >= a.rows) return;
-  uint32_t rows[EACH][4];  // of queries or u: [lower, partner][row, row + 8]
-  uint4 x[EACH];
-  const uint4* slopes = reinterpret_cast<const uint4*>(a.key_slopes + (size_t)(number & 1) * SLOPE_WORDS + slope_place(kind, tile, 0));
-  const uint32_t* upstream = a.upstream + (size_t)(number & 1) * (ROWS * ATTENDED / 2) + lane * 4 + slice % 2 * 2;
-  if (kind == 0) {
-    int reciprocal = 65536 / a.rows + 1;  // exact for less than 512
-    asm volatile("" : "+r"(reciprocal));  // so that what follows from it is not kept from layer to layer
-    const uint32_t* queries = reinterpret_cast<const uint32_t*>(a.queries) + (layer * ROWS * ATTENDED + slice * 8 + lane % 4 * 2) / 2;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int flat = (warp + i * 8) * 16 + half * 8 + lane / 4, head = flat * reciprocal >> 16, row = flat - head * a.rows;
-        const uint32_t* source = queries + (row * ATTENDED + head * DIM) / 2;
-        rows[i][half] = head < HEADS ? source[0] : 0, rows[i][2 + half] = head < HEADS ? source[HALF / 2] : 0;
-      }
-  }
-  for (int patience = PATIENCE;; patience--) {
-    uint32_t top = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int step = warp + i * 8;
-      if (step >= steps) continue;
-      x[i] = look(slopes + step * 32);
-      if (kind == 0) continue;
-#pragma unroll
-      for (int part = 0; part < 2; part++) {
-        const uint2 v = look_whole(reinterpret_cast<const uint2*>(upstream + (step * (DIM / 16) + part * (HALF / 16) + slice / 2) * 128));
-        rows[i][part * 2] = v.x, rows[i][part * 2 + 1] = v.y;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      if (warp + i * 8 >= steps) continue;
-      top = largest(top, x[i]);
-#pragma unroll
-      for (int j = 0; j < 4; j++) top = kind == 0 ? top : largest(top, rows[i][j]);
-    }
-    if (!__any_sync(0xffffffffu, top == PENDING)) break;
-    if (patience == 0) __trap();
-  }
-  float c[2][4] = {};
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    if (warp + i * 8 >= steps) break;
-    const uint32_t own[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
-#pragma unroll
-    for (int part = 0; part < 2; part++) mma(c[part], own, transposed(rows[i][part * 2]), transposed(rows[i][part * 2 + 1]));
-  }
-#pragma unroll
-  for (int part = 0; part < 2; part++) sums[(warp * 2 + part) * 32 + lane] = make_float4(c[part][0], c[part][1], c[part][2], c[part][3]);
-}
-
-// By the first two warps: a thread's sums of a key, over all warps.
-__device__ __forceinline__ float4 add_slopes(const float4* sums) {
-  const int half = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float4 v = make_float4(0, 0, 0, 0);
-#pragma unroll
-  for (int i = 0; i < THREADS / 32; i++) {
-    const float4 low = sums[i * 64 + lane], high = sums[i * 64 + 32 + lane];
-    v = v + (half ? make_float4(low.z, low.w, high.z, high.w) : make_float4(low.x, low.y, high.x, high.y));
-  }
-  return v;
-}
-
 // dq of 32 rows and this warp's dimensions, in two halves of 8 and their partners, to block `warp` of the group.
 template <int T>
 __device__ __forceinline__ void send_query_parts(const BackArguments& a, int number, uint32_t slopes, uint32_t keys,
@@ -200,10 +99,6 @@ __device__ __forceinline__ TurnedPlace query_place(const BackArguments& a, bool 
 
 // Of dk and dv, in the first and in the second warp.
 __device__ __forceinline__ TurnedPlace key_place(const BackArguments& a) {
-  if (BACK_SLOPES) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x % 4 * 16 + warp * 8 + lane / 4;
-    return {row, HEADS + (int)blockIdx.x / 64, (int)blockIdx.x % 64 / 4 * 8 + lane % 4 * 2, warp < 2 && row < a.rows};
-  }
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x % ATTENTION_CLUSTER * SUFFIX_SHARE + lane / 4;
   return {row, HEADS + warp, blockIdx.x / ATTENTION_CLUSTER * 8 + lane % 4 * 2, warp < 2 && row < a.rows};
 }
@@ -248,12 +143,10 @@ struct Turned {
 };
 
 // dq of its group's rows, if this block `attends`, and of dk and dv its part, in a fixed order.
-__device__ __forceinline__ void gather_turned(const BackArguments& a, int layer, int number, bool attends, Turned& shared,
-                                              float4* slope_sums, const Angles& angles) {
+__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared, const Angles& angles) {
   constexpr int MOST = 16, EACH = MOST / 4, OTHERS = ATTENTION_CLUSTER - 1;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1, rank = blockIdx.x % ATTENTION_CLUSTER;
-  if (BACK_SLOPES) multiply_slopes(a, layer, number, slope_sums);
-  const int groups = !BACK_SLOPES && has_key(a) ? (HEADS * a.rows + QUERIES - 1) / QUERIES - warp % 4 * EACH : 0;  // for this warp, at most EACH
+  const int groups = has_key(a) ? (HEADS * a.rows + QUERIES - 1) / QUERIES - warp % 4 * EACH : 0;  // for this warp, at most EACH
   const uint2* query_parts = a.query_parts + ((size_t)half * BLOCKS + blockIdx.x) * ATTENTION_CLUSTER * 256 + threadIdx.x;
   const uint2* key_parts = a.key_parts + ((((size_t)half * BLOCKS + blockIdx.x) * MOST + warp % 4 * EACH) * 2 + warp / 4) * 32 + lane;
   uint2 q[OTHERS] = {}, k[EACH] = {};
@@ -275,7 +168,7 @@ __device__ __forceinline__ void gather_turned(const BackArguments& a, int layer,
   float4 sum = restored(k[0]);
 #pragma unroll
   for (int i = 1; i < EACH; i++) sum = sum + restored(k[i]);
-  if (!BACK_SLOPES) shared.key_sums[warp][lane] = sum;
+  shared.key_sums[warp][lane] = sum;
   block_barrier();
   const TurnedPlace query = query_place(a, attends), key = key_place(a);
   if (query.used) {
@@ -285,13 +178,9 @@ __device__ __forceinline__ void gather_turned(const BackArguments& a, int layer,
     publish_turned(a, number, sum, query, true, angles.query);
   }
   if (!key.used) return;
-  if constexpr (BACK_SLOPES) {
-    sum = add_slopes(slope_sums);
-  } else {
-    sum = shared.key_sums[warp * 4][lane];
+  sum = shared.key_sums[warp * 4][lane];
 #pragma unroll
-    for (int i = 1; i < 4; i++) sum = sum + shared.key_sums[warp * 4 + i][lane];
-  }
+  for (int i = 1; i < 4; i++) sum = sum + shared.key_sums[warp * 4 + i][lane];
   if (key.row < a.state_token) sum = make_float4(0, 0, 0, 0);
-  publish_turned(a, number, sum, key, key.head == HEADS, angles.key);
+  publish_turned(a, number, sum, key, warp == 0, angles.key);
 }

@@ -47,7 +47,7 @@ _POINTERS = (
     *('qkv_weights', 'output_weights', 'gate_up_weights', 'down_weights', 'output_scale', 'down_scale'),
     *('gate', 'scale', 'rotary', 'length'),
     *('x', 'squares', 'queries', 'keys', 'values', 'gate_up', 'attended', 'log_sums', 'gradient', 'arriving'),
-    *('gated_down', 'gated_output', 'hidden', 'upstream', 'turned', 'query_parts', 'key_parts', 'key_slopes'),
+    *('gated_down', 'gated_output', 'hidden', 'upstream', 'turned', 'query_parts', 'key_parts'),
     *('qkv_parts', 'gate_up_parts', 'qkv_dots', 'gate_up_dots', 'stamps'),
 )
 _NUMBERS = (
@@ -135,7 +135,6 @@ def back_buffers(rows: int, device: torch.device, form: str = 'bf16') -> tuple[T
         'turned': ROWS * (HEADS + 2) * HEAD_DIM * size,
         'query_parts': BLOCKS * ATTENTION_GROUP * 256 * 8,
         'key_parts': BLOCKS * 16 * 64 * 8,
-        'key_slopes': 2 * 4 * 32 * 32 * 16,
         'qkv_parts': parts,
         'gate_up_parts': parts,
         'qkv_dots': DOTS * ROWS * 2 * size,

@@ -19,20 +19,6 @@ using Gradients = E5m2;
 using Gradients = Bf16;
 #endif
 constexpr bool NARROW = Gradients::SIZE == 1;
-#ifndef PREP_IN
-#define PREP_IN 0
-#endif
-#ifndef PREP_NC
-#define PREP_NC 0
-#endif
-__device__ __forceinline__ uint32_t look_kept(const uint32_t* source) {
-  uint32_t v;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(source));
-  return v;
-}
-#ifndef BACK_LOADS
-#define BACK_LOADS NARROW
-#endif
 
 struct BackArguments {
   const uint8_t *qkv_weights, *output_weights, *gate_up_weights, *down_weights;  // [L][128 blocks][bytes of one]

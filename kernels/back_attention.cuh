@@ -13,12 +13,8 @@
 #pragma once
 #include "back_turned.cuh"
 
-#ifndef FETCHED_ROWS
-#define FETCHED_ROWS (NARROW ? 4 : 8)
-#endif
-// One warp needs most of a layer in bf16 for the addresses of all rows, and is early enough there.
 constexpr int FETCHERS = NARROW ? 3 : 1;
-constexpr int BATCH = FETCHED_ROWS;  // a warp asks for rows (of 512 bytes) up to one at the end of a batch, with as many on their way
+constexpr int FETCHED = NARROW ? 4 : 8;  // rows of 512 bytes that a warp asks for at a time, with as many on their way
 constexpr int PROBABILITY_BYTES = 48;  // of a row of 16 probabilities, padded
 
 // Of dynamic shared memory, in bytes: keys, values and queries as rows of 512 bytes (place_of_value), then ds and p.
@@ -35,30 +31,31 @@ struct AttentionBarriers {
   uint64_t full, values_full, empty;
 };
 
-// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values.
+// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values. One warp alone would take
+// most of a layer for the addresses.
 __device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory,
                                                 AttentionBarriers& barriers) {
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, length = *a.length, own = FETCHERS == 1 ? 0 : threadIdx.x / 32 - THREADS / 32 - 1;
   const size_t base = (size_t)layer * a.capacity * CHUNKS + lane;
+  const auto batch_ends = [](int row, int turn) { return FETCHERS == 1 ? row % FETCHED == FETCHED - 1 : turn % FETCHED == 0; };
   const auto fetch_slots = [&](uint32_t target, const uint4* source) {
-    for (int slot = own; slot < keys.count; slot += FETCHERS) {
+    for (int slot = own, turn = 1; slot < keys.count; slot += FETCHERS, turn++) {
       const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
       const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
       copy_chunk(target + place_of_value(slot, lane), source + row, valid);
-      const bool last = FETCHERS == 1 ? slot == keys.count - 1 : slot + FETCHERS >= keys.count;
-      if (slot % BATCH == BATCH - 1 || last) {
+      if (batch_ends(slot, turn) || (FETCHERS == 1 ? slot == keys.count - 1 : slot + FETCHERS >= keys.count)) {
         commit_copies();
         wait_copies<1>();
       }
     }
   };
-  for (int query = own; query < QUERIES; query += FETCHERS) {
+  for (int query = own, turn = 1; query < QUERIES; query += FETCHERS, turn++) {
     const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + query;
     const bool valid = flat < HEADS * a.rows;
     const int row = layer * ROWS + (valid ? flat % a.rows : 0), head = valid ? flat / a.rows : 0;
     copy_chunk(memory + plan.queries + place_of_value(query, lane), a.queries + (size_t)(row * HEADS + head) * CHUNKS + lane, valid);
-    if (query % BATCH == BATCH - 1) {
+    if (batch_ends(query, turn)) {
       commit_copies();
       wait_copies<1>();
     }
@@ -129,7 +126,7 @@ struct Prepared {
       const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
       const auto read = [&](const uint32_t* source) -> uint32_t {
         if (!valid[half]) return 0;
-        if constexpr (BACK_LOADS) return PREP_NC ? look_kept(source) : look(source);
+        if constexpr (NARROW) return look(source);
         else return *source;
       };
       log_sum[half] = __uint_as_float(read(reinterpret_cast<const uint32_t*>(sum)));
@@ -154,7 +151,7 @@ __device__ __forceinline__ void prepare_attention(const BackArguments& a, int la
   auto& p = prepared.p;
   auto &valid = prepared.valid;
   auto &log_sum = prepared.log_sum;
-  if (!BACK_LOADS || PREP_IN) prepared.load(a, layer);
+  if (!NARROW) prepared.load(a, layer);
   barrier_wait(&shared.barriers.full, turn & 1);
   multiply_keys<T>(p, base + plan.queries, base);
 #pragma unroll

@@ -21,18 +21,7 @@
 #include "back_products.cuh"
 
 constexpr int ALL_THREADS = THREADS + 128;
-
-// How eagerly weights are fetched, as Pace (expert_stream.cuh), and whether attention's probabilities are computed while the parts of
-// gate and up's product are on their way, not behind them. Found by trial.
-#ifndef BACK_FLYING
-#define BACK_FLYING 4
-#endif
-#ifndef BACK_AHEAD
-#define BACK_AHEAD 0
-#endif
-#ifndef BACK_EARLY
-#define BACK_EARLY NARROW
-#endif
+constexpr int BACK_FLYING = 4;  // slots on their way at a time, found by trial
 
 // Of dynamic shared memory: what is behind attention's.
 struct Ring {
@@ -56,22 +45,16 @@ __device__ __forceinline__ void feed_back_weights(const BackArguments& a, Feeder
   const BackSlice gate_up{a.gate_up_weights, 2 * MLP * NORMED_COLUMNS * SIZE / PARTS, GATE_UP};
   const BackSlice output{a.output_weights, WIDTH * OUTPUT_COLUMNS * SIZE, OUTPUT};
   const BackSlice qkv{a.qkv_weights, TURNED * NORMED_COLUMNS * SIZE / PARTS, QKV};
-  const auto feed = [&](const BackSlice& slice, int layer, const BackSlice& next, int next_layer) {
-    const bool ahead = BACK_AHEAD && a.phases & next.phase && next_layer >= a.last;
-    if (a.phases & slice.phase)
-      feeder.feed(slice.of(layer), slice.slots(), next.of(next_layer), ahead ? next.bytes / slice.slots() / 16 * 16 : 0, slice.last());
+  const auto feed = [&](const BackSlice& slice, int layer) {
+    if (a.phases & slice.phase) feeder.feed(slice.of(layer), slice.slots(), nullptr, 0, slice.last());
   };
-  for (int layer = a.first; layer >= a.last; layer--) {
-    feed(down, layer, gate_up, layer), feed(gate_up, layer, output, layer);
-    feed(output, layer, qkv, layer), feed(qkv, layer, down, layer - 1);
-  }
+  for (int layer = a.first; layer >= a.last; layer--) feed(down, layer), feed(gate_up, layer), feed(output, layer), feed(qkv, layer);
 }
 
 __device__ __forceinline__ bool attends(const BackArguments& a) {
   return blockIdx.x / ATTENTION_CLUSTER * QUERIES < HEADS * a.rows && a.phases & ATTENTION;
 }
 
-// By one warp.
 __device__ __forceinline__ void fetch_all_attention(const BackArguments& a, uint8_t* memory, AttentionShared& shared) {
   const Keys keys(*a.length, a.rows);
   for (int layer = a.first, turn = 0; layer >= a.last; layer--, turn++) {
@@ -103,7 +86,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
   const int fragment = fragment_place(a.rows), table = a.table_row * (2 * a.layers + 1) * WIDTH;
   wait_for_predecessor();
   Angles angles;
-  if (BACK_LOADS && a.phases & ATTENTION) angles.load(a, attends(a));
+  if (NARROW && a.phases & ATTENTION) angles.load(a, attends(a));
   float4 gradient = make_float4(0, 0, 0, 0);
   if (place.live) gradient = load4(a.gradient + place.row * WIDTH + place.column);
   float4 gate = make_float4(0, 0, 0, 0);
@@ -117,45 +100,39 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     constexpr int SIZE = Gradients::SIZE;
     const int half = number & 1;
     STAMP(a, layer, 0);
+    const ThroughNorm up{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1,
+                         number, number, false};
+    const ThroughNorm qkv{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
+                          number + 1, layer == 0};
+    KeptNorm kept;
+    Prepared prepared;
+    if (NARROW && a.phases & GATE_UP) kept.load(a, up, place, table);
+    if (NARROW && attends(a)) prepared.load(a, layer);
     if (a.phases & DOWN)
       through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
-    Prepared prepared;
-    if (BACK_LOADS && !PREP_IN && attends(a)) prepared.load(a, layer);
-    const auto prepare = [&](auto tiles) {
-      prepare_attention<decltype(tiles)::value>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
-    };
-    if (a.phases & GATE_UP) {
-      const ThroughNorm n{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output,
-                          2 * layer + 1, number, number, false};
-      const auto reset = [&] {
+    if (a.phases & GATE_UP)
+      through_norm<2 * MLP>(a, up, stream, shared, place, fragment, table, gradient, kept, layer, 3, [&] {
         if (a.phases & DOWN) reset_hidden_gradient(a, number);
-      };
-      through_norm<2 * MLP>(a, n, stream, shared, place, fragment, table, gradient, layer, 3, reset, [&] {
-        if (BACK_EARLY && attends(a)) of_size(keys, prepare);
       });
-    } else if (BACK_EARLY && attends(a)) {
-      of_size(keys, prepare);
-    }
     if (!attends(a)) {
       if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
       block_barrier();  // the projection has used what gather_turned will use
     } else {
       of_size(keys, [&](auto tiles) {
-        if (!BACK_EARLY) prepare(tiles);
+        constexpr int T = decltype(tiles)::value;
+        prepare_attention<T>(a, layer, keys, memory, shared.attention, a.first - layer, prepared);
         if (a.phases & OUTPUT) through_output(a, layer, number, stream, shared, fragment);
-        through_attention<decltype(tiles)::value>(a, layer, number, keys, memory, shared_address(&shared.exchange), shared.attention,
-                                                  a.first - layer, turned_of(shared), prepared);
+        through_attention<T>(a, layer, number, keys, memory, shared_address(&shared.exchange), shared.attention, a.first - layer,
+                             turned_of(shared), prepared);
       });
     }
+    if (NARROW && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & ATTENTION) {
       gather_turned(a, number, attends(a), turned_of(shared), angles);
       STAMP(a, layer, 12);
     }
-    if (a.phases & QKV) {
-      const ThroughNorm n{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
-                          number + 1, layer == 0};
-      through_norm<TURNED>(a, n, stream, shared, place, fragment, table, gradient, layer, 13, [] {}, [] {});
-    }
+    if (a.phases & QKV)
+      through_norm<TURNED>(a, qkv, stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {});
   }
   if (place.live) *reinterpret_cast<float4*>(a.gradient + place.row * WIDTH + place.column) = gradient;
 }

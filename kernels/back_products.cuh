@@ -193,47 +193,69 @@ __device__ __forceinline__ void gather_dots(E5m2, const uint32_t* dots, int numb
   if (lane < 16) sums[thread / 32][lane % 2 * 4 + word + half * 8] = s[0];
 }
 
+// What a thread needs of the forward pass on the way through a norm: where it has products of the gradient and of x, and in its place.
+struct KeptNorm {
+  float2 others[NORMED_COLUMNS / 8], their_scales[NORMED_COLUMNS / 16];
+  float4 x, scale, gate;
+  uint32_t squares[4];
+
+  __device__ void clear() {
+    x = scale = gate = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < 4; i++) squares[i] = 0;
+  }
+  __device__ void load_own(const BackArguments& a, const ThroughNorm& n, const Place& place, int table) {
+    if (!place.used) return;
+    const size_t at = place.row * WIDTH + place.column;
+    x = look4(a.x + (size_t)n.norm * ROWS * WIDTH + at), scale = look4(a.scale + table + n.norm * WIDTH + place.column);
+    gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + threadIdx.x % 8 * 4 + i) * ROWS + place.row);
+  }
+  __device__ void load(const BackArguments& a, const ThroughNorm& n, const Place& place, int table) {
+    const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
+    const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
+    const float *scales = a.scale + table + n.norm * WIDTH + column, *rows = a.x + ((size_t)n.norm * ROWS + row) * WIDTH + column;
+    clear();
+    if (n.first_of_all) {
+      if (place.used) scale = look4(a.scale + table + n.norm * WIDTH + place.column);
+      return;
+    }
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+      their_scales[t] = look2(scales + t * 8);
+#pragma unroll
+      for (int half = 0; half < 2; half++) others[t * 2 + half] = look2(rows + half * 8 * WIDTH + t * 8);
+    }
+    load_own(a, n, place, table);
+  }
+};
+
 // With g = (in W) * (1 + scale) and y = x / rms(x):  gradient += (g - y * mean(g * y)) / rms(x); what goes on is gradient * gate.
 // The sum over a row of g * x is one of products that each part of in W has: they travel beside the parts, not behind them.
-// table: the row of gate and scale. then: called when the input is being loaded; meanwhile: when the parts have been sent.
-template <int K, class Then, class Meanwhile>
+// table: the row of gate and scale. then: called when the input is being loaded.
+template <int K, class Then>
 __device__ __forceinline__ void through_norm(const BackArguments& a, const ThroughNorm& n, Stream& stream, BackShared& shared,
-                                             const Place& place, int fragment, int table, float4& gradient, int layer, int point,
-                                             Then then, Meanwhile meanwhile) {
+                                             const Place& place, int fragment, int table, float4& gradient, KeptNorm& known, int layer,
+                                             int point, Then then) {
   using P = Gradients;
   constexpr int STEPS = K / P::STEP / PARTS, EACH = SLOT / (NORMED_COLUMNS * 32), SLOTS = (STEPS / 2 + EACH - 1) / EACH;
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
   const float *scales = a.scale + table + n.norm * WIDTH, *x_rows = a.x + (size_t)n.norm * ROWS * WIDTH;
   float accumulator[NORMED_COLUMNS / 2], weighted[NORMED_COLUMNS / 4] = {};
-  float2 others[NORMED_COLUMNS / 8], their_scales[NORMED_COLUMNS / 16];
-  float4 x = make_float4(0, 0, 0, 0), scale = x, gate = x;
-  uint32_t squares[4] = {};
-  const auto load_own = [&] {
-    if (!place.used) return;
-    x = look4(x_rows + place.row * WIDTH + place.column), scale = look4(scales + place.column);
-    gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
-  };
-  if constexpr (BACK_LOADS) {
-    if (n.first_of_all) {
-      if (place.used) scale = look4(scales + place.column);
-    } else {
-#pragma unroll
-      for (int t = 0; t < 4; t++) {
-        their_scales[t] = look2(scales + column + t * 8);
-#pragma unroll
-        for (int half = 0; half < 2; half++) others[t * 2 + half] = look2(x_rows + (row + half * 8) * WIDTH + column + t * 8);
-      }
-      load_own();
-    }
-  }
+  KeptNorm own;
+  KeptNorm& kept = NARROW ? known : own;
+  const auto& others = kept.others;
+  const auto& their_scales = kept.their_scales;
+  const float4 &x = kept.x, &scale = kept.scale, &gate = kept.gate;
+  const auto& squares = kept.squares;
+  if (!NARROW) kept.clear();
   const uint4* fragments = reinterpret_cast<const uint4*>(n.in) + blockIdx.x % PARTS * STEPS * STEP_FRAGMENTS + fragment;
   multiply<P, NORMED_COLUMNS, SLOTS, STEPS / 2 % EACH>(accumulator, fragments, stream, [&] {
     then();
-    if (BACK_LOADS || n.first_of_all) return;
+    if (NARROW || n.first_of_all) return;
 #pragma unroll
     for (int t = 0; t < 4; t++) {
       const float2 s = look2(scales + column + t * 8);
@@ -243,7 +265,12 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
         weighted[t * 4 + half * 2] = v.x * s.x, weighted[t * 4 + half * 2 + 1] = v.y * s.y;
       }
     }
-    load_own();
+    if (!place.used) return;
+    kept.x = look4(x_rows + place.row * WIDTH + place.column), kept.scale = look4(scales + place.column);
+    kept.gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      kept.squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
   });
   STAMP(a, layer, point);
   float sums[NORMED_COLUMNS / 4];
@@ -252,7 +279,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
     send_back_parts(sums, n.parts, n.number, shared.own_parts, a.rows);
     if (!n.first_of_all) {
       float dot[2] = {};
-      if constexpr (BACK_LOADS)
+      if constexpr (NARROW)
 #pragma unroll
         for (int i = 0; i < 8; i++)
           weighted[i * 2] = others[i].x * their_scales[i / 2].x, weighted[i * 2 + 1] = others[i].y * their_scales[i / 2].y;
@@ -264,7 +291,6 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
     }
   }
   STAMP(a, layer, point + 1);
-  meanwhile();
   const bool tile = blockIdx.x % GROUP * 16 < a.rows;  // whether this block's row tile is used
   const int part = (thread % 8 / 4 * 32 + thread / 8 * 2 + thread % 2) * 2 + thread % 4 / 2;
   float4 arrived = make_float4(0, 0, 0, 0);

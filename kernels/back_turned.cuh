@@ -119,7 +119,7 @@ __device__ __forceinline__ void publish_turned(const BackArguments& a, int numbe
                                                const float4& known) {
   const int row = own.row, head = own.head, dim = own.dim;
   if (turns) {
-    const float4 angles = BACK_LOADS ? known : own.angles(a);
+    const float4 angles = NARROW ? known : own.angles(a);
     v = make_float4(v.x * angles.x + v.z * angles.y, v.y * angles.z + v.w * angles.w, v.z * angles.x - v.x * angles.y,
                     v.w * angles.z - v.y * angles.w);
   }
@@ -143,7 +143,8 @@ struct Turned {
 };
 
 // dq of its group's rows, if this block `attends`, and of dk and dv its part, in a fixed order.
-__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared, const Angles& angles) {
+__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared,
+                                              const Angles& angles) {
   constexpr int MOST = 16, EACH = MOST / 4, OTHERS = ATTENTION_CLUSTER - 1;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1, rank = blockIdx.x % ATTENTION_CLUSTER;
   const int groups = has_key(a) ? (HEADS * a.rows + QUERIES - 1) / QUERIES - warp % 4 * EACH : 0;  // for this warp, at most EACH
@@ -182,5 +183,5 @@ __device__ __forceinline__ void gather_turned(const BackArguments& a, int number
 #pragma unroll
   for (int i = 1; i < 4; i++) sum = sum + shared.key_sums[warp * 4 + i][lane];
   if (key.row < a.state_token) sum = make_float4(0, 0, 0, 0);
-  publish_turned(a, number, sum, key, warp == 0, angles.key);
+  publish_turned(a, number, sum, key, key.head == HEADS, angles.key);
 }

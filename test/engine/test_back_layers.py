@@ -31,8 +31,8 @@ both_forms = pytest.mark.parametrize('form', ['bf16', 'fp8'])
 BF16 = torch.bfloat16
 GRADIENTS = {'bf16': BF16, 'fp8': torch.float8_e5m2}
 STORED = {'bf16': ROUNDED, 'fp8': 0.075}
-"""Relative error of what is rounded to these: a value of E5M2 has two bits behind its first, so it is wrong by 2 ** -3 / 3 ** 0.5 of
-its own at most, as the root of a mean square."""
+"""Relative error of what is rounded to these. A value of E5M2 has two bits behind its first: the root of the
+mean square of its error is 2 ** -3 / 3 ** 0.5 of it at most."""
 
 
 class Phases:

@@ -8,14 +8,15 @@
 //
 // Phases of a layer, from the last: down (with GELU), gate and up (with the norm in front), output projection, attention, q k v (with
 // the norm in front). Contracts: back_products.cuh, back_attention.cuh. Blocks exchange data as in expert_exchange.cuh, weights stream
-// as in expert_stream.cuh. The gradient stays in registers, 16 rows x 32 columns a block (Place). Gradients are bf16 where products take
-// them and in partial sums, fp32 elsewhere; sums have a fixed order: the same bits at every run.
+// as in expert_stream.cuh. The gradient stays in registers, 16 rows x 32 columns a block (Place). Gradients are bf16 (FP8: e5m2) where
+// products take them, bf16 in partial sums and in attention, fp32 elsewhere; sums have a fixed order: the same bits at every run.
 //
-// Bytes a layer: 34.6 MB of weights (11.5 us at 3 TB/s), 1.5 MB of kept activations, and 50 MB of fragments read out of L2. What
-// decides is the chain of eight exchanges between blocks, and that gate and up wait for their weights.
+// Bytes a layer: 34.6 MB of weights (11.5 us at 3 TB/s), 1.5 MB of kept activations, and 50 MB of fragments read out of L2; FP8: half
+// of weights and fragments. What decides is the chain of eight exchanges between blocks, and that gate and up wait for their weights;
+// FP8: the many small loads of kept activations.
 //
 // Launch: 128 blocks of 384 threads, all resident at once (cooperative), with arguments.shared_bytes of dynamic shared memory. Threads
-// 0..255 compute, warp 8 fetches weights, warp 9 attention's keys, values and queries. Exchange buffers must be PENDING throughout
+// 0..255 compute, warp 8 fetches weights, warp 9 (FP8: 9 to 11) attention's keys, values and queries. Exchange buffers must be PENDING throughout
 // before the launch with number 0; launches for the steps 0, 1, .. follow each other on the same.
 #include "back_attention.cuh"
 #include "back_products.cuh"
@@ -100,10 +101,16 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     constexpr int SIZE = Gradients::SIZE;
     const int half = number & 1;
     STAMP(a, layer, 0);
-    const ThroughNorm up{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1,
+    const auto norm_of_up = [&] {
+      return ThroughNorm{a.hidden + half * (ROWS * 2 * MLP * SIZE / 4), a.gate_up_parts, a.gate_up_dots, a.gated_output, 2 * layer + 1,
                          number, number, false};
-    const ThroughNorm qkv{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
-                          number + 1, layer == 0};
+    };
+    const auto norm_of_qkv = [&] {
+      return ThroughNorm{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
+                         number + 1, layer == 0};
+    };
+    ThroughNorm up, qkv;  // in 8 bits known from here on, as what they need is asked for a phase ahead
+    if constexpr (NARROW) up = norm_of_up(), qkv = norm_of_qkv();
     KeptNorm kept;
     Prepared prepared;
     if (NARROW && a.phases & GATE_UP) kept.load(a, up, place, table);
@@ -111,7 +118,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
     if (a.phases & DOWN)
       through_gate(a, layer, a.gated_down + half * (ROWS * WIDTH * SIZE / 4), number, stream, shared, fragment);
     if (a.phases & GATE_UP)
-      through_norm<2 * MLP>(a, up, stream, shared, place, fragment, table, gradient, kept, layer, 3, [&] {
+      through_norm<2 * MLP>(a, NARROW ? up : norm_of_up(), stream, shared, place, fragment, table, gradient, kept, layer, 3, [&] {
         if (a.phases & DOWN) reset_hidden_gradient(a, number);
       });
     if (!attends(a)) {
@@ -132,7 +139,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
       STAMP(a, layer, 12);
     }
     if (a.phases & QKV)
-      through_norm<TURNED>(a, qkv, stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {});
+      through_norm<TURNED>(a, NARROW ? qkv : norm_of_qkv(), stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {});
   }
   if (place.live) *reinterpret_cast<float4*>(a.gradient + place.row * WIDTH + place.column) = gradient;
 }

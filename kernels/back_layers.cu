@@ -16,8 +16,8 @@
 // FP8: the many small loads of kept activations.
 //
 // Launch: 128 blocks of 384 threads, all resident at once (cooperative), with arguments.shared_bytes of dynamic shared memory. Threads
-// 0..255 compute, warp 8 fetches weights, warp 9 (FP8: 9 to 11) attention's keys, values and queries. Exchange buffers must be PENDING throughout
-// before the launch with number 0; launches for the steps 0, 1, .. follow each other on the same.
+// 0..255 compute, warp 8 fetches weights, warp 9 (FP8: 9 to 11) attention's keys, values and queries. Exchange buffers must be PENDING
+// throughout before the launch with number 0; launches for the steps 0, 1, .. follow each other on the same.
 #include "back_attention.cuh"
 #include "back_products.cuh"
 

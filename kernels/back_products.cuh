@@ -194,6 +194,7 @@ __device__ __forceinline__ void gather_dots(E5m2, const uint32_t* dots, int numb
 }
 
 // What a thread needs of the forward pass on the way through a norm: where it has products of the gradient and of x, and in its place.
+// In 8 bits `load` asks for all of it a phase ahead; in bf16 through_norm does, when its input is on its way, and has no `others`.
 struct KeptNorm {
   float2 others[NORMED_COLUMNS / 8], their_scales[NORMED_COLUMNS / 16];
   float4 x, scale, gate;
@@ -234,7 +235,7 @@ struct KeptNorm {
 
 // With g = (in W) * (1 + scale) and y = x / rms(x):  gradient += (g - y * mean(g * y)) / rms(x); what goes on is gradient * gate.
 // The sum over a row of g * x is one of products that each part of in W has: they travel beside the parts, not behind them.
-// table: the row of gate and scale. then: called when the input is being loaded.
+// table: the row of gate and scale. known: in 8 bits, what has been loaded. then: called when the input is being loaded.
 template <int K, class Then>
 __device__ __forceinline__ void through_norm(const BackArguments& a, const ThroughNorm& n, Stream& stream, BackShared& shared,
                                              const Place& place, int fragment, int table, float4& gradient, KeptNorm& known, int layer,
@@ -406,7 +407,8 @@ __device__ __forceinline__ void through_output(const BackArguments& a, int layer
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
   float accumulator[OUTPUT_COLUMNS / 2], sums[OUTPUT_COLUMNS / 4];
   float2 scale;
-  if (NARROW) scale = *reinterpret_cast<const float2*>(a.output_scale + layer * ATTENDED + blockIdx.x * OUTPUT_COLUMNS + group * 8 + lane % 4 * 2);
+  if (NARROW)
+    scale = *reinterpret_cast<const float2*>(a.output_scale + layer * ATTENDED + blockIdx.x * OUTPUT_COLUMNS + group * 8 + lane % 4 * 2);
   multiply<Gradients, OUTPUT_COLUMNS, SLOTS>(accumulator, reinterpret_cast<const uint4*>(in) + fragment, stream, [] {});
   STAMP(a, layer, 7);
   add_groups(sums, accumulator, shared.narrow_exchange);

@@ -129,14 +129,18 @@ class ExpertTrial:
         return activation_scales(ranges.largest)
 
 
-def exact_loop(trial: ExpertTrial, fused: bool = True, stamps: Tensor | None = None) -> ExactDenoise:
+def exact_loop(
+    trial: ExpertTrial, fused: bool = True, stamps: Tensor | None = None, form: str | None = None
+) -> ExactDenoise:
     """The loop of exact guidance on the trial's weights, behind a copy of its prefix as it is now.
 
     fused: its forward pass is that of the trial's loop, not the plain one in bf16. stamps: of its way back,
-    as of `ExpertLoop`.
+    as of `ExpertLoop`. form: of the way back, 'bf16' or 'fp8'; by default what the engine takes.
     """
     library, spec, length = trial.library, trial.spec, trial.prefix.length
-    packed = pack_exact(trial.tensors, spec, fused) | pack_flow(trial.tensors, spec)
+    if form is None:
+        form = 'fp8' if fused and trial.weights.precision == 'fp8' else 'bf16'
+    packed = pack_exact(trial.tensors, spec, fused, form) | pack_flow(trial.tensors, spec)
     longest = trial.prefix.keys.shape[1]
     shape = (spec.expert.layers, round_up(longest + spec.horizon + 1), spec.expert.head_dim)
     keys, values = (torch.zeros(shape, dtype=torch.bfloat16, device=length.device) for _ in range(2))

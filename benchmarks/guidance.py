@@ -6,7 +6,7 @@ usage: python -m benchmarks.guidance [--family pi05 pi0] [--precision fp8 bf16] 
 Prints p50, p90 and p99 of graph replays in milliseconds, of four kinds that take turns, so that clocks and
 temperature are the same for all: without guidance, with identity guidance, with a frozen prefix (one graph
 for these three), and with the true vector-Jacobian product, whose loop has a graph of its own and whose way
-back runs in bf16 whatever the precision. Of the last also the cosine of what guidance changes with the plain
+back is in bf16 or, in fp8, E5M2 by E4M3. Of the last also the cosine of what guidance changes with the plain
 model's, and with --timeline when the blocks of the way back pass the points of a layer in the middle.
 """
 

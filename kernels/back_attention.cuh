@@ -13,6 +13,8 @@
 #pragma once
 #include "back_turned.cuh"
 
+constexpr int FETCHERS = NARROW ? 3 : 1;
+constexpr int FETCHED = NARROW ? 4 : 8;  // rows of 512 bytes that a warp asks for at a time, with as many on their way
 constexpr int PROBABILITY_BYTES = 48;  // of a row of 16 probabilities, padded
 
 // Of dynamic shared memory, in bytes: keys, values and queries as rows of 512 bytes (place_of_value), then ds and p.
@@ -24,96 +26,133 @@ struct AttentionPlan {
         ring((probabilities + QUERIES * PROBABILITY_BYTES + 127) / 128 * 128) {}
 };
 
-// By one warp: a layer's keys, values and queries of this block. They complete on `full`.
-__device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory, uint64_t* full) {
+// Of attention's keys, values and queries; keys and queries are full first.
+struct AttentionBarriers {
+  uint64_t full, values_full, empty;
+};
+
+// By FETCHERS warps: a layer's keys and queries of this block, which complete on `full`, then its values. One warp alone would take
+// most of a layer for the addresses.
+__device__ __forceinline__ void fetch_attention(const BackArguments& a, const Keys& keys, int layer, uint32_t memory,
+                                                AttentionBarriers& barriers) {
   const AttentionPlan plan(keys);
-  const int lane = threadIdx.x % 32, length = *a.length;
+  const int lane = threadIdx.x % 32, length = *a.length, own = FETCHERS == 1 ? 0 : threadIdx.x / 32 - THREADS / 32 - 1;
   const size_t base = (size_t)layer * a.capacity * CHUNKS + lane;
-  for (int slot = 0; slot < keys.count; slot++) {
-    const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
-    const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
-    copy_chunk(memory + place_of_value(slot, lane), a.keys + row, valid);
-    copy_chunk(memory + plan.values + place_of_value(slot, lane), a.values + row, valid);
-    if (slot % 4 == 3) {
-      commit_copies();
-      wait_copies<1>();
+  const auto batch_ends = [](int row, int turn) { return FETCHERS == 1 ? row % FETCHED == FETCHED - 1 : turn % FETCHED == 0; };
+  const auto fetch_slots = [&](uint32_t target, const uint4* source) {
+    for (int slot = own, turn = 1; slot < keys.count; slot += FETCHERS, turn++) {
+      const bool suffix = slot < SUFFIX_SHARE, valid = slot < (suffix ? keys.suffix_end : keys.prefix_end);
+      const size_t row = base + (size_t)(!valid ? 0 : suffix ? length + keys.suffix_row(slot) : keys.prefix_row(slot)) * CHUNKS;
+      copy_chunk(target + place_of_value(slot, lane), source + row, valid);
+      if (batch_ends(slot, turn) || (FETCHERS == 1 ? slot == keys.count - 1 : slot + FETCHERS >= keys.count)) {
+        commit_copies();
+        wait_copies<1>();
+      }
     }
-  }
-  for (int query = 0; query < QUERIES; query++) {
+  };
+  for (int query = own, turn = 1; query < QUERIES; query += FETCHERS, turn++) {
     const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + query;
     const bool valid = flat < HEADS * a.rows;
     const int row = layer * ROWS + (valid ? flat % a.rows : 0), head = valid ? flat / a.rows : 0;
     copy_chunk(memory + plan.queries + place_of_value(query, lane), a.queries + (size_t)(row * HEADS + head) * CHUNKS + lane, valid);
-    if (query % 8 == 7) {
+    if (batch_ends(query, turn)) {
       commit_copies();
       wait_copies<1>();
     }
   }
+  fetch_slots(memory, a.keys);
   wait_copies<0>();
-  barrier_arrive(full);
+  barrier_arrive(&barriers.full);
+  fetch_slots(memory + plan.values, a.values);
+  wait_copies<0>();
+  barrier_arrive(&barriers.values_full);
 }
 
-// c[unit] [16 x 16] = this warp's 16 rows * its units of 16 keys, over all dimensions. T: units of the block.
-template <int T, int UNITS>
-__device__ __forceinline__ void multiply_keys(float (&c)[UNITS][2][4], uint32_t rows, uint32_t keys) {
+// c[unit] [16 x 16] = this warp's 16 rows * UNITS of its units of 16 keys, over all dimensions; loads are a step ahead.
+template <int UNITS, int MOST>
+__device__ __forceinline__ void multiply_units(float (&c)[MOST][2][4], uint32_t rows, uint32_t keys) {
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64;
+  uint32_t x[2][4], b[2][UNITS][4];
+  const auto load = [&](int step) {
+    load_four(x[step % 2], rows + place_of_value(tile * 16 + lane % 16, step * 2 + lane / 16));
 #pragma unroll
-  for (int u = 0; u < UNITS; u++)
-#pragma unroll
-    for (int i = 0; i < 8; i++) c[u][i / 4][i % 4] = 0;
+    for (int u = 0; u < UNITS; u++)
+      load_four(b[step % 2][u], keys + place_of_value((first + 4 * u) * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+  };
+  load(0);
 #pragma unroll
   for (int step = 0; step < DIM / 16; step++) {
-    uint32_t x[4], b[4];
-    load_four(x, rows + place_of_value(tile * 16 + lane % 16, step * 2 + lane / 16));
+    if (step + 1 < DIM / 16) load(step + 1);
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
-      if (first + 4 * u >= T) break;
-      load_four(b, keys + place_of_value((first + 4 * u) * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
-      mma(c[u][0], x, b[0], b[1]);
-      mma(c[u][1], x, b[2], b[3]);
+      const auto& own = b[step % 2][u];
+      mma(c[u][0], x[step % 2], own[0], own[1]);
+      mma(c[u][1], x[step % 2], own[2], own[3]);
     }
   }
 }
 
+// The same of T units that a block has.
+template <int T, int MOST>
+__device__ __forceinline__ void multiply_keys(float (&c)[MOST][2][4], uint32_t rows, uint32_t keys) {
+  constexpr int UNITS = (T + 3) / 4;
+#pragma unroll
+  for (int u = 0; u < UNITS; u++)
+#pragma unroll
+    for (int i = 0; i < 8; i++) c[u][i / 4][i % 4] = 0;
+  if (threadIdx.x / 64 + 4 * (UNITS - 1) < T) multiply_units<UNITS>(c, rows, keys);
+  else if constexpr (UNITS > 1) multiply_units<UNITS - 1>(c, rows, keys);
+}
+
 struct AttentionShared {
   float means[4][QUERIES];
-  uint64_t full, empty;  // of keys, values and queries
+  AttentionBarriers barriers;
 };
 
 // What a thread knows before u is there.
-template <int T>
 struct Prepared {
-  static constexpr int UNITS = (T + 3) / 4, STEPS = DIM / 16 / 4;
-  float p[UNITS][2][4];
+  static constexpr int MOST_UNITS = (9 + 3) / 4, STEPS = DIM / 16 / 4;
+  float p[MOST_UNITS][2][4], log_sum[2];
+  bool valid[2];
   uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
+
+  __device__ void load(const BackArguments& a, int layer) {
+    const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int flat = group * QUERIES + tile * 16 + half * 8 + lane / 4, row = flat % a.rows, head = flat / a.rows;
+      valid[half] = head < HEADS && row >= a.state_token;
+      const float* sum = a.log_sums + (layer * ROWS + row) * HEADS + head;
+      const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
+      const auto read = [&](const uint32_t* source) -> uint32_t {
+        if (!valid[half]) return 0;
+        if constexpr (NARROW) return look(source);
+        else return *source;
+      };
+      log_sum[half] = __uint_as_float(read(reinterpret_cast<const uint32_t*>(sum)));
+#pragma unroll
+      for (int i = 0; i < STEPS; i++) {
+        const uint32_t low = read(result + i * 8), high = read(result + i * 8 + 4);
+        if (half == 0) results[i].x = low, results[i].z = high;
+        else results[i].y = low, results[i].w = high;
+      }
+    }
+  }
 };
 
 // memory: dynamic shared memory; turn: how many layers it has been used for.
 template <int T>
 __device__ __forceinline__ void prepare_attention(const BackArguments& a, int layer, const Keys& keys, uint8_t* memory,
-                                                  AttentionShared& shared, int turn, Prepared<T>& prepared) {
-  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+                                                  AttentionShared& shared, int turn, Prepared& prepared) {
+  constexpr int UNITS = (T + 3) / 4, STEPS = Prepared::STEPS;
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
   const uint32_t base = shared_address(memory);
   auto& p = prepared.p;
-  auto& results = prepared.results;
-  bool valid[2];
-  float log_sum[2];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int flat = group * QUERIES + tile * 16 + half * 8 + lane / 4, row = flat % a.rows, head = flat / a.rows;
-    valid[half] = head < HEADS && row >= a.state_token;
-    log_sum[half] = valid[half] ? a.log_sums[(layer * ROWS + row) * HEADS + head] : 0.0f;
-    const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      const uint32_t low = valid[half] ? result[i * 8] : 0, high = valid[half] ? result[i * 8 + 4] : 0;
-      if (half == 0) results[i].x = low, results[i].z = high;
-      else results[i].y = low, results[i].w = high;
-    }
-  }
-  barrier_wait(&shared.full, turn & 1);
+  auto &valid = prepared.valid;
+  auto &log_sum = prepared.log_sum;
+  if (!NARROW) prepared.load(a, layer);
+  barrier_wait(&shared.barriers.full, turn & 1);
   multiply_keys<T>(p, base + plan.queries, base);
 #pragma unroll
   for (int u = 0; u < UNITS; u++)
@@ -135,9 +174,9 @@ __device__ __forceinline__ void prepare_attention(const BackArguments& a, int la
 // upstream: 16 KB of shared memory for this block's rows of u.
 template <int T>
 __device__ __forceinline__ void through_attention(const BackArguments& a, int layer, int number, const Keys& keys, uint8_t* memory,
-                                                  uint32_t upstream, AttentionShared& shared, Turned& turned,
-                                                  const Prepared<T>& prepared) {
-  constexpr int UNITS = Prepared<T>::UNITS, STEPS = Prepared<T>::STEPS;
+                                                  uint32_t upstream, AttentionShared& shared, int turn, Turned& turned,
+                                                  const Prepared& prepared) {
+  constexpr int UNITS = (T + 3) / 4, STEPS = Prepared::STEPS;
   const AttentionPlan plan(keys);
   const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
   const uint32_t base = shared_address(memory);
@@ -177,6 +216,7 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   }
   block_barrier();
   STAMP(a, layer, 9);
+  barrier_wait(&shared.barriers.values_full, turn & 1);
   multiply_keys<T>(dp, upstream, base + plan.values);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -201,6 +241,6 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   send_key_parts(a, number, 0, base + plan.slopes, T * 32 + 16, base + plan.queries);
   send_key_parts(a, number, 1, base + plan.probabilities, PROBABILITY_BYTES, upstream);
   __syncwarp();
-  if (lane == 0) barrier_arrive(&shared.empty);
+  if (lane == 0) barrier_arrive(&shared.barriers.empty);
   STAMP(a, layer, 11);
 }

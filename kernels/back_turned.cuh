@@ -20,20 +20,23 @@ __device__ __forceinline__ bool has_key(const BackArguments& a) {
 // This block's keys: what its queries add to dk and dv. weights: [query][slots], `stride` bytes a row; rows: queries or u.
 __device__ __forceinline__ void send_key_parts(const BackArguments& a, int number, int kind, uint32_t weights, int stride, uint32_t rows) {
   const int lane = threadIdx.x % 32, rank = blockIdx.x % ATTENTION_CLUSTER, group = blockIdx.x / ATTENTION_CLUSTER;
-  uint32_t x[2][4];
+  const int first = threadIdx.x / 32 * 2;
+  uint32_t x[2][4], b[2][2][4];  // [slice][rows]
 #pragma unroll
   for (int k = 0; k < 2; k++)
     load_four_transposed(x[k], weights + (k * 16 + lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 16);
 #pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int k = 0; k < 2; k++) load_four_transposed(b[i][k], rows + place_of_value(k * 16 + lane % 16, lane / 16 * 16 + first + i));
+#pragma unroll
   for (int i = 0; i < 2; i++) {
-    const int slice = threadIdx.x / 32 * 2 + i;
+    const int slice = first + i;
     float low[4] = {}, high[4] = {};
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      uint32_t b[4];
-      load_four_transposed(b, rows + place_of_value(k * 16 + lane % 16, lane / 16 * 16 + slice));
-      mma(low, x[k], b[0], b[1]);
-      mma(high, x[k], b[2], b[3]);
+      mma(low, x[k], b[i][k][0], b[i][k][1]);
+      mma(high, x[k], b[i][k][2], b[i][k][3]);
     }
     const int owner = slice * ATTENTION_CLUSTER + rank;
     uint2* target = a.key_parts + ((((size_t)(number & 1) * BLOCKS + owner) * 16 + group) * 2 + kind) * 32 + lane;
@@ -47,18 +50,25 @@ __device__ __forceinline__ void send_query_parts(const BackArguments& a, int num
                                                  uint2 (&own)[256]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x % ATTENTION_CLUSTER;
   uint2* target = a.query_parts + (((size_t)(number & 1) * BLOCKS + blockIdx.x - rank + warp) * ATTENTION_CLUSTER + rank) * 256 + lane;
+  uint32_t x[T][2][4], b[2][4];
+  const auto load = [&](int part, int step) {
+    load_four_transposed(b[step % 2], keys + place_of_value(step * 16 + lane % 16, lane / 16 * 16 + warp * 2 + part));
+  };
+#pragma unroll
+  for (int step = 0; step < T; step++)
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      load_four(x[step][i], slopes + (i * 16 + lane % 16) * (T * 32 + 16) + step * 32 + lane / 16 * 16);
 #pragma unroll
   for (int part = 0; part < 2; part++) {
     float sums[2][2][4] = {};  // [row tile][lower or partner]
+    load(part, 0);
 #pragma unroll
     for (int step = 0; step < T; step++) {
-      uint32_t x[2][4], b[4];
+      if (step + 1 < T) load(part, step + 1);
+      const auto& own = b[step % 2];
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        load_four(x[i], slopes + (i * 16 + lane % 16) * (T * 32 + 16) + step * 32 + lane / 16 * 16);
-      load_four_transposed(b, keys + place_of_value(step * 16 + lane % 16, lane / 16 * 16 + warp * 2 + part));
-#pragma unroll
-      for (int i = 0; i < 2; i++) mma(sums[i][0], x[i], b[0], b[1]), mma(sums[i][1], x[i], b[2], b[3]);
+      for (int i = 0; i < 2; i++) mma(sums[i][0], x[step][i], own[0], own[1]), mma(sums[i][1], x[step][i], own[2], own[3]);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -71,12 +81,53 @@ __device__ __forceinline__ void send_query_parts(const BackArguments& a, int num
   }
 }
 
-// Sums (two dimensions from `dim` on and their partners) turned back by the position of a row, and put into the next product's input.
-__device__ __forceinline__ void publish_turned(const BackArguments& a, int number, float4 v, int row, int head, int dim, bool turns) {
+// Two neighbouring dimensions and their partners, of one row.
+struct TurnedPlace {
+  int row, head, dim;
+  bool used;
+  __device__ float4 angles(const BackArguments& a) const {  // (cos, sin) of both
+    return load4(a.rotary + ((size_t)(*a.length + row) * HALF + dim) * 2);
+  }
+};
+
+// Of dq, of whose rows a block has some if it `attends`.
+__device__ __forceinline__ TurnedPlace query_place(const BackArguments& a, bool attends) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x % ATTENTION_CLUSTER;
+  const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + warp / 4 * 16 + warp % 2 * 8 + lane / 4;
+  return {flat % a.rows, flat / a.rows, rank * 16 + warp / 2 % 2 * 8 + lane % 4 * 2, attends && flat < HEADS * a.rows};
+}
+
+// Of dk and dv, in the first and in the second warp.
+__device__ __forceinline__ TurnedPlace key_place(const BackArguments& a) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x % ATTENTION_CLUSTER * SUFFIX_SHARE + lane / 4;
+  return {row, HEADS + warp, blockIdx.x / ATTENTION_CLUSTER * 8 + lane % 4 * 2, warp < 2 && row < a.rows};
+}
+
+// What a thread turns its sums back by, the same in every layer.
+struct Angles {
+  float4 query, key;
+  __device__ void load(const BackArguments& a, bool attends) {
+    const TurnedPlace q = query_place(a, attends), k = key_place(a);
+    query = key = make_float4(1, 0, 1, 0);
+    if (q.used) query = q.angles(a);
+    if (k.used && k.head == HEADS) key = k.angles(a);
+  }
+};
+
+// Sums turned back by the position of their row, and put into the next product's input.
+__device__ __forceinline__ void publish_turned(const BackArguments& a, int number, float4 v, const TurnedPlace& own, bool turns,
+                                               const float4& known) {
+  const int row = own.row, head = own.head, dim = own.dim;
   if (turns) {
-    const float4 angles = load4(a.rotary + ((size_t)(*a.length + row) * HALF + dim) * 2);  // (cos, sin) of two
+    const float4 angles = NARROW ? known : own.angles(a);
     v = make_float4(v.x * angles.x + v.z * angles.y, v.y * angles.z + v.w * angles.w, v.z * angles.x - v.x * angles.y,
                     v.w * angles.z - v.y * angles.w);
+  }
+  if constexpr (NARROW) {
+    const int step = head * (HALF / 16) + dim / 16;
+    const int word = ((step * ROW_TILES + row / 16) * 32 + row % 8 * 4 + dim % 8 / 2) * 4 + dim % 16 / 8 * 2 + row % 16 / 8;
+    publish(a.turned, (size_t)(ROWS * TURNED / 4), number, word, pack_four(E5m2(), v));
+    return;
   }
   const int column = head * DIM + dim;
   const int place = ((column / 16 * ROW_TILES + row / 16) * 32 + row % 8 * 4 + dim % 8 / 2) * 4 + dim % 16 / 8 * 2 + row % 16 / 8;
@@ -92,7 +143,8 @@ struct Turned {
 };
 
 // dq of its group's rows, if this block `attends`, and of dk and dv its part, in a fixed order.
-__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared) {
+__device__ __forceinline__ void gather_turned(const BackArguments& a, int number, bool attends, Turned& shared,
+                                              const Angles& angles) {
   constexpr int MOST = 16, EACH = MOST / 4, OTHERS = ATTENTION_CLUSTER - 1;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = number & 1, rank = blockIdx.x % ATTENTION_CLUSTER;
   const int groups = has_key(a) ? (HEADS * a.rows + QUERIES - 1) / QUERIES - warp % 4 * EACH : 0;  // for this warp, at most EACH
@@ -119,18 +171,17 @@ __device__ __forceinline__ void gather_turned(const BackArguments& a, int number
   for (int i = 1; i < EACH; i++) sum = sum + restored(k[i]);
   shared.key_sums[warp][lane] = sum;
   block_barrier();
-  const int flat = blockIdx.x / ATTENTION_CLUSTER * QUERIES + warp / 4 * 16 + warp % 2 * 8 + lane / 4;
-  if (attends && flat < HEADS * a.rows) {
+  const TurnedPlace query = query_place(a, attends), key = key_place(a);
+  if (query.used) {
     sum = restored(shared.own[threadIdx.x]);
 #pragma unroll
     for (int i = 0; i < OTHERS; i++) sum = sum + restored(q[i]);
-    publish_turned(a, number, sum, flat % a.rows, flat / a.rows, rank * 16 + warp / 2 % 2 * 8 + lane % 4 * 2, true);
+    publish_turned(a, number, sum, query, true, angles.query);
   }
-  const int row = rank * SUFFIX_SHARE + lane / 4;
-  if (warp >= 2 || row >= a.rows) return;
+  if (!key.used) return;
   sum = shared.key_sums[warp * 4][lane];
 #pragma unroll
   for (int i = 1; i < 4; i++) sum = sum + shared.key_sums[warp * 4 + i][lane];
-  if (row < a.state_token) sum = make_float4(0, 0, 0, 0);
-  publish_turned(a, number, sum, row, HEADS + warp, blockIdx.x / ATTENTION_CLUSTER * 8 + lane % 4 * 2, warp == 0);
+  if (key.row < a.state_token) sum = make_float4(0, 0, 0, 0);
+  publish_turned(a, number, sum, key, key.head == HEADS, angles.key);
 }

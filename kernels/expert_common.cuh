@@ -40,6 +40,11 @@ struct Int8 {
   using Sum = int32_t;
   using Down = Fp8;  // the product of GELU and up has tails too long for integers
 };
+// Of gradients, by weights in e4m3: the range of half precision, as nobody has seen gradients before they come.
+struct E5m2 {
+  static constexpr int STEP = 32, SIZE = 1;
+  using Sum = float;
+};
 
 // ---- matrix product: accumulator[64 x COLUMNS] of one warpgroup, A from registers, weights from shared memory
 
@@ -84,6 +89,15 @@ __device__ __forceinline__ void multiply_step(Fp8, float (&d)[32], const uint4& 
 __device__ __forceinline__ void multiply_step(Bf16, float (&d)[32], const uint4& a, uint64_t b, int more) {
   WGMMA_64("m64n64k16", "f32.bf16.bf16", "+f", ", 1, 1, 0");
 }
+__device__ __forceinline__ void multiply_step(E5m2, float (&d)[8], const uint4& a, uint64_t b, int more) {
+  WGMMA_16("m64n16k32", "f32.e5m2.e4m3", "+f", ", 1, 1");
+}
+__device__ __forceinline__ void multiply_step(E5m2, float (&d)[16], const uint4& a, uint64_t b, int more) {
+  WGMMA_32("m64n32k32", "f32.e5m2.e4m3", "+f", ", 1, 1");
+}
+__device__ __forceinline__ void multiply_step(E5m2, float (&d)[32], const uint4& a, uint64_t b, int more) {
+  WGMMA_64("m64n64k32", "f32.e5m2.e4m3", "+f", ", 1, 1");
+}
 __device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[16], const uint4& a, uint64_t b, int more) {
   WGMMA_32("m64n32k32", "s32.s8.s8", "+r", "");
 }
@@ -96,6 +110,10 @@ __device__ __forceinline__ void multiply_step(Int8, int32_t (&d)[32], const uint
 // Four values of 8 bits. Integers leave out the word of four times -1, which stands for what has not come yet
 // (expert_exchange.cuh): one of the four becomes -2.
 __device__ __forceinline__ uint32_t pack_four(Fp8, float4 v) { return e4m3x4(v.x, v.y, v.z, v.w); }
+__device__ __forceinline__ uint32_t pack_four(E5m2, float4 v) {
+  const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(v.x, v.y), __NV_SATFINITE, __NV_E5M2);
+  return low | (uint32_t)__nv_cvt_float2_to_fp8x2(make_float2(v.z, v.w), __NV_SATFINITE, __NV_E5M2) << 16;
+}
 __device__ __forceinline__ uint32_t pack_four(Int8, float4 v) { return min(int8x4(v.x, v.y, v.z, v.w), 0xfffffffeu); }
 
 // Four neighbouring values of a row, in linear order; column is a multiple of 4.

@@ -36,17 +36,19 @@ __device__ __forceinline__ uint32_t look(const uint32_t* source) {
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint32_t v) { return max(top, v); }
 __device__ __forceinline__ uint32_t largest(uint32_t top, uint4 v) { return max(max(max(max(top, v.x), v.y), v.z), v.w); }
 
-// Look again until no lane of the warp misses a word.
+// Look again until no lane of the warp misses a word, of the first `count`.
 template <class T, int N>
-__device__ __forceinline__ void await(T (&v)[N], const T* source, int stride) {
+__device__ __forceinline__ void await(T (&v)[N], const T* source, int stride, int count = N) {
   for (int patience = PATIENCE;; patience--) {
     uint32_t top = 0;
 #pragma unroll
-    for (int i = 0; i < N; i++) top = largest(top, v[i]);
+    for (int i = 0; i < N; i++)
+      if (i < count) top = largest(top, v[i]);
     if (!__any_sync(0xffffffffu, top == PENDING)) return;
     if (patience == 0) __trap();
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = look(source + i * stride);
+    for (int i = 0; i < N; i++)
+      if (i < count) v[i] = look(source + i * stride);
   }
 }
 

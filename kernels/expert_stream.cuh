@@ -2,7 +2,8 @@
 // products that consume it.
 //
 // A slot holds SLOT bytes, that is SLOT / (32 * columns) steps of K. A product takes an even number of slots; of its slots
-// warpgroup g multiplies those with number % 2 == g, so that both halves of a block keep pace with the stream.
+// warpgroup g multiplies those with number % 2 == g, so that both halves of a block keep pace with the stream. The last two slots of
+// a product may be shorter.
 #pragma once
 #include "expert_exchange.cuh"
 #include "tma.cuh"
@@ -59,8 +60,8 @@ struct Feeder {
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   }
 
-  // later: what comes after it, to be brought into L2 meanwhile, later_bytes a slot.
-  __device__ void feed(const uint8_t* source, int count, const uint8_t* later, int later_bytes) {
+  // later: what comes after it, to be brought into L2 meanwhile, later_bytes a slot. last: bytes of each of the last two.
+  __device__ void feed(const uint8_t* source, int count, const uint8_t* later, int later_bytes, int last = SLOT) {
     for (int i = 0; i < count; i++) {
       if (flying == FLYING) {
         barrier_wait(&barriers.full[tail.slot], tail.parity);
@@ -69,11 +70,13 @@ struct Feeder {
       }
       barrier_wait(&barriers.empty[head.slot], head.parity ^ 1);
       uint64_t* full = &barriers.full[head.slot];
-      barrier_expect(full, SLOT);
+      const bool ends = last != SLOT && i >= count - 2;
+      const int bytes = ends ? last : SLOT;
+      barrier_expect(full, bytes);
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
               memory + head.slot * SLOT),
-          "l"(source + (size_t)i * SLOT), "r"(SLOT), "r"(shared_address(full)), "l"(policy)
+          "l"(source + (size_t)i * SLOT - (ends ? (i + 2 - count) * (SLOT - last) : 0)), "r"(bytes), "r"(shared_address(full)), "l"(policy)
           : "memory");
       head.advance(1, slots);
       flying++;
@@ -107,8 +110,8 @@ __device__ __forceinline__ void leave(int32_t& v) { asm volatile("" : "=r"(v)); 
 
 // accumulator = A * weights over this warpgroup's SLOTS slots. fragments: this thread's, of the block's first step. Until one of
 // them is there, only that one is looked at: what all blocks look at again and again is in the way of what they wait for. Then
-// the rest can be expected too, and `then` is called.
-template <class P, int COLUMNS, int SLOTS, class Then>
+// the rest can be expected too, and `then` is called. SHORT: steps of the last slot, if it is a shorter one.
+template <class P, int COLUMNS, int SLOTS, int SHORT = 0, class Then>
 __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], const uint4* fragments, Stream& stream, Then then) {
   constexpr int STEPS = SLOT / (COLUMNS * 32);
   uint4 a[SLOTS][STEPS];
@@ -116,20 +119,25 @@ __device__ __forceinline__ void multiply(float (&accumulator)[COLUMNS / 2], cons
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i++) leave(sums[i]);
   fragments += threadIdx.x / 128 * STEPS * STEP_FRAGMENTS;
-  await_sign(fragments + ((SLOTS - 1) * 2 * STEPS + STEPS - 1) * STEP_FRAGMENTS);
+  const uint4* ending = fragments;  // of the last slot
+  if constexpr (SHORT > 0) ending -= threadIdx.x / 128 * (STEPS - SHORT) * STEP_FRAGMENTS;
+  constexpr int LAST = SLOTS - 1, LAST_STEPS = SHORT ? SHORT : STEPS;
+  await_sign(ending + (LAST * 2 * STEPS + LAST_STEPS - 1) * STEP_FRAGMENTS);
 #pragma unroll
   for (int s = 0; s < SLOTS; s++)
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) a[s][i] = look(fragments + (2 * s * STEPS + i) * STEP_FRAGMENTS);
+    for (int i = 0; i < STEPS; i++)
+      if (s < LAST || i < LAST_STEPS) a[s][i] = look((s < LAST ? fragments : ending) + (2 * s * STEPS + i) * STEP_FRAGMENTS);
   then();
   Cursor before = stream.cursor;
 #pragma unroll
   for (int s = 0; s < SLOTS; s++) {
-    await(a[s], fragments + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS);
+    await(a[s], (s < LAST ? fragments : ending) + 2 * s * STEPS * STEP_FRAGMENTS, STEP_FRAGMENTS, s < LAST ? STEPS : LAST_STEPS);
     const uint64_t weights = weight_descriptor<COLUMNS>(stream.take());
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
+    for (int i = 0; i < STEPS; i++)
+      if (s < LAST || i < LAST_STEPS) multiply_step(P(), sums, a[s][i], weights + i * (COLUMNS * 32 >> 4), s + i);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (s > 0) {
       asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");

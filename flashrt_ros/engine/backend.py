@@ -31,7 +31,7 @@ from flashrt_ros.engine.cuda.device import (
 from flashrt_ros.engine.cuda.driver import keep_forever
 from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.engine import Engine
-from flashrt_ros.engine.expert.exact import exact_bytes
+from flashrt_ros.engine.expert.exact import back_format, exact_bytes
 from flashrt_ros.engine.expert.exact import refusal as exact_refusal
 from flashrt_ros.engine.flight import Flight, pinned
 from flashrt_ros.engine.patience import Patience
@@ -80,7 +80,8 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str, 
     scales = stored(path, key) if precision == 'fp8' else Scales({})
     uneven = uneven_products(scales.crests)
     more = exact and not shares_exact(gpu, spec, precision)
-    size = parameter_count(spec) * BYTES[precision] + WORKSPACE + more * exact_bytes(spec)
+    form = back_format(gpu, spec, precision)
+    size = parameter_count(spec) * BYTES[precision] + WORKSPACE + more * exact_bytes(spec, form)
     require_memory(gpu, int(size), f'{spec.family} in {precision}')
     library = KernelLibrary(gpu)
     views = len(processing.views)
@@ -88,7 +89,7 @@ def _build_engine(path: Path, checkpoint: Checkpoint, gpu: Gpu, precision: str, 
     library.compile(builds + (exact_builds(gpu, spec, precision, views, uneven) if exact else []))
     packed = load_packed(key, spec, precision, views, gpu, lambda: checkpoint.tensors, uneven=uneven)
     if more:
-        packed |= load_exact(key, spec, gpu, lambda: checkpoint.tensors)
+        packed |= load_exact(key, spec, form, gpu, lambda: checkpoint.tensors)
     engine = Engine(library, spec, packed, views, scales, processing.resize, exact)
     engine.capture()
     return engine

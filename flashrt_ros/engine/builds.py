@@ -8,7 +8,9 @@ import torch
 
 from flashrt_ros.engine.cuda.device import Gpu
 from flashrt_ros.engine.engine import prompt_sizes
+from flashrt_ros.engine.expert.back import back_constants
 from flashrt_ros.engine.expert.denoise import covers
+from flashrt_ros.engine.expert.exact import back_format
 from flashrt_ros.engine.expert.launches import format_constants
 from flashrt_ros.engine.frame_inputs import Sizes
 from flashrt_ros.engine.operators.backward import backward_builds
@@ -67,7 +69,8 @@ def exact_builds(
     ends = ends_build(tower.width, spec.action_dim)
     if spec.has_state_token:
         embedding.append(('norm_backward', {'WIDTH': tower.width}))
-    return [('expert_layers', layers), ('back_layers', {}), ends, *embedding]
+    back = ('back_layers', back_constants(back_format(gpu, spec, precision)))
+    return [('expert_layers', layers), back, ends, *embedding]
 
 
 def _vision(gpu: Gpu, spec: VisionSpec, tower: str) -> Builds:

@@ -18,7 +18,9 @@ from engine.test_guidance import PlainCase, without_towers
 from engine.test_towers import RecordingLibrary
 from flashrt_ros.engine import builds
 from flashrt_ros.engine.buffers import PrefixCache, rotary_table
-from flashrt_ros.engine.expert.exact import ExactDenoise, exact_bytes, own_weights, refusal
+from flashrt_ros.engine.expert.back import COLUMNS, gate_order, norm_scales, pack_back, turned_order
+from flashrt_ros.engine.expert.exact import ExactDenoise, back_format, exact_bytes, own_weights, refusal
+from flashrt_ros.engine.expert.layout import step_order
 from flashrt_ros.engine.operators import attention_sm90
 from flashrt_ros.engine.operators import backward as backward_operators
 from flashrt_ros.engine.operators.backward import (
@@ -173,7 +175,7 @@ def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path
     machine = SimpleNamespace(device=torch.device('cpu'), capability=(8, 0), multiprocessors=100)
     tensors, asked = random_tensors(NANO_PI05, 1), []
     given = lambda: asked.append(1) or tensors  # noqa: E731
-    first, second = (load_exact('key', NANO_PI05, machine, given, tmp_path) for _ in range(2))
+    first, second = (load_exact('key', NANO_PI05, 'bf16', machine, given, tmp_path) for _ in range(2))
     assert len(asked) == 1
     plain = pack_expert(tensors, NANO_PI05, 'bf16')
     assert own_weights(first).keys() == {*first, *plain}
@@ -182,11 +184,73 @@ def test_weights_for_it_are_packed_once_and_are_those_of_the_plain_loop(tmp_path
     assert size == exact_bytes(NANO_PI05)
 
 
-def test_weights_for_one_kernel_take_as_much_memory():
+@pytest.mark.parametrize(('form', 'tensors'), [('bf16', 4), ('fp8', 8)])
+def test_weights_for_one_kernel_take_as_much_memory_as_is_said(form, tensors):
     spec = small_policy('pi05', TrialShape(layers=1))
-    packed = pack_exact(random_tensors(spec, 1), spec, fused=True)
-    assert sum(value.numel() * value.element_size() for value in packed.values()) == exact_bytes(spec)
-    assert len(packed) == 4
+    packed = pack_exact(random_tensors(spec, 1), spec, fused=True, form=form)
+    size = sum(value.numel() * value.element_size() for value in packed.values())
+    assert size == exact_bytes(spec, form)
+    assert len(packed) == tensors
+
+
+@pytest.mark.parametrize(
+    ('family', 'precision', 'capability', 'form'),
+    [
+        ('pi05', 'fp8', (9, 0), 'fp8'),
+        ('pi05', 'bf16', (9, 0), 'bf16'),
+        ('pi0', 'fp8', (9, 0), 'bf16'),  # its loop is in integers
+        ('pi05', 'fp8', (8, 9), 'bf16'),  # the chain of kernels
+        ('pi05', 'fp8', (12, 0), 'bf16'),
+    ],
+)
+def test_the_way_back_is_in_8_bits_where_the_loop_is_in_e4m3(family, precision, capability, form):
+    machine = SimpleNamespace(capability=capability, multiprocessors=132)
+    assert back_format(machine, small_policy(family, TrialShape()), precision) == form
+
+
+def test_weights_in_8_bits_are_kept_apart_from_those_in_bf16(tmp_path):
+    spec = small_policy('pi05', TrialShape(layers=1))
+    machine = SimpleNamespace(device=torch.device('cpu'), capability=(9, 0), multiprocessors=132)
+    tensors = random_tensors(spec, 1)
+    packed = {
+        form: load_exact('key', spec, form, machine, lambda: tensors, tmp_path) for form in ('bf16', 'fp8')
+    }
+    for form, found in packed.items():
+        again = load_exact('key', spec, form, machine, lambda: pytest.fail('packed twice'), tmp_path)
+        assert again.keys() == found.keys()
+        assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert packed['bf16'].keys() != packed['fp8'].keys()
+
+
+@pytest.mark.parametrize('part', ['qkv', 'o', 'gate_up', 'down'])
+def test_weights_of_the_way_back_in_8_bits(part):
+    """Each block's bytes are those columns of the result, in steps of 32 values of K."""
+    rows, columns = {'qkv': (2560, 1024), 'o': (1024, 2048), 'gate_up': (8192, 1024), 'down': (1024, 4096)}[
+        part
+    ]
+    weight = torch.randn(rows, columns) * torch.logspace(-3, 3, columns)
+    packed, scale = pack_back(part, weight, 'fp8')
+    width, order = COLUMNS[part]
+    steps = packed.view(columns // width, rows // 32, 2, width // 8, 8, 16).view(torch.float8_e4m3fn)
+    by_column = steps.permute(0, 3, 4, 1, 2, 5).reshape(columns, rows // 32, 32).float()
+    found = torch.empty_like(by_column)
+    found[..., step_order(order, 32)] = by_column
+    found = found.reshape(columns, rows) * scale[:, None]
+    whole = {'qkv': turned_order, 'gate_up': gate_order}.get(part)
+    expected = weight.t() if whole is None else weight.t()[:, whole()]
+    assert relative_error(found, expected) < 0.03
+    assert ((found - expected).norm(dim=1) < 0.035 * expected.norm(dim=1)).all()
+
+
+def test_what_a_norm_multiplies_by_has_the_scales_of_the_weights_behind_it():
+    scale = torch.randn(3, 5, 4)
+    weights = {'qkv_scale': torch.rand(2, 4), 'gate_up_scale': torch.rand(2, 4)}
+    out = norm_scales(scale, weights)
+    assert torch.equal(out[:, 0], weights['qkv_scale'][0].expand(3, -1))  # its own comes later
+    assert torch.equal(out[:, 2], scale[:, 2] * weights['qkv_scale'][1])
+    for layer in range(2):
+        assert torch.equal(out[:, 2 * layer + 1], scale[:, 2 * layer + 1] * weights['gate_up_scale'][layer])
+    assert norm_scales(scale, {}) is scale
 
 
 @pytest.mark.parametrize(('dim', 'refused'), [(256, False), (64, False), (32, True), (80, True)])

@@ -7,7 +7,7 @@ from engine.test_towers import CPU, RecordingLibrary
 from flashrt_ros.engine import builds
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.expert.denoise import OBSERVED, FusedDenoise, restore
-from flashrt_ros.engine.expert.exact import ExactDenoise
+from flashrt_ros.engine.expert.exact import ExactDenoise, back_format
 from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.operators.backward import BackwardOperators
 from flashrt_ros.engine.operators.forward import Operators
@@ -38,7 +38,8 @@ def test_the_kernels_of_the_loop_are_compiled_beforehand(family, precision, monk
     compiled = {as_asked(build) for build in builds.exact_builds(library.gpu, spec, precision, VIEWS)}
     assert library.asked == {build for build in compiled if build[0] == 'expert_layers'}
 
-    exact = packed | pack_exact(random_tensors(spec, 1), spec, fused=True)
+    form = back_format(library.gpu, spec, precision)
+    exact = packed | pack_exact(random_tensors(spec, 1), spec, fused=True, form=form)
     ExactDenoise(operators, BackwardOperators(library), forward, exact, cache).run()
     assert library.asked == compiled
 

@@ -3,7 +3,8 @@
 Only the gradient of the actions is wanted, so weights, prefix, state token and flow time are constants. The
 forward pass is that of the fused or the plain loop, which keep what the way back needs. The way back is one
 kernel behind the fused loop (`expert.back`) and a chain of them behind the plain one (`expert.plain_back`).
-It multiplies in bf16; the gradient of the residual stream is fp32.
+It multiplies in bf16, in the kernel behind a fused loop in fp8 E5M2 by E4M3; the gradient of the residual
+stream is fp32.
 
 Source of the formula: `models.guidance`. Each kernel's is in its file.
 """
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
+from flashrt_ros.engine.cuda.device import Gpu
 from flashrt_ros.engine.expert.back import ResidentBack
+from flashrt_ros.engine.expert.denoise import covers
 from flashrt_ros.engine.expert.forward import FusedForward
 from flashrt_ros.engine.expert.plain_back import PlainBack
 from flashrt_ros.engine.operators.backward import BackwardOperators
 from flashrt_ros.engine.operators.exact_ends import refusal as ends_refusal
 from flashrt_ros.engine.operators.forward import Operators
 from flashrt_ros.engine.towers.denoise import PlainDenoise
+from flashrt_ros.engine.weights.formats import tower_format
 from flashrt_ros.models.spec import PolicySpec
 
 PREFIX = 'exact.'
@@ -41,11 +45,23 @@ def refusal(spec: PolicySpec) -> str:
     return ends_refusal(spec.expert.width, spec.action_dim)
 
 
-def exact_bytes(spec: PolicySpec) -> int:
-    """GPU memory of its weights, if they are not shared: 0.62 GB at published sizes; the rest is little."""
+def back_format(gpu: Gpu, spec: PolicySpec, precision: str) -> str:
+    """'bf16' or 'fp8': what the way back multiplies in, in a policy of this precision.
+
+    fp8 where the fused loop is E4M3. pi0's integers are for a family that E4M3 is too coarse for.
+    """
+    fp8 = covers(gpu, spec) and tower_format(spec, precision, 'expert', integers=False) == 'fp8'
+    return 'fp8' if fp8 else 'bf16'
+
+
+def exact_bytes(spec: PolicySpec, form: str = 'bf16') -> int:
+    """GPU memory of its weights, if they are not shared: 0.62 GB at published sizes in bf16, 0.31 in fp8; the
+    rest is little. form: as of `back_format`."""
     tower = spec.expert
     heads = tower.heads * tower.head_dim
-    return 2 * tower.layers * tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)
+    values = tower.width * (2 * heads + 2 * tower.head_dim + 3 * tower.mlp)
+    scales = 4 * (2 * tower.width + heads + tower.mlp)  # of columns, fp32
+    return tower.layers * (2 * values if form == 'bf16' else values + scales)
 
 
 Forward = FusedForward | PlainDenoise

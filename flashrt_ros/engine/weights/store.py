@@ -107,23 +107,29 @@ def load_packed(
 def load_exact(
     key: str,
     spec: PolicySpec,
+    form: str,
     gpu: Gpu,
     tensors: Callable[[], Mapping[str, Tensor]],
     cache: Path | None = None,
 ) -> Packed:
-    """What `expert.exact` needs beside other weights, as `load_packed`: the action expert in bf16."""
+    """What `expert.exact` needs beside other weights, as `load_packed`: the action expert for its way back.
+
+    form: what `exact.back_format` says.
+    """
     fused = covers(gpu, spec)
-    name = f'{key}-exact-{"fused" if fused else "plain"}-{FORMAT}.safetensors'
-    path = (cache or cache_directory()) / 'weights' / name
-    return _cached(path, gpu, lambda: pack_exact(OnDevice(tensors(), gpu.device), spec, fused))
+    kind = f'{"fused" if fused else "plain"}{"" if form == "bf16" else f"-{form}"}'
+    path = (cache or cache_directory()) / 'weights' / f'{key}-exact-{kind}-{FORMAT}.safetensors'
+    return _cached(path, gpu, lambda: pack_exact(OnDevice(tensors(), gpu.device), spec, fused, form))
 
 
-def pack_exact(tensors: Mapping[str, Tensor], spec: PolicySpec, fused: bool = False) -> Packed:
-    """The products in bf16 under names of their own: those of `expert.back` behind the fused loop, or the
-    plain loop's."""
+def pack_exact(
+    tensors: Mapping[str, Tensor], spec: PolicySpec, fused: bool = False, form: str = 'bf16'
+) -> Packed:
+    """The products under names of their own: those of `expert.back` behind the fused loop, in 'bf16' or
+    'fp8', or the plain loop's in bf16."""
     with torch.inference_mode():
         if fused:
-            layers = pack_layers(tensors, spec.expert.layers)
+            layers = pack_layers(tensors, spec.expert.layers, form)
             return {f'{BACK}{name}': value for name, value in layers.items()}
         return {f'{EXACT}{name}': value for name, value in pack_expert(tensors, spec, 'bf16').items()}
 

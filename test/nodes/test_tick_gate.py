@@ -25,6 +25,16 @@ class World:
         thread.start()
         return thread
 
+    def assert_work_waits(self, next_due=None):
+        """Until the loop expects the tick that is next; the fake clock stands still, the wait does not."""
+        self.gate._longest_ns = 60_000 * MS
+        thread = self.work_beside()
+        thread.join(0.1)
+        assert thread.is_alive()
+        self.gate.expect(next_due)
+        thread.join(10.0)
+        assert not thread.is_alive()
+
 
 @pytest.fixture
 def world():
@@ -40,14 +50,8 @@ def test_work_that_will_be_over_before_the_tick_begins_at_once(world):
 
 
 def test_other_work_waits_for_the_tick_and_begins_behind_it(world):
-    world.gate._longest_ns = 60_000 * MS  # the fake clock stands still, the wait does not
     world.gate.expect(world.now + round(0.3 * MS))
-    thread = world.work_beside()
-    thread.join(0.1)
-    assert thread.is_alive()
-    world.gate.expect(world.now + 2 * MS)
-    thread.join(10.0)
-    assert not thread.is_alive()
+    world.assert_work_waits(world.now + 2 * MS)
     assert world.now == round(0.8 * MS)
 
 
@@ -59,14 +63,8 @@ def test_it_may_go_on_into_what_prepares_a_tick(world):
 
 
 def test_during_a_tick_it_waits_for_its_end(world):
-    world.gate._longest_ns = 60_000 * MS
     world.gate.expect(world.now - 1)
-    thread = world.work_beside()
-    thread.join(0.1)
-    assert thread.is_alive()
-    world.gate.expect(None)
-    thread.join(10.0)
-    assert not thread.is_alive()
+    world.assert_work_waits()
 
 
 def test_without_a_loop_nothing_is_waited_for(world):
@@ -101,16 +99,10 @@ def test_one_slow_piece_of_work_keeps_none_that_follow_from_the_tick(world):
 
 
 def test_work_that_is_often_slow_waits(world):
-    world.gate._longest_ns = 60_000 * MS
     for took in [0.1 * MS, 0.9 * MS, 0.9 * MS] * 7:
         world.work(took)
     world.gate.expect(world.now + round(0.2 * MS))
-    thread = world.work_beside()
-    thread.join(0.1)
-    assert thread.is_alive()
-    world.gate.expect(None)
-    thread.join(10.0)
-    assert not thread.is_alive()
+    world.assert_work_waits()
 
 
 def test_what_is_raised_inside_is_raised_outside(world):

@@ -122,7 +122,12 @@ __device__ __forceinline__ float4 update_actions(const Arguments& a, float4 acti
                      next(action.z, sum.z, shift.z, target.z, pull.z), next(action.w, sum.w, shift.w, target.w, pull.w));
 }
 
-// Actions of the row, which its eight threads hold, times in_weight: this thread's four columns.
+// Between embedding and whoever writes over its weights: the first warpgroup with a product's sums, the second with `load_ends`.
+// By the whole block.
+__device__ __forceinline__ void weights_read() { asm volatile("bar.sync 5, 256;" ::: "memory"); }
+
+// Actions of the row, which its eight threads hold, times in_weight: this thread's four columns. `weights_read` for the other
+// threads.
 __device__ __forceinline__ float4 embed_actions(const Arguments& a, const Exchange& exchange, const Place& place, float4 action,
                                                 int step) {
   const float4* weight = exchange[0][2];
@@ -134,7 +139,7 @@ __device__ __forceinline__ float4 embed_actions(const Arguments& a, const Exchan
     float value = __shfl_sync(0xffffffffu, own[i % 4], threadIdx.x % 32 / 8 * 8 + i / 4);
     h = make_float4(h.x + value * w.x, h.y + value * w.y, h.z + value * w.z, h.w + value * w.w);
   }
-  asm volatile("bar.sync 5, 128;" ::: "memory");  // before any of them writes there again
+  weights_read();
   return h;
 }
 

@@ -109,6 +109,8 @@ __device__ __forceinline__ void compute(const Arguments& a, Shared& shared, cons
       if (place.used && has_actions) {
         x = embed_actions(a, shared.exchange, place, shared.actions[threadIdx.x], step);
         x = publish_embedding<P>(a, place, x, acts, step, own);
+      } else if (embeds && has_actions) {
+        weights_read();
       }
 #ifdef KEEPS
       float4* kept = reinterpret_cast<float4*>(a.kept.x + place.row * WIDTH + place.column);

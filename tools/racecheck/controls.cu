@@ -5,6 +5,9 @@
 //      kernels/expert_attention.cuh.
 //   2  every thread stores, a warp meets, one of its lanes arrives at an mbarrier for all, and all threads wait for that before
 //      they load: right, as `Delivery::send` in kernels/gemma_exchange_sm90.cuh.
+//   3  the upper warps meet among themselves and store a table, all meet, the lower ones load from it; the upper ones store, all
+//      meet, the lower ones load, and only arrive at a barrier where the upper ones wait before they store again: right, as the
+//      ends of flow steps in kernels/expert_ends.cuh.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -75,12 +78,49 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1) one_lane
   cluster_barrier();
 }
 
+__device__ void all_meet() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+__device__ void store_table(uint32_t* table, int thread, int step) {
+  asm volatile("bar.sync 3, 128;" ::: "memory");
+  table[thread] = thread + step;
+}
+
+__device__ uint32_t load_table(const uint32_t* table, int thread) { return table[(thread + 77) % 128]; }
+
+__device__ uint32_t exchange_parts(uint32_t* parts, int thread, bool upper, int step) {
+  uint32_t sum = 0;
+  if (upper) parts[thread] = thread * step;
+  all_meet();
+  if (!upper) sum = parts[thread];
+  if (!upper) asm volatile("bar.arrive 4, 256;" ::: "memory");
+  else asm volatile("bar.sync 4, 256;" ::: "memory");
+  return sum;
+}
+
+__global__ void __launch_bounds__(ALL_THREADS, 1) lower_half_arrives(uint32_t* out) {
+  __shared__ uint32_t table[128], parts[128];
+  if (threadIdx.x >= THREADS) return;
+  const int thread = threadIdx.x % 128;
+  const bool upper = threadIdx.x >= 128;
+  uint32_t sum = 0;
+  for (int step = 0; step < 4; step++) {
+    if (upper) store_table(table, thread, step);
+    all_meet();
+    if (!upper) sum += load_table(table, thread);
+    sum += exchange_parts(parts, thread, upper, step);
+    if (!upper) sum += load_table(table, thread);
+    asm volatile("bar.sync 5, 256;" ::: "memory");
+  }
+  out[threadIdx.x] = sum;
+}
+
 int main(int count, char** arguments) {
   uint32_t* out;
   cudaMalloc(&out, 2 * THREADS * sizeof(*out));
   switch (count > 1 ? atoi(arguments[1]) : 0) {
     case 0: race<<<1, ALL_THREADS>>>(out); break;
     case 1: barrier_of_some_warps<<<1, ALL_THREADS>>>(out); break;
+    case 3: lower_half_arrives<<<1, ALL_THREADS>>>(out); break;
     default: one_lane_arrives<<<2, THREADS>>>(out);
   }
   const cudaError_t error = cudaDeviceSynchronize();

@@ -2,10 +2,10 @@
 
 usage: python tools/racecheck/run.py [pytest arguments]
 
-racecheck (CUDA 13.0) does not follow two ways to wait that the kernels use, and reports races where there are
-none. That it does so is shown each time, by small kernels that are right (controls.cu); only then are reports
-about the two places that wait so left out. All others make this fail, and so does a control that is judged
-otherwise than expected.
+racecheck (CUDA 13.0) does not follow three ways to wait that the kernels use, and reports races where there
+are none, though not each time. That it does so is shown at every run, by small kernels that are right
+(controls.cu); only then are reports about the places that wait so left out. All others make this fail, and so
+does a control that is judged otherwise than expected.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -24,8 +25,19 @@ CONTROLS = {
     0: ('a race', ()),
     1: ('a barrier of some warps before that of all', (('load_four', 'soften'),)),
     2: ('one lane that arrives for its warp', (('merge', 'Delivery::send'), ('merge', 'Delivery::begin'))),
+    3: (
+        'half of the warps that meet or arrive between barriers of all',
+        (
+            ('gather_velocities', 'gather_velocities'),
+            ('send_velocities', 'load_ends'),
+            ('embed_actions', 'load_ends'),
+        ),
+    ),
 }
 """Control -> what it is, and the functions that wait so: who reads, and who writes. All are reported."""
+
+TRIES = 30
+"""What racecheck says of a control depends on the order in which its warps ran."""
 
 READ = re.compile(r'Race reported between (Read|Write) access at (?P<what>.*?)\+0x')
 OTHER = re.compile(r'and (Read|Write) access at (?P<what>.*?)\+0x')
@@ -39,14 +51,18 @@ def main() -> int:
     command = [*SANITIZER, sys.executable, '-m', 'pytest', '-q', *sys.argv[1:]]
     environment = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
     environment['NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS'] = '10000000'
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    races = reported(result.stdout)
+    lines = list[str]()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            if not line.startswith('='):
+                print(line, end='', flush=True)
+    races = reported(lines)
     others = sorted(race for race in races if not any(_is(race, pair) for pair in allowed))
-    print(re.sub(r'^=+ .*\n', '', result.stdout, flags=re.MULTILINE))
     print(f'racecheck: {len(races)} pairs of places reported, {len(others)} of them unexplained')
     for reader, writer in others:
         print(f'  {reader}\n  and {writer}')
-    return result.returncode or bool(others)
+    return process.returncode or bool(others)
 
 
 def judge_controls() -> int:
@@ -55,19 +71,20 @@ def judge_controls() -> int:
         subprocess.run(['nvcc', '-arch=native', '-o', program, HERE / 'controls.cu'], check=True)
         for number, (what, _) in CONTROLS.items():
             command = [*SANITIZER, program, str(number)]
-            found = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
-            if not reported(found):
-                print(
-                    f'{found}\nracecheck does not report {what} (control {number}): look at {__file__} again'
-                )
+            if not any(reported(_output(command)) for _ in range(TRIES)):
+                print(f'racecheck does not report {what} (control {number}): look at {__file__} again')
                 return 1
     return 0
 
 
-def reported(output: str) -> set[tuple[str, str]]:
+def _output(command: list[str | Path]) -> list[str]:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+
+def reported(output: Iterable[str]) -> set[tuple[str, str]]:
     """Pairs of functions, as racecheck prints them, between which it saw a race."""
     pairs, first = set(), ''
-    for line in output.splitlines():
+    for line in output:
         if match := READ.search(line):
             first = match['what']
         elif match := OTHER.search(line):

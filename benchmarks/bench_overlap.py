@@ -69,12 +69,12 @@ class SeenEarly:
     def see(self, slot: int, image: CameraImage) -> None:
         with torch.cuda.stream(self.stream):
             self.frames.write_view(slot, f'view {slot}', image)
-        self.graphs[slot].replay()
+        self.graphs[slot].launch()
 
     def finish(self) -> None:
         """The rest of the inference, once both views have been seen."""
         self.engine.stream.wait_stream(self.stream)
-        self.rest.replay()
+        self.rest.launch()
 
 
 def camera_image(seed: int, on_device: bool = False) -> CameraImage:

@@ -1,14 +1,15 @@
 // From camera frames to image patches, one launch for all views: decode, crop, turn, resize with padding, normalise, lay out.
 // Architectures: 80 86 89 90a 100 110 120
 //
-// frames Geometry [views]: where a frame lies, what its bytes mean and what becomes of it; written before the launch, so
-//   that a graph with these kernels serves any resolution, encoding and address. tables int [views, 2, SIZE, 2 + TAPS]:
+// frames Geometry [views]: what a frame's bytes mean and what becomes of it, and places [views]: where it lies, in mapped memory;
+//   written before the launch, so that a graph with these kernels serves any resolution, encoding and address. tables int [views, 2, SIZE, 2 + TAPS]:
 //   for each column (0) and row (1) of the fitted picture the first pixel it is made of, how many, and their weights.
 //   Both: flashrt_ros/engine/frame_inputs.py. out bf16 [views * (SIZE / PATCH)^2, COLUMNS] as in embedding.cu: column c is
 //   (channel, y, x), values are 2 * byte - 255 (exact in bf16), columns from 3 * PATCH^2 on are zero, the border is -255.
 //
 //   upload: copies a frame from where the CPU left it (mapped memory) to device memory, unless it lies there already: every byte
-//     crosses PCIe once, in 16-byte loads. Any alignment, but source and data have the same one (mod 16).
+//     crosses PCIe once, in 16-byte loads. Any alignment, but source and data have the same one (mod 16). Tells the kernel behind
+//     it in Geometry where the data are.
 //   preprocess_pil: Pillow's antialiased bilinear filter in its integers: weights in 2^-22, columns first, rounded to 8 bits
 //     between the passes. A block makes ACROSS patches side by side: it decodes the pixels that these are made of into shared
 //     memory (in pieces, if they are many), filters rows into `narrow`, then columns of that.
@@ -42,9 +43,13 @@ constexpr int BITS = 22;  // of a weight
 
 enum Layout { PACKED, YUV422, SEMIPLANAR, BAYER };
 
-struct Geometry {
+struct FramePlace {
   const uint8_t* source;
   uint8_t* data;
+};
+
+struct Geometry {
+  const uint8_t* data;  // by upload
   long long bytes;
   int step, width, height;                            // of the whole frame
   int layout, samples, wide;                          // wide: 0 for 8 bits, 1 for 16 little endian, 2 for 16 big endian
@@ -53,7 +58,7 @@ struct Geometry {
   int fitted_width, fitted_height, left, top;         // of the resized picture in the square
   int unused;
 };
-static_assert(sizeof(Geometry) == 104, "as frame_inputs.py writes it");
+static_assert(sizeof(Geometry) == 96, "as frame_inputs.py writes it");
 
 struct Pixel {
   int r, g, b;
@@ -152,6 +157,12 @@ __device__ __forceinline__ void fill(const Geometry& f, uchar4* piece, int first
     }
 }
 
+// Behind the upload, which tells where the data are.
+__device__ __forceinline__ void wait_for_data(Geometry& f, const Geometry* frames) {
+  wait_for_predecessor();
+  f.data = *reinterpret_cast<const uint8_t* const volatile*>(&frames[blockIdx.z].data);
+}
+
 // The part of a line of the fitted picture that a block makes: outputs [begin, end) of it are made of pixels [first, last).
 struct Span {
   int begin, end, first, last;
@@ -185,12 +196,12 @@ __device__ __forceinline__ void write_zero_columns(bf16* out) {
     target(out, i / SPARE * PATCH, 0)[3 * PATCH * PATCH + i % SPARE] = __float2bfloat16(0.0f);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) upload(const Geometry* frames) {
-  const Geometry& f = frames[blockIdx.y];
-  const uint8_t* source = f.source;
-  uint8_t* data = f.data;
-  long long bytes = f.bytes;
+extern "C" __global__ void __launch_bounds__(THREADS) upload(Geometry* frames, const FramePlace* places) {
+  const uint8_t* source = places[blockIdx.y].source;
+  uint8_t* data = places[blockIdx.y].data;
+  long long bytes = frames[blockIdx.y].bytes;
   release_successor();
+  if (blockIdx.x == 0 && threadIdx.x == 0) frames[blockIdx.y].data = data;
   if (source == data) return;
   long long head = min((long long)(-reinterpret_cast<uintptr_t>(source) & 15), bytes);
   long long vectors = (bytes - head) / 16, tail = head + vectors * 16;
@@ -216,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) preprocess_pil(const Geome
   uchar4* narrow = shared + PIECE;   // [rows of the rows' span][TILE], filtered along rows
   __shared__ int weights_x[TAPS][TILE], first_x[TILE], count_x[TILE];
   __shared__ int weights_y[TAPS][PATCH], first_y[PATCH], count_y[PATCH];
-  const Geometry f = frames[blockIdx.z];
+  Geometry f = frames[blockIdx.z];
   const int* table_x = tables + (size_t)blockIdx.z * 2 * SIZE * ENTRY;
   const int* table_y = table_x + SIZE * ENTRY;
   int tile_x = blockIdx.x * TILE, tile_y = blockIdx.y * PATCH;
@@ -238,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) preprocess_pil(const Geome
       (k == 0 ? first_y[row] : k == 1 ? count_y[row] : weights_y[k - 2][row]) = value;
     }
   }
-  wait_for_predecessor();
+  wait_for_data(f, frames);
   release_successor();
   int columns = across.end - across.begin, pixels = across.last - across.first;
   int rows = along.last - along.first, rows_at_once = empty ? 1 : PIECE / pixels;
@@ -291,10 +302,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) preprocess_pil(const Geome
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) preprocess_torch(const Geometry* frames, const int* tables, bf16* out) {
-  const Geometry f = frames[blockIdx.z];
+  Geometry f = frames[blockIdx.z];
   const int* table_x = tables + (size_t)blockIdx.z * 2 * SIZE * ENTRY;
   const int* table_y = table_x + SIZE * ENTRY;
-  wait_for_predecessor();
+  wait_for_data(f, frames);
   release_successor();
   for (int i = threadIdx.x; i < TILE * PATCH; i += THREADS) {
     int tile_column = i % TILE, tile_row = i / TILE;

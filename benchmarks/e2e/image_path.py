@@ -4,9 +4,10 @@ It begins when the middleware has received the later picture of a pair (its own 
 camera's writing and the middleware's copies, is the same for both, and is in the figures from the stamp on.
 
 usual: rclpy.spin, typed callbacks, numpy view of the pixels, cv2.resize (or Pillow without OpenCV) with
-padding, upload, float, scale to [-1, 1], channels first. ours: the sources of the policy node, and what the
-backend makes of the frames; on the CPU that is antialiased, which cv2.resize is not. Cameras are a process of
-their own, the same for both.
+padding, upload, float, scale to [-1, 1], channels first. ours: the sources of the policy node, its wait for
+frames, and what the backend makes of them: on a GPU its graph, launched as in the node by the thread that
+takes the last frame; on the CPU in a thread of its own, antialiased, which cv2.resize is not. Cameras are a
+process of their own, the same for both.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from benchmarks.e2e.reception import Receptions
 from benchmarks.e2e.setting import VIEWS
 from benchmarks.e2e.stages import percentiles
 from demo.children import Family
-from flashrt_ros.frame import Frame
+from flashrt_ros.frame import Frame, FrameSink
+from flashrt_ros.ingest.fresh import Fresh
 from flashrt_ros.ingest.ring import FrameRing, pinned_memory, plain_memory
-from flashrt_ros.ingest.stream import stamp_ns
+from flashrt_ros.ingest.stream import Stream, stamp_ns
 from flashrt_ros.models.image import resize_with_pad
 from flashrt_ros.models.spec import PI05
 from flashrt_ros.nodes.frame_sources import DirectSource
@@ -145,58 +147,56 @@ def _letterbox(pixels: np.ndarray) -> np.ndarray:
 
 
 class _Pairs:
-    """Frames of all views with the same stamp, for one thread that waits for them."""
+    """The cameras' latest frames as the node keeps them, and when the middleware had received each."""
 
     def __init__(self, receptions: Receptions) -> None:
-        self._latest: dict[str, Frame] = {}
-        self._receptions, self._received_ns = receptions, dict[str, int]()
-        self._lock, self._complete = threading.Lock(), threading.Event()
-        self.ended = False
+        self._streams = {view: Stream(view, topic_of(view)) for view in VIEWS}
+        self._receptions, self._received_ns = receptions, dict.fromkeys(VIEWS, 0)
+        self.fresh = Fresh(self._streams)
 
-    def sink(self, view: str) -> Any:
+    def sink(self, view: str) -> FrameSink:
         class Sink:
             def keep(sink, frame: Frame) -> None:
-                self._keep(view, frame)
+                self._received_ns[view] = self._receptions.last_ns()
+                self._streams[view].keep(frame)
 
             def drop(sink, reason: str) -> None:
                 raise RuntimeError(reason)
 
         return Sink()
 
-    def wait(self) -> tuple[dict[str, Frame], int]:
-        """And when the later one was received; nothing at the end."""
-        self._complete.wait()
-        self._complete.clear()
-        with self._lock:
-            frames = {} if self.ended else {view: self._latest[view] for view in VIEWS}
-            return frames, max(self._received_ns.values(), default=0)
-
-    def end(self) -> None:
-        self.ended = True
-        self._complete.set()
-
-    def _keep(self, view: str, frame: Frame) -> None:
-        with self._lock:
-            self._latest[view], self._received_ns[view] = frame, self._receptions.last_ns()
-            stamps = {one.stamp_ns for one in self._latest.values()}
-            complete = len(stamps) == 1 and len(self._latest) == len(VIEWS)
-        if complete:
-            self._complete.set()
+    def use(self) -> tuple[dict[str, Frame], int]:
+        """The latest frames, which count as used, and when the later one was received."""
+        samples = {view: stream.latest() for view, stream in self._streams.items()}
+        frames = {view: sample.message for view, sample in samples.items() if sample is not None}
+        for view, sample in samples.items():
+            if sample is not None:
+                self._streams[view].take(sample)
+        return frames, max(self._received_ns.values())
 
 
 def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
     receptions = Receptions()
-    mapped, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
+    on_gpu, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
+    ended, used = threading.Event(), threading.Event()
+
+    def use() -> None:
+        used.set()
+        frames, received_ns = pairs.use()
+        prepare(frames)
+        stamps = {frame.stamp_ns for frame in frames.values()}
+        if len(stamps) == 1:
+            done(stamps.pop(), received_ns)
 
     def work() -> None:
-        while True:
-            frames, received_ns = pairs.wait()
-            if not frames:
-                return
-            prepare(frames)
-            done(min(frame.stamp_ns for frame in frames.values()), received_ns)
+        while not ended.is_set():
+            if pairs.fresh.wait(0.2, use if on_gpu else None):
+                if not used.is_set():
+                    use()
+                pairs.fresh.used()
+                used.clear()
 
-    rings = {view: FrameRing(pinned_memory if mapped else plain_memory, mapped) for view in VIEWS}
+    rings = {view: FrameRing(pinned_memory if on_gpu else plain_memory, on_gpu) for view in VIEWS}
     with receptions.noted():
         stops = [
             DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS
@@ -205,14 +205,14 @@ def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
     worker.start()
 
     def stop() -> None:
-        for end in (*stops, pairs.end, worker.join):
+        for end in (*stops, ended.set, worker.join):
             end()
 
     return stop
 
 
 def _preparation(device: str) -> Callable[[dict[str, Frame]], None]:
-    """The network's input as the backends make it: on a GPU one kernel, which reads the slots itself."""
+    """The network's input as the backends make it: on a GPU one graph, whose kernels read the slots."""
     if device == 'cpu':
 
         def on_cpu(frames: dict[str, Frame]) -> None:
@@ -221,18 +221,23 @@ def _preparation(device: str) -> Callable[[dict[str, Frame]], None]:
 
         return on_cpu
     from flashrt_ros.engine.cuda.device import find_gpu
+    from flashrt_ros.engine.cuda.graph import StagedGraph
     from flashrt_ros.engine.cuda.library import KernelLibrary
     from flashrt_ros.engine.frame_inputs import FrameInputs
 
-    vision = PI05.vision
-    inputs = FrameInputs(KernelLibrary(find_gpu()), vision, 'pil', views=len(VIEWS))
+    vision, library = PI05.vision, KernelLibrary(find_gpu())
+    stream = library.context.new_stream()
+    inputs = FrameInputs(library, vision, 'pil', len(VIEWS), stream)
     rows = len(VIEWS) * vision.tokens
     patches = torch.empty(rows, inputs.sizes.columns, dtype=torch.bfloat16, device='cuda')
+    torch.cuda.synchronize()
+    work = [('preprocess', lambda: inputs.launch(0, len(VIEWS), patches))]
+    graph = StagedGraph(work, stream, torch.cuda.graph_pool_handle(), timed=False)
 
     def prepare(frames: dict[str, Frame]) -> None:
         inputs.write({view: CameraImage(frame) for view, frame in frames.items()})
-        inputs.launch(0, len(VIEWS), patches)
-        torch.cuda.synchronize()
+        graph.launch()
+        stream.synchronize()
 
     return prepare
 

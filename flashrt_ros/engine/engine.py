@@ -8,9 +8,8 @@ each of them with the prompt sizes of `prompt_sizes`. The length inside a size i
 nothing is ever captured again. They are two, so that the host can turn state and prompt into tokens while the
 GPU sees:
 
-    with torch.cuda.stream(engine.stream):
-        engine.write_frames(frames); engine.see()
-        engine.write_inputs(tokens, state, noise); engine.act()
+    engine.write_frames(frames); engine.see()
+    engine.write_inputs(tokens, state, noise); engine.act()
 """
 
 from __future__ import annotations
@@ -222,12 +221,11 @@ class Engine:
 
     def replay(self) -> None:
         """Launch both graphs for what was written last; returns at once."""
-        with torch.cuda.stream(self.stream):
-            self.see()
-            self.act()
+        self.see()
+        self.act()
 
     def see(self) -> None:
-        """Launch what needs the frames alone; returns at once. The engine's stream has to be current."""
+        """Launch what needs the frames alone, on the engine's stream; returns at once."""
         self._seeing[self._views].launch()
 
     def act(self) -> None:

@@ -48,10 +48,9 @@ class Flight:
         if before is not None:
             before._leave_the_host()
         engine.write_frames(self._frames)
-        with torch.cuda.stream(engine.stream):
-            self._begin.record(engine.stream)
-            self._seen = True
-            engine.see()
+        self._begin.record(engine.stream)
+        self._seen = True
+        engine.see()
 
     def start(self, tokens: Sequence[int], state: np.ndarray, guide: Guide | None) -> None:
         """Stage the rest and launch it; returns at once. tokens: of the prompt. state: normalised [D]."""

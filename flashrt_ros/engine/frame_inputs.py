@@ -4,9 +4,9 @@
     inputs.write({'front': image, 'wrist': image})      # before the graph, when the one before has seen
     inputs.launch(0, 2, patch_rows)                     # what the graph holds
 
-A frame may have any resolution, encoding and address: every launch copies those to the device, so that
-nothing is ever captured again. Frames in memory that the GPU can read (`Frame.device_address`) are not
-touched by the CPU.
+A frame may have any resolution, encoding and address: the first two are copied to the device when they
+change, and addresses are looked up by the kernels, so that nothing is ever captured again. Frames in memory
+that the GPU can read (`Frame.device_address`) are not touched by the CPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ PIECE = 4096
 
 GEOMETRY = np.dtype(
     [
-        ('source', 'u8'),
         ('data', 'u8'),
         ('bytes', 'i8'),
         ('step', 'i4'),
@@ -55,7 +54,7 @@ GEOMETRY = np.dtype(
         ('unused', 'i4'),
     ]
 )
-"""Geometry of preprocess.cu; pairs are x before y, width before height."""
+"""Geometry of preprocess.cu; pairs are x before y, width before height. data: written by the GPU."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,8 @@ class FrameInputs:
         self._kernel = library.kernel('preprocess', f'preprocess_{resize}', **self.sizes.constants)
         self._geometry = _Mirrored((views, GEOMETRY.itemsize), torch.uint8, self._device)
         self._fields = self._geometry.host.numpy().view(GEOMETRY)[:, 0]
-        self._sources, self._data = self._fields['source'], self._fields['data']
+        self._places = pinned_zeros((views, 2), torch.int64)  # FramePlace of preprocess.cu: source, data
+        self._places_array = self._places.numpy()
         entries = (views, 2, self.sizes.size, 2 + self.sizes.taps)
         self._tables = _Mirrored(entries, torch.int32, self._device)
         self._lengths: dict[tuple[int, int], tuple[int, int]] = {}
@@ -140,9 +140,8 @@ class FrameInputs:
     def launch(self, first: int, count: int, out: Tensor) -> None:
         """Slots from `first` on -> patch rows bf16 [count * patches, columns]. May be captured."""
         slots = slice(first, first + count)
-        self._geometry.send(slots)
         geometry, tables = self._geometry.device[slots], self._tables.device[slots]
-        self._upload((UPLOAD_BLOCKS, count), THREADS, geometry)
+        self._upload((UPLOAD_BLOCKS, count), THREADS, geometry, self._places[slots])
         shared = self.sizes.shared if self._resize == 'pil' else 0
         grid = (*self.sizes.grid, count)
         self._kernel(grid, THREADS, geometry, tables, out, shared=shared, dependent=True)
@@ -155,7 +154,7 @@ class FrameInputs:
             self._written[slot] = ()
             self._write_geometry(slot, view, image)
             self._written[slot] = shape
-        self._sources[slot], self._data[slot] = source, data
+        self._places_array[slot] = source, data
 
     def _write_geometry(self, slot: int, view: str, image: CameraImage) -> None:
         frame, size = image.frame, self.sizes.size
@@ -167,7 +166,6 @@ class FrameInputs:
         wide = 0 if encoding.size == 1 else 1 + frame.is_bigendian
         border = (size - fitted[0]) // 2, (size - fitted[1]) // 2
         self._fields[slot] = (
-            0,
             0,
             frame.data.size,
             frame.step,
@@ -183,6 +181,8 @@ class FrameInputs:
             border,
             0,
         )
+        with torch.cuda.stream(self._stream):
+            self._geometry.send(slot)
 
     def _write_tables(self, slot: int, lengths: tuple[int, int], fitted: tuple[int, int], view: str) -> None:
         """Weights for each new resolution. lengths: width and height of the upright picture."""
@@ -241,7 +241,7 @@ class _Mirrored:
         self.host = pinned_zeros(shape, dtype)
         self.device = torch.zeros(shape, dtype=dtype, device=device)
 
-    def send(self, part: slice | tuple[int, int]) -> None:
+    def send(self, part: int | tuple[int, int]) -> None:
         self.device[part].copy_(self.host[part], non_blocking=True)
 
 

@@ -22,7 +22,7 @@
 #include "back_products.cuh"
 
 constexpr int ALL_THREADS = THREADS + 128;
-constexpr int BACK_FLYING = 4;  // slots on their way at a time, found by trial
+constexpr int BACK_FLYING = NARROW ? 3 : 4;  // slots on their way at a time, found by trial
 
 // Of dynamic shared memory: what is behind attention's.
 struct Ring {
@@ -133,11 +133,11 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
                              turned_of(shared), prepared);
       });
     }
-    if (NARROW && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & ATTENTION) {
       gather_turned(a, number, attends(a), turned_of(shared), angles);
       STAMP(a, layer, 12);
     }
+    if (NARROW && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & QKV)
       through_norm<TURNED>(a, NARROW ? qkv : norm_of_qkv(), stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {});
   }

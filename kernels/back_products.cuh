@@ -193,7 +193,8 @@ __device__ __forceinline__ void gather_dots(E5m2, const uint32_t* dots, int numb
 }
 
 // What a thread needs of the forward pass on the way through a norm: where it has products of the gradient and of x, and in its place.
-// In 8 bits `load` asks for all of it a phase ahead; in bf16 through_norm does, when its input is on its way, and has no `others`.
+// In 8 bits `load` asks for all of it before the product begins, for gate and up a phase before; in bf16 through_norm does, when its
+// input is on its way, and has no `others`.
 struct KeptNorm {
   float4 others[NORMED_COLUMNS / 16];  // [pair of tiles][row half]
   float2 their_scales[NORMED_COLUMNS / 16];

@@ -27,7 +27,8 @@ struct Normed {
 };
 
 // What the way back needs of the forward pass (back_layers.cu): where many threads read it, in the order in which each finds 16 bytes
-// of its own beside its neighbour's. A flat row is head * rows + row. Rows beyond the last are not written.
+// of its own beside its neighbour's. A flat row is head * rows + row. Rows beyond the last are not written; of `attended` the way back
+// reads those of a tile that is used, so they have to be finite.
 struct Kept {
   float* x;           // [2 L + 1][64][1024]: what each norm normalises, between the first and the last one in tiles (KeptTile)
   uint32_t* queries;  // bf16 [L][64][2048], rotated, unscaled

@@ -29,7 +29,7 @@ struct BackArguments {
   const int* length;                // valid rows of the prefix
   const float *x, *squares;         // of the forward pass from here on (expert_arguments.cuh, Kept)
   const uint4 *queries, *keys, *values;
-  const uint32_t *gate_up, *attended;
+  const uint4 *gate_up, *attended;
   const float* log_sums;
   float* gradient;                  // of the residual stream, fp32 [64][1024], in and out
   uint32_t* arriving;               // bf16 [64][1024]: the gradient of what the first norm of all gives
@@ -51,3 +51,5 @@ struct BackArguments {
 };
 
 __device__ __forceinline__ float4 load4(const float* source) { return *reinterpret_cast<const float4*>(source); }
+// A load that the compiler may not put off.
+__device__ __forceinline__ float4 look4(const float* source) { return restored(look(reinterpret_cast<const uint4*>(source))); }

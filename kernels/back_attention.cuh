@@ -114,28 +114,20 @@ struct Prepared {
   static constexpr int MOST_UNITS = (9 + 3) / 4, STEPS = DIM / 16 / 4;
   float p[MOST_UNITS][2][4], log_sum[2];
   bool valid[2];
-  uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as fragments
+  uint4 results[STEPS];  // of the forward pass: this warp's quarter of the dimensions of its 16 rows, as they are kept
 
   __device__ void load(const BackArguments& a, int layer) {
-    const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, first = threadIdx.x / 64, group = blockIdx.x / ATTENTION_CLUSTER;
+    const int lane = threadIdx.x % 32, first = threadIdx.x / 64, tile = blockIdx.x / ATTENTION_CLUSTER * 2 + threadIdx.x / 32 % 2;
+    const uint4* result = a.attended + ((layer * HEADS * ROW_TILES + tile) * (DIM / 16) + first * STEPS) * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++)
+      if constexpr (NARROW) results[i] = look(result + i * 32);
+      else results[i] = result[i * 32];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int flat = group * QUERIES + tile * 16 + half * 8 + lane / 4, row = flat % a.rows, head = flat / a.rows;
-      valid[half] = head < HEADS && row >= a.state_token;
-      const float* sum = a.log_sums + (layer * ROWS + row) * HEADS + head;
-      const uint32_t* result = a.attended + ((size_t)(layer * ROWS + row) * ATTENDED + head * DIM + first * (DIM / 4) + lane % 4 * 2) / 2;
-      const auto read = [&](const uint32_t* source) -> uint32_t {
-        if (!valid[half]) return 0;
-        if constexpr (NARROW) return look(source);
-        else return *source;
-      };
-      log_sum[half] = __uint_as_float(read(reinterpret_cast<const uint32_t*>(sum)));
-#pragma unroll
-      for (int i = 0; i < STEPS; i++) {
-        const uint32_t low = read(result + i * 8), high = read(result + i * 8 + 4);
-        if (half == 0) results[i].x = low, results[i].z = high;
-        else results[i].y = low, results[i].w = high;
-      }
+      const int flat = tile * 16 + half * 8 + lane / 4;
+      valid[half] = flat < HEADS * a.rows && flat % a.rows >= a.state_token;
+      log_sum[half] = __uint_as_float(look(reinterpret_cast<const uint32_t*>(a.log_sums) + layer * HEADS * ROWS + flat));
     }
   }
 };
@@ -197,8 +189,8 @@ __device__ __forceinline__ void through_attention(const BackArguments& a, int la
   };
 #pragma unroll
   for (int i = 0; i < STEPS; i++) {
-    add_product(mean[0], given[i].x, results[i].x), add_product(mean[0], given[i].z, results[i].z);
-    add_product(mean[1], given[i].y, results[i].y), add_product(mean[1], given[i].w, results[i].w);
+    add_product(mean[0], given[i].x, results[i].x), add_product(mean[0], given[i].z, results[i].y);
+    add_product(mean[1], given[i].y, results[i].z), add_product(mean[1], given[i].w, results[i].w);
     const int chunk = (first * STEPS + i) * 2;
     const uint32_t words[2][2] = {{given[i].x, given[i].z}, {given[i].y, given[i].w}};
 #pragma unroll

@@ -12,8 +12,7 @@
 // products take them, bf16 in partial sums and in attention, fp32 elsewhere; sums have a fixed order: the same bits at every run.
 //
 // Bytes a layer: 34.6 MB of weights (11.5 us at 3 TB/s), 1.5 MB of kept activations, and 50 MB of fragments read out of L2; FP8: half
-// of weights and fragments. What decides is the chain of eight exchanges between blocks, and that gate and up wait for their weights;
-// FP8: the many small loads of kept activations.
+// of weights and fragments. What decides is the chain of eight exchanges between blocks, and that gate and up wait for their weights.
 //
 // Launch: 128 blocks of 384 threads, all resident at once (cooperative), with arguments.shared_bytes of dynamic shared memory. Threads
 // 0..255 compute, warp 8 fetches weights, warp 9 (FP8: 9 to 11) attention's keys, values and queries. Exchange buffers must be PENDING
@@ -22,7 +21,7 @@
 #include "back_products.cuh"
 
 constexpr int ALL_THREADS = THREADS + 128;
-constexpr int BACK_FLYING = 4;  // slots on their way at a time, found by trial
+constexpr int BACK_FLYING = NARROW ? 3 : 4;  // slots on their way at a time, found by trial
 
 // Of dynamic shared memory: what is behind attention's.
 struct Ring {
@@ -109,7 +108,7 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
       return ThroughNorm{a.turned + half * (ROWS * TURNED * SIZE / 4), a.qkv_parts, a.qkv_dots, a.gated_down, 2 * layer, number,
                          number + 1, layer == 0};
     };
-    ThroughNorm up, qkv;  // in 8 bits known from here on, as what they need is asked for a phase ahead
+    ThroughNorm up, qkv;  // in 8 bits known from here on, as what they need is asked for before they begin
     if constexpr (NARROW) up = norm_of_up(), qkv = norm_of_qkv();
     KeptNorm kept;
     Prepared prepared;
@@ -133,11 +132,11 @@ __device__ __forceinline__ void compute_back(const BackArguments& a, BackShared&
                              turned_of(shared), prepared);
       });
     }
-    if (NARROW && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & ATTENTION) {
       gather_turned(a, number, attends(a), turned_of(shared), angles);
       STAMP(a, layer, 12);
     }
+    if (NARROW && a.phases & QKV) kept.load(a, qkv, place, table);
     if (a.phases & QKV)
       through_norm<TURNED>(a, NARROW ? qkv : norm_of_qkv(), stream, shared, place, fragment, table, gradient, kept, layer, 13, [] {});
   }

@@ -58,8 +58,7 @@ struct ThroughNorm {
   bool first_of_all;  // norm: what arrives is written as it is
 };
 
-// Loads that the compiler may not put off.
-__device__ __forceinline__ float4 look4(const float* source) { return restored(look(reinterpret_cast<const uint4*>(source))); }
+// A load that the compiler may not put off.
 __device__ __forceinline__ float2 look2(const float* source) {
   float2 v;
   asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(source) : "memory");
@@ -194,41 +193,38 @@ __device__ __forceinline__ void gather_dots(E5m2, const uint32_t* dots, int numb
 }
 
 // What a thread needs of the forward pass on the way through a norm: where it has products of the gradient and of x, and in its place.
-// In 8 bits `load` asks for all of it a phase ahead; in bf16 through_norm does, when its input is on its way, and has no `others`.
+// In 8 bits `load` asks for all of it before the product begins, for gate and up a phase before; in bf16 through_norm does, when its
+// input is on its way, and has no `others`.
 struct KeptNorm {
-  float2 others[NORMED_COLUMNS / 8], their_scales[NORMED_COLUMNS / 16];
-  float4 x, scale, gate;
-  uint32_t squares[4];
+  float4 others[NORMED_COLUMNS / 16];  // [pair of tiles][row half]
+  float2 their_scales[NORMED_COLUMNS / 16];
+  float4 x, scale, gate, squares;  // x crossed (KeptTile)
 
-  __device__ void clear() {
-    x = scale = gate = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < 4; i++) squares[i] = 0;
+  __device__ void clear() { x = scale = gate = squares = make_float4(0, 0, 0, 0); }
+  static __device__ const float* kept_x(const BackArguments& a, const ThroughNorm& n) {
+    return a.x + (size_t)n.norm * ROWS * WIDTH;
+  }
+  // Of this thread's accumulators: two columns of both tiles of a pair, of row r or r + 8.
+  static __device__ float4 look_at_others(const BackArguments& a, const ThroughNorm& n, int pair, int half) {
+    const int tile = (blockIdx.x / PARTS * 2 + threadIdx.x / 128) * ROW_TILES + threadIdx.x % 128 / 32;
+    return look4(kept_x(a, n) + (tile * KeptTile::PIECE + (pair * 2 + half) * 32 + threadIdx.x % 32) * 4);
   }
   __device__ void load_own(const BackArguments& a, const ThroughNorm& n, const Place& place, int table) {
     if (!place.used) return;
-    const size_t at = place.row * WIDTH + place.column;
-    x = look4(a.x + (size_t)n.norm * ROWS * WIDTH + at), scale = look4(a.scale + table + n.norm * WIDTH + place.column);
+    x = look4(kept_x(a, n) + KeptTile::own() * 4), scale = look4(a.scale + table + n.norm * WIDTH + place.column);
     gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + threadIdx.x % 8 * 4 + i) * ROWS + place.row);
+    squares = look4(a.squares + (n.norm * ROWS + place.row) * STATISTICS + threadIdx.x % 8 * 4);
   }
   __device__ void load(const BackArguments& a, const ThroughNorm& n, const Place& place, int table) {
-    const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
-    const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
-    const float *scales = a.scale + table + n.norm * WIDTH + column, *rows = a.x + ((size_t)n.norm * ROWS + row) * WIDTH + column;
+    const int column = blockIdx.x / PARTS * NORMED_COLUMNS + threadIdx.x / 128 * 32 + threadIdx.x % 4 * 2;
+    const float* scales = a.scale + table + n.norm * WIDTH + column;
     clear();
     if (n.first_of_all) {
       if (place.used) scale = look4(a.scale + table + n.norm * WIDTH + place.column);
       return;
     }
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
-      their_scales[t] = look2(scales + t * 8);
-#pragma unroll
-      for (int half = 0; half < 2; half++) others[t * 2 + half] = look2(rows + half * 8 * WIDTH + t * 8);
-    }
+    for (int i = 0; i < 4; i++) their_scales[i] = look2(scales + i * 8), others[i] = look_at_others(a, n, i / 2, i % 2);
     load_own(a, n, place, table);
   }
 };
@@ -242,36 +238,30 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
                                              int point, Then then) {
   using P = Gradients;
   constexpr int STEPS = K / P::STEP / PARTS, EACH = SLOT / (NORMED_COLUMNS * 32), SLOTS = (STEPS / 2 + EACH - 1) / EACH;
-  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
-  const int column = blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + lane % 4 * 2;
-  const float *scales = a.scale + table + n.norm * WIDTH, *x_rows = a.x + (size_t)n.norm * ROWS * WIDTH;
+  const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
+  const float* scales = a.scale + table + n.norm * WIDTH + blockIdx.x / PARTS * NORMED_COLUMNS + group * 32 + thread % 4 * 2;
   float accumulator[NORMED_COLUMNS / 2], weighted[NORMED_COLUMNS / 4] = {};
   KeptNorm own;
   KeptNorm& kept = NARROW ? known : own;
   const auto& others = kept.others;
   const auto& their_scales = kept.their_scales;
-  const float4 &x = kept.x, &scale = kept.scale, &gate = kept.gate;
-  const auto& squares = kept.squares;
+  const float4 &scale = kept.scale, &gate = kept.gate, &squares = kept.squares;
   if (!NARROW) kept.clear();
+  const auto weigh = [&](int pair, int half, float4 v, float2 first, float2 second) {
+    weighted[pair * 8 + half * 2] = v.x * first.x, weighted[pair * 8 + half * 2 + 1] = v.y * first.y;
+    weighted[pair * 8 + 4 + half * 2] = v.z * second.x, weighted[pair * 8 + 4 + half * 2 + 1] = v.w * second.y;
+  };
   const uint4* fragments = reinterpret_cast<const uint4*>(n.in) + blockIdx.x % PARTS * STEPS * STEP_FRAGMENTS + fragment;
   multiply<P, NORMED_COLUMNS, SLOTS, STEPS / 2 % EACH>(accumulator, fragments, stream, [&] {
     then();
     if (NARROW || n.first_of_all) return;
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
-      const float2 s = look2(scales + column + t * 8);
+    for (int pair = 0; pair < 2; pair++) {
+      const float2 first = look2(scales + pair * 16), second = look2(scales + pair * 16 + 8);
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float2 v = look2(x_rows + (row + half * 8) * WIDTH + column + t * 8);
-        weighted[t * 4 + half * 2] = v.x * s.x, weighted[t * 4 + half * 2 + 1] = v.y * s.y;
-      }
+      for (int half = 0; half < 2; half++) weigh(pair, half, KeptNorm::look_at_others(a, n, pair, half), first, second);
     }
-    if (!place.used) return;
-    kept.x = look4(x_rows + place.row * WIDTH + place.column), kept.scale = look4(scales + place.column);
-    kept.gate = look4(a.gate + table + (n.norm - 1) * WIDTH + place.column);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      kept.squares[i] = look(reinterpret_cast<const uint32_t*>(a.squares) + (n.norm * STATISTICS + thread % 8 * 4 + i) * ROWS + place.row);
+    kept.load_own(a, n, place, table);
   });
   STAMP(a, layer, point);
   float sums[NORMED_COLUMNS / 4];
@@ -282,8 +272,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
       float dot[2] = {};
       if constexpr (NARROW)
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-          weighted[i * 2] = others[i].x * their_scales[i / 2].x, weighted[i * 2 + 1] = others[i].y * their_scales[i / 2].y;
+        for (int i = 0; i < 4; i++) weigh(i / 2, i % 2, others[i], their_scales[i / 2 * 2], their_scales[i / 2 * 2 + 1]);
 #pragma unroll
       for (int i = 0; i < 16; i++) dot[i / 2 % 2] += sums[i] * weighted[i];
       publish_dots(n, dot);
@@ -292,6 +281,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
     }
   }
   STAMP(a, layer, point + 1);
+  const float4 x = KeptTile::crossed(kept.x);
   const bool tile = blockIdx.x % GROUP * 16 < a.rows;  // whether this block's row tile is used
   const int part = (thread % 8 / 4 * 32 + thread / 8 * 2 + thread % 2) * 2 + thread % 4 / 2;
   float4 arrived = make_float4(0, 0, 0, 0);
@@ -309,8 +299,7 @@ __device__ __forceinline__ void through_norm(const BackArguments& a, const Throu
           make_uint2(pack_bf16(arrived.x, arrived.y), pack_bf16(arrived.z, arrived.w));
     return;
   }
-  float square = __uint_as_float(squares[0]) + __uint_as_float(squares[1]) + __uint_as_float(squares[2]) +
-                 __uint_as_float(squares[3]);
+  float square = squares.x + squares.y + squares.z + squares.w;
 #pragma unroll
   for (int offset = 1; offset < 8; offset *= 2) square += __shfl_xor_sync(0xffffffffu, square, offset);
   const float factor = rsqrtf(square * (1.0f / WIDTH) + EPSILON);
@@ -350,15 +339,9 @@ __device__ __forceinline__ void reset_hidden_gradient(const BackArguments& a, in
 __device__ __forceinline__ void through_gate(const BackArguments& a, int layer, const uint32_t* in, int number, Stream& stream,
                                              BackShared& shared, int fragment) {
   constexpr int SLOTS = WIDTH / Gradients::STEP * DOWN_COLUMNS * 32 / SLOT / 2;
-  const int thread = threadIdx.x % 128, group = threadIdx.x / 128, lane = threadIdx.x % 32, row = thread / 32 * 16 + lane / 4;
-  const int column = blockIdx.x * DOWN_COLUMNS + group * 16 + lane % 4 * 2;
-  const uint32_t* kept = a.gate_up + ((size_t)(layer * ROWS + row) * 2 * MLP + column) / 2;
-  uint32_t gates[2][2], ups[2][2];  // [tile][half]
-#pragma unroll
-  for (int t = 0; t < 2; t++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      gates[t][half] = kept[half * 8 * MLP + t * 4], ups[t][half] = kept[half * 8 * MLP + MLP / 2 + t * 4];
+  const int column = blockIdx.x * DOWN_COLUMNS + threadIdx.x / 128 * 16 + threadIdx.x % 4 * 2;
+  const uint4* kept = a.gate_up + (layer * BLOCKS + blockIdx.x) * 2 * THREADS + threadIdx.x;
+  const uint4 gates = kept[0], ups = kept[THREADS];  // [tile][half]
   float2 scales[2];
   if (NARROW)
 #pragma unroll
@@ -367,8 +350,8 @@ __device__ __forceinline__ void through_gate(const BackArguments& a, int layer, 
   multiply<Gradients, DOWN_COLUMNS, SLOTS>(accumulator, reinterpret_cast<const uint4*>(in) + fragment, stream, [&] {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
-      const float2 gate = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(gates[i / 4][i / 2 % 2]));
-      const float2 up = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(ups[i / 4][i / 2 % 2]));
+      const float2 gate = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(&gates)[i / 2]);
+      const float2 up = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(&ups)[i / 2]);
       const float2 first = gelu_with_slope(gate.x), second = gelu_with_slope(gate.y);
       slopes[i] = up.x * first.y, slopes[i + 1] = up.y * second.y;
       values[i] = first.x, values[i + 1] = second.x;

@@ -26,15 +26,17 @@ struct Normed {
   uint32_t* statistics;
 };
 
-// What the way back needs of the forward pass (attention_backward.cu, norm_backward.cu), in plain row order.
+// What the way back needs of the forward pass (back_layers.cu): where many threads read it, in the order in which each finds 16 bytes
+// of its own beside its neighbour's. A flat row is head * rows + row. Rows beyond the last are not written; of `attended` the way back
+// reads those of a tile that is used, so they have to be finite.
 struct Kept {
-  float* x;           // [2 L + 1][64][1024]: what each norm normalises
+  float* x;           // [2 L + 1][64][1024]: what each norm normalises, between the first and the last one in tiles (KeptTile)
   uint32_t* queries;  // bf16 [L][64][2048], rotated, unscaled
   uint32_t *keys, *values;  // bf16 [L][capacity][256], the prefix's buffers: rows go behind the prefix
-  uint32_t* gate_up;  // bf16 [L][64][8192], gate before up
-  uint32_t* attended; // bf16 [L][64][2048]: the result of attention
-  float* log_sums;    // [L][64][8]: log2 of each head's sum of exponentials, of logits in units of log2(e)
-  float* squares;     // [2 L + 1][32][64]: sums of squares of x over 32 columns each; not of the first norm
+  uint4* gate_up;     // bf16 [L][128 blocks][gate, up][256 threads]: columns c, c + 1 of rows r and r + 8; the same of c + 8, c + 9
+  uint2* attended;    // bf16 [L][flat row / 16][16 steps][lane][rows r, r + 8]: columns c, c + 1, c + 8, c + 9 of attention's result
+  float* log_sums;    // [L][512 flat rows]: log2 of the sum of exponentials, of logits in units of log2(e)
+  float* squares;     // [2 L + 1][64][32]: sums of squares of x over 32 columns each; not of the first norm
 };
 
 // What the ends of a flow step need (expert_ends.cuh).

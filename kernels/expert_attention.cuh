@@ -330,9 +330,11 @@ __device__ __forceinline__ void attend(const Arguments& a, int layer, const Keys
                       });
 #ifdef KEEPS
   if (place.used) {
-    uint32_t* target = a.kept.attended + ((layer * ROWS + place.row) * HEADS * DIM + place.column) / 2;
-    target[0] = pack_bf16(merged.x, merged.y), target[4] = pack_bf16(merged.z, merged.w);
-    if (place.column % DIM == 0) a.kept.log_sums[(layer * ROWS + place.row) * HEADS + place.column / DIM] = log_sum;
+    const int warp = threadIdx.x / 32, tile = group * 2 + warp / 4, step = keys.rank * 2 + warp / 2 % 2, half = warp % 2;
+    const int flat = layer * HEADS * ROWS + tile * 16 + half * 8 + lane / 4;
+    a.kept.attended[(((layer * HEADS * ROW_TILES + tile) * (DIM / 16) + step) * 32 + lane) * 2 + half] =
+        make_uint2(pack_bf16(merged.x, merged.y), pack_bf16(merged.z, merged.w));
+    if (step == 0 && lane % 4 == 0) a.kept.log_sums[flat] = log_sum;
   }
 #endif
   STAMP(a, layer, 6);

@@ -98,11 +98,10 @@ __device__ __forceinline__ void gate_up(const Arguments& a, int layer, Stream& s
   put(hidden_place(typename P::Down(), a.hidden, number), packed_hidden(typename P::Down(), result));
 #ifdef KEEPS
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int row = thread / 32 * 16 + half * 8 + thread % 32 / 4;
-    uint32_t* target = a.kept.gate_up + ((layer * ROWS + row) * 2 * MLP + blockIdx.x * 32 + group * 16 + thread % 4 * 2) / 2;
-#pragma unroll
-    for (int i = 0; i < 4; i++) target[i / 2 * (MLP / 2) + i % 2 * 4] = pack_bf16(raw[half][i][0], raw[half][i][1]);
+  for (int part = 0; part < 2; part++) {
+    const auto pair = [&](int tile, int half) { return pack_bf16(raw[half][part * 2 + tile][0], raw[half][part * 2 + tile][1]); };
+    a.kept.gate_up[((layer * BLOCKS + blockIdx.x) * 2 + part) * THREADS + threadIdx.x] =
+        make_uint4(pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1));
   }
 #endif
   STAMP(a, layer, 11);

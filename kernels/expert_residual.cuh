@@ -30,6 +30,23 @@ struct Place {
         used(threadIdx.x < 128 && blockIdx.x % GROUP * 16 < rows), live(used && row < rows) {}
 };
 
+// How x is kept between the first norm and the last (Kept), as accumulators of wgmma are: [32 groups of 32 columns][row tile]
+// [pair of tiles of 8 columns][rows r, r + 8][lane 32], of a lane the columns c, c + 1 of both tiles.
+struct KeptTile {
+  static constexpr int PIECE = 4 * 32;  // lanes of a row tile of 32 columns
+  // Of four columns of a row that a thread has at a Place, crossed: its own piece among the others.
+  static __device__ int own() {
+    const int thread = threadIdx.x, row = thread / 8 % 8, quad = thread % 8;
+    return blockIdx.x * PIECE + (quad / 4 * 2 + thread / 64) * 32 + row * 4 + quad % 2 * 2 + quad / 2 % 2;
+  }
+  // Four columns of a row become two columns of two tiles, and the other way round, with the thread of the other tile.
+  static __device__ float4 crossed(float4 v) {
+    const bool second = threadIdx.x & 2;
+    const float x = __shfl_xor_sync(0xffffffffu, second ? v.x : v.z, 2), y = __shfl_xor_sync(0xffffffffu, second ? v.y : v.w, 2);
+    return second ? make_float4(x, y, v.z, v.w) : make_float4(v.x, v.y, x, y);
+  }
+};
+
 // What distinguishes the projections back to the residual stream.
 struct Residual {
   const uint32_t* in;        // fragments, both halves
@@ -155,6 +172,9 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   float square = x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
 #pragma unroll
   for (int offset = 4; offset > 0; offset /= 2) square += __shfl_xor_sync(0xffffffffu, square, offset);
+#ifdef KEEPS
+  const float4 crossed = KeptTile::crossed(x);
+#endif
   if (!place.live) return;
   constexpr int HALF_WORDS = ROWS * WIDTH * Out::SIZE / 4, HALF_STATISTICS = STATISTICS * ROWS;
   const int mine = r.out_number & 1, other = mine ^ 1;
@@ -168,8 +188,10 @@ __device__ __forceinline__ void project_back(const Arguments& a, const Residual&
   store_linear(Out(), place.row, place.column, x, [=](int i, uint32_t) { set_pending(last + i); });
   if (threadIdx.x % 8 == 0) set_pending(statistic + other * HALF_STATISTICS);
 #ifdef KEEPS
-  *reinterpret_cast<float4*>(a.kept.x + (r.norm * ROWS + place.row) * WIDTH + place.column) = x;
-  if (threadIdx.x % 8 == 0) a.kept.squares[(r.norm * STATISTICS + blockIdx.x / GROUP) * ROWS + place.row] = square;
+  const bool plain = r.norm == 0 || r.norm == 2 * a.layers;
+  const int within = plain ? (place.row * WIDTH + place.column) / 4 : KeptTile::own();
+  reinterpret_cast<float4*>(a.kept.x)[r.norm * (ROWS * WIDTH / 4) + within] = plain ? x : crossed;
+  if (threadIdx.x % 8 == 0) a.kept.squares[(r.norm * ROWS + place.row) * STATISTICS + blockIdx.x / GROUP] = square;
 #endif
   STAMP(a, layer, point + 2);
 }

@@ -6,7 +6,16 @@ import math
 import pytest
 import torch
 
-from engine.expert_reference import flat_fragments, flat_rows, from_fragments, to_fragments
+from engine.expert_reference import (
+    flat_fragments,
+    flat_rows,
+    from_fragments,
+    kept_attended,
+    kept_gate_up,
+    kept_log_sums,
+    kept_tiles,
+    to_fragments,
+)
 from engine.plain_backward import PlainBackwardOperators
 from engine.reference import normal, poisoned, relative_error
 from flashrt_ros.engine.buffers import rotary_table
@@ -73,7 +82,9 @@ class Phases:
         return from_fragments(self.taken(name, half), GRADIENTS[self.form], columns, order)
 
     def run(self, phases, layer=1, last=None, **arguments):
-        squares = self.x.square().view(5, 64, 32, 32).sum(-1).transpose(1, 2).contiguous()
+        squares = self.x.square().view(5, 64, 32, 32).sum(-1)
+        x = torch.stack([self.x[0], *map(kept_tiles, self.x[1:4]), self.x[4]])
+        gate_up = torch.stack([kept_gate_up(each) for each in self.gate_up])
         packed = {
             f'{"output" if part == "o" else part}_weights': self.weights.get(part)
             for part in ('qkv', 'o', 'gate_up', 'down')
@@ -81,8 +92,8 @@ class Phases:
         launch_back(
             self.library, back_constants(self.form), **self.exchange, **packed,
             output_scale=self.weights.get('o_scale'), down_scale=self.weights.get('down_scale'),
-            scale=norm_scales(self.scale, self.weights), gate=self.gate, x=self.x, squares=squares,
-            gate_up=self.gate_up, gradient=self.gradient, arriving=self.arriving, length=self.length,
+            scale=norm_scales(self.scale, self.weights), gate=self.gate, x=x, squares=squares,
+            gate_up=gate_up, gradient=self.gradient, arriving=self.arriving, length=self.length,
             layers=2, rows=self.rows, table_row=2, first=layer, last=layer if last is None else last,
             phases=phases, **arguments,
         )()  # fmt: skip
@@ -198,14 +209,14 @@ def test_through_attention(library, rows, length, first, form):
     upstream[:first] = 0
     seen = slice(0, length + rows)
     attended, sums = forward_results(queries[1, :rows], keys[1, seen], values[1, seen])
-    kept_attended, log_sums = poisoned(2, 64, 2048), poisoned(2, 64, 8, dtype=torch.float32)
-    kept_attended[1, :rows], log_sums[1, :rows] = attended.to(BF16), sums.float()
+    results, log_sums = poisoned(2, 64 * 2048), poisoned(2, 512, dtype=torch.float32)
+    results[1], log_sums[1] = kept_attended(attended.to(BF16)), kept_log_sums(sums.float())
     rotary = rotary_table(capacity, 256, torch.device('cuda'))
     raw = flat_fragments(upstream.unflatten(1, (8, 256)).transpose(0, 1)).view(torch.uint8).flatten()
     phases.exchange['upstream'][0] = torch.where(phases.initial['upstream'][0] == 0, 0, raw)
     phases.length.fill_(length)
     phases.run(
-        Phase.ATTENTION, queries=queries, keys=keys, values=values, attended=kept_attended, log_sums=log_sums,
+        Phase.ATTENTION, queries=queries, keys=keys, values=values, attended=results, log_sums=log_sums,
         rotary=rotary, capacity=capacity, state_token=first,
     )  # fmt: skip
     found = out_of_turned_order(phases.fragments('turned', 2560, 'accumulator'), form)[:rows]
@@ -264,8 +275,8 @@ def test_two_layers_with_all_phases(library, first, form):
         'queries': queries,
         'keys': keys,
         'values': values,
-        'attended': attended.to(BF16),
-        'log_sums': sums.float(),
+        'attended': torch.stack([kept_attended(each) for each in attended[:, :rows].to(BF16)]),
+        'log_sums': torch.stack([kept_log_sums(each) for each in sums[:, :rows].float()]),
     }
     start, found = phases.gradient.clone(), []
     for _ in range(3):

@@ -10,6 +10,9 @@ from engine.expert_reference import (
     flat_fragments,
     flat_rows,
     from_fragments,
+    from_kept_attended,
+    from_kept_gate_up,
+    from_kept_tiles,
     rounded,
     to_fragments,
 )
@@ -85,10 +88,10 @@ class Phases:
             'queries': poisoned(64, 2048),
             'keys': poisoned(1100, 256),
             'values': poisoned(1100, 256),
-            'gate_up': poisoned(64, 8192),
-            'attended': poisoned(64, 2048),
-            'log_sums': poisoned(64, 8, dtype=torch.float32),
-            'squares': poisoned(3, 32, 64, dtype=torch.float32),
+            'gate_up': poisoned(64 * 8192),
+            'attended': poisoned(64 * 2048),
+            'log_sums': poisoned(512, dtype=torch.float32),
+            'squares': poisoned(3, 64, 32, dtype=torch.float32),
         }
 
     def give(self, name, values):
@@ -128,6 +131,11 @@ class Phases:
         )  # fmt: skip
         launch()
         torch.cuda.synchronize()
+
+    def normalised(self, norm):
+        """What a norm of the layer has normalised, [64, 1024]."""
+        kept = self.kept['x'][norm]
+        return from_kept_tiles(kept) if norm == 1 else kept
 
     def taken(self, name, dtype=torch.uint8, half=0):
         assert torch.equal(self.exchange[name][1 - half], self.initial[name][1 - half])
@@ -179,7 +187,7 @@ def test_gated_hidden_layer(library, rows, precision):
         / inverse
     )
     assert relative_error(found, expected.clamp(-448 / inverse, 448 / inverse)) < ROUNDING[precision]
-    assert relative_error(phases.kept['gate_up'][:rows], gate_up[:rows]) < 5e-3
+    assert relative_error(from_kept_gate_up(phases.kept['gate_up'])[:rows], gate_up[:rows]) < 5e-3
 
 
 @rows_of_interest
@@ -191,7 +199,7 @@ def test_gated_residual(library, rows, precision, name, depth):
     x, weight = Input(depth, given, order), Weight(1024, depth, given, 32, order)
     gate, next_scale, inverse = normal(3, 1024), normal(3, 1024), INVERSE[precision]
     phases = Phases(library, precision, rows)
-    residual = phases.kept['x'][0].clone()
+    residual, before = phases.kept['x'][0].clone(), [phases.normalised(norm).clone() for norm in range(3)]
     phases.scales[0] = x.scale
     phases.scales[1] = inverse
     products = {f'{name}_weights': weight.packed, f'{name}_scale': weight.scale}
@@ -211,10 +219,11 @@ def test_gated_residual(library, rows, precision, name, depth):
     expected = (residual + gate[max(norm - 1, 0)] * (x.values @ weight.values.T))[:rows]
     # In 8 bits four partial sums are rounded to bf16, and one value in four gives its last bit for a tag:
     # 0.0026 of the sum, rms, for random parts.
-    result = phases.kept['x'][norm, :rows]
+    result = phases.normalised(norm)[:rows]
+    assert torch.equal(phases.normalised(norm)[rows:], before[norm][rows:])
     assert relative_error(result, expected) < (1e-5 if given == 'bf16' else 3e-3)
     statistics = phases.taken(f'statistics_{following}', torch.float32, half).view(32, 64)
-    assert torch.equal(phases.kept['squares'][norm, :, :rows], statistics[:, :rows])
+    assert torch.equal(phases.kept['squares'][norm, :rows], statistics[:, :rows].T)
     assert relative_error(statistics.sum(0)[:rows], result.square().sum(1)) < 1e-5
     normed = phases.taken(f'normed_{following}', torch.uint8, half)
     found = from_fragments(normed, DTYPES[precision], 1024, 'linear')[:rows] / inverse
@@ -249,8 +258,10 @@ def test_attention_over_prefix_and_suffix(library, rows, length, state_token):
         attended = phases.taken('attended')
         found = from_fragments(attended, DTYPES[precision], 2048, 'accumulator')[:rows] / inverse
         assert relative_error(found, expected) < ROUNDING[precision]
-        assert relative_error(phases.kept['attended'][:rows], expected) < ROUNDING['bf16']
-        found = phases.kept['log_sums'][:rows] * torch.log(torch.tensor(2.0))
+        kept = phases.kept['attended']
+        assert relative_error(from_kept_attended(kept, rows), expected) < ROUNDING['bf16']
+        assert kept.isnan().sum() == (512 - 8 * rows) * 256
+        found = phases.kept['log_sums'][: 8 * rows].view(8, rows).T * torch.log(torch.tensor(2.0))
         assert relative_error(found, log_sums) < 1e-3
 
 

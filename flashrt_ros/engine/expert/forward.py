@@ -1,8 +1,8 @@
 """The fused action expert step by step, keeping what the way back of exact guidance needs.
 
 The kernel is that of `expert.loop`, compiled to run one flow step and to write also what each norm
-normalises, the rotated queries, keys and values, attention's result and sums, and gate and up
-(kernels/expert_arguments.cuh, Kept).
+normalises, the rotated queries, keys and values, attention's result and sums, and gate and up, mostly in the
+order in which the kernel of the way back reads them (kernels/expert_arguments.cuh, Kept).
 """
 
 from __future__ import annotations
@@ -71,22 +71,23 @@ class FusedForward:
         return expert_modulations(self.spec, self.heads, self.guide.frozen, step)
 
     def residual(self, norm: int) -> Tensor:
-        """The residual stream that a norm, by order of use, has normalised, fp32 [64, width]."""
+        """The residual stream that the first norm (0) or the last (2 L) has normalised, fp32 [64, width]."""
         return self.kept['x'][norm]
 
     def _allocate(self, cache: PrefixCache) -> None:
         tower = self.spec.expert
+        layers, norms = tower.layers, 2 * tower.layers + 1
 
-        def buffer(count: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.zeros(count, ROWS, columns, dtype=dtype, device=self.device)
+        def buffer(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=self.device)
 
         self.kept = {
-            'x': buffer(2 * tower.layers + 1, tower.width, torch.float32),
-            'queries': buffer(tower.layers, tower.heads * tower.head_dim),
+            'x': buffer(norms, ROWS, tower.width, dtype=torch.float32),
+            'queries': buffer(layers, ROWS, tower.heads * tower.head_dim),
             'keys': cache.keys,
             'values': cache.values,
-            'gate_up': buffer(tower.layers, 2 * tower.mlp),
-            'attended': buffer(tower.layers, tower.heads * tower.head_dim),
-            'log_sums': buffer(tower.layers, tower.heads, torch.float32),
-            'squares': torch.zeros(2 * tower.layers + 1, STATISTICS, ROWS, device=self.device),
+            'gate_up': buffer(layers, ROWS * 2 * tower.mlp),
+            'attended': buffer(layers, tower.heads * ROWS * tower.head_dim),
+            'log_sums': buffer(layers, tower.heads * ROWS, dtype=torch.float32),
+            'squares': buffer(norms, ROWS, STATISTICS, dtype=torch.float32),
         }

@@ -248,9 +248,10 @@ def test_begins_with_the_gradient(library, rows, form, size):
 
 @both_forms
 @pytest.mark.parametrize('first', [0, 1])
-def test_two_layers_with_all_phases(library, first, form):
+@pytest.mark.parametrize(('rows', 'length'), [(10, 37), (50, 562)])
+def test_two_layers_with_all_phases(library, rows, length, first, form):
     """The gradient at the first norm of all, and the same bits again. first: as above."""
-    rows, length, capacity = 50, 562, 640
+    capacity = 640
     phases = Phases(library, rows, form)
     shapes = {'qkv': (2560, 1024), 'o': (1024, 2048), 'gate_up': (8192, 1024), 'down': (1024, 4096)}
     weights = {part: phases.weight(part, *shape) for part, shape in shapes.items()}

@@ -25,13 +25,22 @@ SANITIZER = ['compute-sanitizer', '--tool', 'racecheck', '--print-limit', '10000
 CONTROLS = {
     0: ('a race', ()),
     1: ('a barrier of some warps before that of all', (('load_four', 'soften'),)),
-    2: ('one lane that arrives for its warp', (('merge', 'Delivery::send'), ('merge', 'Delivery::begin'))),
+    2: (
+        'one lane that arrives for its warp',
+        (
+            ('merge', 'Delivery::send'),
+            ('merge', 'Delivery::begin'),
+            ('load_four', 'copy_chunk'),
+            ('load_four_transposed', 'copy_chunk'),
+        ),
+    ),
     3: (
         'half of the warps that meet or arrive between barriers of all',
         (
             ('gather_velocities', 'gather_velocities'),
             ('send_velocities', 'load_ends'),
             ('embed_actions', 'load_ends'),
+            ('add_groups<(int)16, (int)4>', 'add_groups<(int)16, (int)4>'),
         ),
     ),
 }

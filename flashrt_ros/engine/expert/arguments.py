@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-Record = TypeVar('Record', bound=ctypes.Structure)
+
+class Pointers(ctypes.Structure):
+    """A record that keeps the tensors whose addresses are in it."""
+
+    kept: tuple[Tensor, ...] = ()
+
+
+Record = TypeVar('Record', bound=Pointers)
 
 _POINTERS = (
     *('qkv_weights', 'qkv_scale', 'output_weights', 'output_scale', 'gate_up_weights', 'gate_up_scale'),
@@ -48,13 +55,13 @@ class Phase(IntFlag):
 LAYER = Phase.QKV | Phase.ATTENTION | Phase.OUTPUT | Phase.GATE_UP | Phase.DOWN
 
 
-class LayerArguments(ctypes.Structure):
-    _fields_ = [
+class LayerArguments(Pointers):
+    _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int) for name in _NUMBERS),
         *((name, ctypes.c_void_p) for name in _END_POINTERS),
         *((name, ctypes.c_int) for name in _END_NUMBERS),
-    ]
+    )
 
 
 def layer_arguments(**values: Tensor | int | None) -> LayerArguments:
@@ -70,4 +77,5 @@ def fill(record: Record, kernel: str, values: Mapping[str, Tensor | int | None])
         if name not in names:
             raise TypeError(f'{kernel} has no argument {name!r}')
         setattr(record, name, known)
+    record.kept = tuple(value for value in values.values() if isinstance(value, Tensor))
     return record

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashrt_ros.engine.buffers import PrefixCache
 from flashrt_ros.engine.cuda.library import KernelLibrary
-from flashrt_ros.engine.expert.arguments import LAYER, Phase, fill
+from flashrt_ros.engine.expert.arguments import LAYER, Phase, Pointers, fill
 from flashrt_ros.engine.expert.buffers import (
     ATTENTION_GROUP,
     BLOCKS,
@@ -56,11 +56,11 @@ _NUMBERS = (
 )
 
 
-class BackArguments(ctypes.Structure):
-    _fields_ = [
+class BackArguments(Pointers):
+    _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int) for name in _NUMBERS),
-    ]
+    )
 
 
 def back_constants(form: str) -> dict[str, int]:

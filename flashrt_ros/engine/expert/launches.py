@@ -42,7 +42,7 @@ class Launch:
 
 
 class ExpertLaunches:
-    """Builds launches on given buffers; they know their tensors by address, so keep this as long as them.
+    """Builds launches on given buffers.
 
     stamps: see `ExpertLoop`. kept: where `step` keeps what the way back needs, by the names in
     kernels/expert_arguments.cuh.

@@ -112,7 +112,7 @@ class Repeated:
         view, known = memoryview(buffer), self._layout
         if known is not None and self._same_but_stamp(view, known):
             seconds, nanoseconds = self._stamp.unpack_from(view, _ENCAPSULATION)
-            return known._replace(stamp_ns=seconds * _SECOND + nanoseconds)
+            return Layout._make((*known[:2], seconds * _SECOND + nanoseconds, *known[3:]))
         layout = self._layout = self._read(buffer)
         self._begin, self._head = bytes(view[:_ENCAPSULATION]), bytes(view[_STAMPED : layout.offset])
         self._stamp = struct.Struct('<iI' if self._begin[1] & 1 else '>iI')

@@ -32,6 +32,7 @@ class Fresh:
         self._completed: Callable[[], None] | None = None
         self._missing = set(streams)
         self._received_ns = {name: deque[int](maxlen=_WINDOW) for name in streams}
+        self._periods_ns = dict.fromkeys(streams, 0)
         self._all_there = threading.Event()
         for name, stream in streams.items():
             stream.kept = functools.partial(self._note, name)
@@ -63,7 +64,9 @@ class Fresh:
         sample = self._streams[name].latest()
         with self._lock:
             if sample is not None:
-                self._received_ns[name].append(sample.received_ns)
+                times = self._received_ns[name]
+                times.append(sample.received_ns)
+                self._periods_ns[name] = max((b - a for a, b in pairwise(times)), default=0)
             self._missing = (self._missing - {name}) | self._outdated()
             completed = None if self._missing else self._completed
             if completed is None:
@@ -90,12 +93,12 @@ class Fresh:
 
     def _outdated(self) -> set[str]:
         """Streams whose last frame came too long before the newest to belong to it."""
-        came = {name: times[-1] for name, times in self._received_ns.items() if times}
-        periods = [
-            max(b - a for a, b in pairwise(times)) for times in self._received_ns.values() if len(times) > 1
-        ]
-        if len(periods) < len(self._streams) or not max(periods):
+        if any(len(times) < 2 for times in self._received_ns.values()):
             return set()
-        apart_ns = (1 - 1 / len(self._streams)) * max(periods) * _MARGIN
+        came = {name: times[-1] for name, times in self._received_ns.items()}
+        longest_ns = max(self._periods_ns.values())
+        if not longest_ns:
+            return set()
+        apart_ns = (1 - 1 / len(self._streams)) * longest_ns * _MARGIN
         newest = max(came.values())
         return {name for name, received in came.items() if newest - received > apart_ns}

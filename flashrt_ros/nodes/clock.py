@@ -16,6 +16,12 @@ SPIN_NS = 80_000
 """Before a deadline that is to be met exactly: a sleeping thread wakes some 50 us late, seldom 100."""
 
 
+def ros_now_ns(clock: ROSClock) -> int:
+    """ROS time [ns]. Where it is not simulated the system is asked: what rclpy makes of it takes 0.03 ms in a
+    thread that has just woken."""
+    return int(clock.now().nanoseconds) if clock.ros_time_is_active else time.time_ns()
+
+
 class LoopClock:
     """Time base of a loop: the monotonic clock, which nobody sets, or ROS time where that is simulated."""
 

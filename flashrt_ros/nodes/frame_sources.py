@@ -19,6 +19,7 @@ from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.nodes.clock import ros_now_ns
 from flashrt_ros.nodes.polling import Polled, never
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
@@ -41,7 +42,7 @@ class TypedSource:
         def keep(message: Any) -> None:
             nonlocal sequence
             sequence += 1
-            sink.keep(make(message, clock.now().nanoseconds, sequence))
+            sink.keep(make(message, ros_now_ns(clock), sequence))
 
         subscription = subscribe_latest(self._node, _TYPES[self._transport], self._topic, keep)
 
@@ -104,15 +105,17 @@ class _Frames:
         self._sequence = 0
 
     def take_one(self) -> None:
-        slot = self._ring.free_slot()
         try:
-            size = self._take(slot)
+            size = self._take()
             if size is None:
                 return
             self._sequence += 1
+            slot = self._take.slot
             if slot is not None:
                 layout = self._layout(slot.bytes(size))
-                self._sink.keep(self._ring.frame(slot, layout, self._clock.now().nanoseconds, self._sequence))
+                self._sink.keep(self._ring.frame(slot, layout, ros_now_ns(self._clock), self._sequence))
         except (TakeError, MalformedMessage) as error:
             self._sequence += isinstance(error, TakeError)
             self._sink.drop(str(error))
+        finally:
+            self._take.prepare()

@@ -22,6 +22,7 @@ from flashrt_ros.ingest.cdr import MalformedMessage, header_stamp_ns
 from flashrt_ros.ingest.gates import Limits
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.msg import ActionChunk, InferenceStats
+from flashrt_ros.nodes.clock import ros_now_ns
 from flashrt_ros.nodes.edge_log import EdgeLog
 from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
@@ -118,7 +119,7 @@ class PolicyWorker:
             self._tick(now_ns)
 
     def _see(self) -> None:
-        now_ns = self._clock.now().nanoseconds
+        now_ns = ros_now_ns(self._clock)
         if self._planner.due(now_ns):
             self.ingest.see(now_ns)
 
@@ -156,15 +157,15 @@ class PolicyWorker:
 
     def _rehearse(self) -> None:
         """All that lies between actions and the sending of their chunk, without effect."""
-        now_ns = self._clock.now().nanoseconds
+        now_ns = ros_now_ns(self._clock)
         serialize_message(chunk_to_message(self._planner.rehearsed(now_ns), now_ns))
 
     def _publish(self, taken: Taken, plan: Plan) -> None:
         self._recent_s.append(plan.inference_s)
-        begin, now_ns = time.perf_counter(), self._clock.now().nanoseconds
+        begin, now_ns = time.perf_counter(), ros_now_ns(self._clock)
         message = chunk_to_message(plan.chunk, now_ns)
         message.delay = self._planner.published(plan, now_ns)
         self._publish_chunk(message)
         publish_s = time.perf_counter() - begin
-        total_s = (self._clock.now().nanoseconds - taken.stamp_ns) * 1e-9
+        total_s = (ros_now_ns(self._clock) - taken.stamp_ns) * 1e-9
         self._publish_stats(self._writer.of_chunk(taken, plan, publish_s, total_s))

@@ -16,7 +16,7 @@ from rclpy.exceptions import InvalidHandle
 from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from flashrt_ros.ingest.ring import FrameRing, Slot
+from flashrt_ros.ingest.ring import FrameRing
 
 OK, TAKE_FAILED = 0, 401
 """rcl_ret_t: taken, and nothing was there to take."""
@@ -50,29 +50,40 @@ class SerializedMessage(ctypes.Structure):
 
 
 class SerializedTake:
-    """Takes the messages of one subscription into the slots of a ring."""
+    """Takes the messages of one subscription into the slots of a ring.
+
+    slot: where the next one goes; without, it is thrown away.
+    """
 
     def __init__(self, subscription: Subscription[Any], ring: FrameRing) -> None:
         self._handle, self._ring = subscription.handle, ring
         self._rcl, self._utils = _libraries()
-        self._slot: Slot | None = None
         self._trouble = ''
         # Kept for as long as the library may call them.
         self._allocator = _allocator(self._grow)
+        self.prepare()
 
-    def __call__(self, slot: Slot | None) -> int | None:
-        """Take one message into the slot; without a slot, throw it away.
+    def prepare(self) -> None:
+        """Look for a slot, before there is a message that waits for it."""
+        self.slot = self._ring.free_slot()
+        self._message = SerializedMessage(allocator=self._allocator)
+        if self.slot is not None:
+            self._message.buffer, self._message.buffer_capacity = self.slot.address, self.slot.capacity
+        self._reference = byref(self._message)
+
+    def __call__(self) -> int | None:
+        """Take one message into the slot; `prepare` has to follow.
 
         Returns its length in bytes, or None if there was nothing to take. Raises TakeError.
         """
-        self._slot, self._trouble = slot, ''
-        message = SerializedMessage(allocator=self._allocator)
-        if slot is not None:
-            message.buffer, message.buffer_capacity = slot.address, slot.capacity
+        if self.slot is None:  # another may be free by now
+            self.prepare()
+        self._trouble = ''
+        message = self._message
         try:
             with self._handle:
                 pointer = self._handle.pointer
-                result = self._rcl.rcl_take_serialized_message(pointer, byref(message), None, None)
+                result = self._rcl.rcl_take_serialized_message(pointer, self._reference, None, None)
         except InvalidHandle:  # destroyed between the executor's look and this one
             return None
         if result == TAKE_FAILED:
@@ -87,12 +98,12 @@ class SerializedTake:
 
         Called by C, which no exception gets through.
         """
-        if self._slot is None:
+        if self.slot is None:
             self._trouble = 'every slot is in use'
             return None
         try:
-            if self._ring.make_room(self._slot, size):
-                return self._slot.address
+            if self._ring.make_room(self.slot, size):
+                return self.slot.address
             self._trouble = f'a message of {size} bytes is larger than ingest.max_frame_mib allows'
         except (MemoryError, RuntimeError) as error:  # torch raises the latter where memory cannot be pinned
             self._trouble = f'no memory for a message of {size} bytes ({error})'

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+from flashrt_ros.engine.cuda.device import find_gpu
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe() -> dict[str, str]:
-    """GPU, driver, versions, commit and date of a run."""
+    """GPU, driver, versions, commit and date of a run. Raises BackendError without a GPU."""
     return {
-        'gpu': torch.cuda.get_device_name(),
+        'gpu': find_gpu().name,
         'driver': _output(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']),
         'torch': torch.__version__,
         'cuda': str(torch.version.cuda),

@@ -51,15 +51,13 @@ test-slow: $(STAMPS)/build ## Tests that take long: full sizes, parity with the 
 test-gpu: $(STAMPS)/build $(STAMPS)/cuda ## Tests of the CUDA engine (needs an NVIDIA GPU)
 	$(IN_ENV) python -m pytest -m gpu $(ARGS)
 
-# Without torch's caching allocator every tensor is an allocation of its own, whose ends the sanitizer knows. cuda-bindings asks
-# the driver for functions that it may not have; that is no error of ours. Races are looked for at small sizes.
+# Races are looked for at small sizes.
 SANITIZED := -m "gpu and not slow" test/engine/test_operators.py test/engine/test_expert_kernels.py \
 	test/engine/test_back_layers.py test/engine/test_frame_inputs.py
 LARGE := 968 or 712 or 562 or 512 or 611 or 640 or 576 or 16384 or 51 or 64
 test-sanitizer: $(STAMPS)/build $(STAMPS)/cuda ## Kernels under the CUDA toolkit's compute-sanitizer: memory, then races
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_ENV) compute-sanitizer --report-api-errors no --error-exitcode 9 --print-limit 5 \
-		python -m pytest -q $(SANITIZED) $(ARGS)
-	$(IN_ENV) python tools/racecheck/run.py $(SANITIZED) -k "not ($(LARGE))" $(ARGS)
+	$(IN_ENV) python tools/sanitizer/memcheck.py $(SANITIZED) $(ARGS)
+	$(IN_ENV) python tools/sanitizer/racecheck.py $(SANITIZED) -k "not ($(LARGE))" $(ARGS)
 
 test-simulation: $(STAMPS)/build $(STAMPS)/simulation ## Tests of simulation and training, slow ones included
 	$(IN_ENV) python -m pytest test/simulation test/training test/nodes/test_sim_node.py $(ARGS)

@@ -1,6 +1,6 @@
 """GPU tests under compute-sanitizer's racecheck, and which of its reports count.
 
-usage: python tools/racecheck/run.py [pytest arguments]
+usage: python tools/sanitizer/racecheck.py [pytest arguments]
 
 racecheck (CUDA 13.0) does not follow three ways to wait that the kernels use, and reports races where there
 are none, though not each time. That it does so is shown at every run, by small kernels that are right
@@ -11,7 +11,6 @@ otherwise than expected.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -19,9 +18,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from watched import ENVIRONMENT, tests_under
+
 HERE = Path(__file__).parent
-KERNELS = HERE.parent.parent / 'kernels'
-SANITIZER = ['compute-sanitizer', '--tool', 'racecheck', '--print-limit', '10000']
+RACECHECK = ['compute-sanitizer', '--tool', 'racecheck', '--print-limit', '10000']
 
 CONTROLS = {
     0: ('a race', ()),
@@ -54,7 +54,6 @@ other blocks. Of row tiles that are not used nothing is sent, and nobody uses wh
 TRIES = 30
 """What racecheck says of a control depends on the order in which its warps ran."""
 
-KERNEL = re.compile(r'__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
 READ = re.compile(r'Race reported between (Read|Write) access at (?P<what>.*?)\+0x')
 OTHER = re.compile(r'and (Read|Write) access at (?P<what>.*?)\+0x')
 
@@ -64,9 +63,8 @@ def main() -> int:
     wrong = judge_controls()
     if wrong:
         return wrong
-    command = [*SANITIZER, *_only_ours(), sys.executable, '-m', 'pytest', '-q', *sys.argv[1:]]
-    environment = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
-    environment['NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS'] = '10000000'
+    command = tests_under(RACECHECK, sys.argv[1:])
+    environment = {**ENVIRONMENT, 'NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS': '10000000'}
     lines = list[str]()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -86,17 +84,11 @@ def judge_controls() -> int:
         program = Path(folder) / 'controls'
         subprocess.run(['nvcc', '-arch=native', '-o', program, HERE / 'controls.cu'], check=True)
         for number, (what, _) in CONTROLS.items():
-            command = [*SANITIZER, program, str(number)]
+            command = [*RACECHECK, program, str(number)]
             if not any(reported(_output(command)) for _ in range(TRIES)):
                 print(f'racecheck does not report {what} (control {number}): look at {__file__} again')
                 return 1
     return 0
-
-
-def _only_ours() -> list[str]:
-    """The options that leave kernels of torch and its libraries alone, which takes a fraction of the time."""
-    names = {name for file in KERNELS.glob('*.cu') for name in KERNEL.findall(file.read_text())}
-    return [word for name in sorted(names) for word in ('--kernel-name', f'kne={name}')]
 
 
 def _output(command: list[str | Path]) -> list[str]:

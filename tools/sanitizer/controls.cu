@@ -1,4 +1,4 @@
-// What racecheck says of three small kernels of which is known whether they are right: tools/racecheck/run.py needs the answers.
+// What racecheck says of small kernels of which is known whether they are right: tools/sanitizer/racecheck.py needs the answers.
 //
 //   0  warps store what others load with ldmatrix, nothing in between: a race.
 //   1  warps 0, 1, 6 and 7 of eight meet at a named barrier and store, all eight meet at another and load: right, as `soften` in

@@ -11,7 +11,7 @@ KERNELS = Path(__file__).parents[2] / 'kernels'
 KERNEL = re.compile(r'__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
 
 ENVIRONMENT = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
-"""Without torch's caching allocator every tensor is an allocation of its own, of which the sanitizer knows."""
+"""Without torch's caching allocator every tensor is an allocation of its own, which the sanitizer knows."""
 
 
 def tests_under(sanitizer: list[str], pytest_arguments: list[str]) -> list[str]:

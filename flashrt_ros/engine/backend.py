@@ -158,11 +158,12 @@ class CudaPolicy:
         number = 1 - self._last
         flight = self._flights[number]
         if ahead is not None and ahead.is_of(observation):
-            began = ahead.began
+            began, seeing = ahead.began, ahead.launched
         else:
             if not self._only_frames(observation.images):
                 self.processing.check(observation)
             self._see(flight, observation.images)
+            seeing = perf_counter()
         # While the GPU sees:
         self.processing.check(observation)
         guide = None
@@ -186,11 +187,14 @@ class CudaPolicy:
                 check_finite(actions, self.info)
                 restored = self.processing.restore(actions, observation.state)
             if self._last == number:
-                stages = {'preprocess': 0.0, **engine.stage_seconds()}
-                stages['preprocess'] += finished - began - sum(stages.values())
+                # Besides the GPU's own times: in front, the host's until it was told to see, and while the
+                # GPU waited for the prompt; behind, the way of the actions to the host.
+                stages, span = {'preprocess': 0.0, **engine.stage_seconds()}, engine.span_seconds()
+                stages['preprocess'] += seeing - began + span - sum(stages.values())
+                landing = finished - seeing - span
             else:  # the events between the stages are the next inference's by now
-                stages = {'preprocess': host, 'graph': flight.seconds()}
-            return Prediction(restored, {**stages, 'postprocess': perf_counter() - finished})
+                stages, landing = {'preprocess': host, 'graph': flight.seconds()}, 0.0
+            return Prediction(restored, {**stages, 'postprocess': landing + perf_counter() - finished})
 
         return finish
 
@@ -211,7 +215,7 @@ class CudaPolicy:
         began = perf_counter()
         with suppress(FlashRTError):  # `infer` tells
             self._see(self._flights[1 - self._last], images)
-            self._ahead = _Ahead(images, began)
+            self._ahead = _Ahead(images, began, perf_counter())
 
     def _see(self, flight: Flight, images: Mapping[str, np.ndarray | CameraImage]) -> None:
         frames = self.processing.frames(images)
@@ -265,10 +269,11 @@ class CudaPolicy:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What the GPU sees already, and since when (perf_counter)."""
+    """What the GPU sees already, when that was begun, and when it was launched (perf_counter)."""
 
     images: Mapping[str, np.ndarray | CameraImage]
     began: float
+    launched: float
 
     def is_of(self, observation: Observation) -> bool:
         mine, its = self.images, observation.images

@@ -234,8 +234,17 @@ class Engine:
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage in the last replay; call after `read`."""
-        seen, acted = self._seeing[self._chosen[0]], self._acting[self._chosen]
+        seen, acted = self._replayed()
         return seen.stage_seconds() | acted.stage_seconds()
+
+    def span_seconds(self) -> float:
+        """Seconds of the last replay from its first stage to its last, with what lies between them, while the
+        GPU waited for the host; call after `read`, of graphs that are timed."""
+        seen, acted = self._replayed()
+        return seen.seconds_until(acted)
+
+    def _replayed(self) -> tuple[StagedGraph, StagedGraph]:
+        return self._seeing[self._chosen[0]], self._acting[self._chosen]
 
     def read(self) -> Tensor:
         """Wait for the graph and return the actions, fp32 [H, A] on the host; valid until the next replay."""

@@ -41,6 +41,11 @@ class StagedGraph:
         seconds = [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
         return dict(zip(self.names, seconds, strict=False))
 
+    def seconds_until(self, later: StagedGraph) -> float:
+        """From the beginning of the last replay to the end of a later one's, which must have finished. Both
+        are timed."""
+        return float(self._events[0].elapsed_time(later._events[-1])) / 1e3
+
     def _warm_up(self) -> None:
         """Run once uncaptured: libraries create their handles and workspaces, kernels are loaded."""
         with torch.cuda.stream(self._stream):

@@ -134,7 +134,7 @@ $(STAMPS)/simulation: $(STAMPS)/packages requirements-sim.txt requirements-sim-m
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/packages package.xml CMakeLists.txt tools/build.sh tools/executable.py.in \
-		$(wildcard msg/*.msg launch/*.py config/* kernels/*) $(filter-out demo/out,$(wildcard demo/*))
+		$(wildcard msg/*.msg src/* launch/*.py config/* kernels/*) $(filter-out demo/out,$(wildcard demo/*))
 	@echo '==> Building messages and package into $(INSTALL) (under a minute)'
 	tools/build.sh $(VENV) $(BUILD) $(INSTALL)
 	@touch $@

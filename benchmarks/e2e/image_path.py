@@ -176,7 +176,7 @@ class _Pairs:
 
 
 def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
-    receptions = Receptions()
+    receptions = Receptions().__enter__()
     on_gpu, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
     ended, used = threading.Event(), threading.Event()
 
@@ -197,16 +197,14 @@ def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
                 used.clear()
 
     rings = {view: FrameRing(pinned_memory if on_gpu else plain_memory, on_gpu) for view in VIEWS}
-    with receptions.noted():
-        stops = [
-            DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS
-        ]
+    stops = [DirectSource(node, topic_of(view), 'raw', rings[view]).start(pairs.sink(view)) for view in VIEWS]
     worker = threading.Thread(target=work)
     worker.start()
 
     def stop() -> None:
         for end in (*stops, ended.set, worker.join):
             end()
+        receptions.__exit__()
 
     return stop
 

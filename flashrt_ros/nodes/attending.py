@@ -8,11 +8,13 @@ other threads for Python's lock.
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from rclpy.exceptions import InvalidHandle
 from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
@@ -55,31 +57,49 @@ class Attendant:
 
     def _run(self) -> None:
         wake_exactly()
+        handle, events = self._subscription.handle, self._subscription.event_handlers
         try:
-            self._attend()
+            with ExitStack() as kept:
+                kept.enter_context(handle)
+                kept.callback(self._ended)
+                for entity in (self._guard.handle, self._context.handle, *events):
+                    kept.enter_context(entity)
+                wait_set = rclpy_implementation.WaitSet(1, 1, 0, 0, 0, len(events), self._context.handle)
+                kept.enter_context(wait_set)
+                self._attend(wait_set)
+        except InvalidHandle:  # destroyed before `stop`
+            pass
         except Exception:
             if self._context.ok():  # else the context went while it was waited in
                 self._logger.fatal(f"nobody takes '{self._topic}' any more: {traceback.format_exc()}")
 
-    def _attend(self) -> None:
-        handle, events = self._subscription.handle, self._subscription.event_handlers
-        with ExitStack() as kept:
-            for entity in (handle, self._guard.handle, self._context.handle, *events):
-                kept.enter_context(entity)
-            wait_set = rclpy_implementation.WaitSet(1, 1, 0, 0, 0, len(events), self._context.handle)
-            kept.enter_context(wait_set)
-            while not self._stopping and self._context.ok() and threading.main_thread().is_alive():
-                wait_set.clear_entities()
-                index = wait_set.add_subscription(handle)
-                wait_set.add_guard_condition(self._guard.handle)
-                for event in events:
-                    event.add_to_wait_set(wait_set)
-                wait_set.wait(_LOOK_NS)
-                if wait_set.is_ready('subscription', index):
-                    self._safely(self._take)
-                for event in events:
-                    if event.is_ready(wait_set):
-                        self._safely(event.callback, event.take_data())
+    def _ended(self) -> None:
+        """Nothing is taken any more, and the subscription still lives."""
+
+    def _goes_on(self) -> bool:
+        return not self._stopping and self._context.ok() and threading.main_thread().is_alive()
+
+    def _attend(self, wait_set: Any) -> None:
+        while self._goes_on():
+            wait_set.clear_entities()
+            message = wait_set.add_subscription(self._subscription.handle)
+            wait_set.add_guard_condition(self._guard.handle)
+            self._wait(wait_set, _LOOK_NS, message)
+
+    def _wait(self, wait_set: Any, timeout_ns: int, message: int | None = None) -> None:
+        """Wait for what is in the set and for events, and do what there is to do.
+
+        message: index in the set of the subscription, if that is waited for.
+        """
+        events = self._subscription.event_handlers
+        for event in events:
+            event.add_to_wait_set(wait_set)
+        wait_set.wait(timeout_ns)
+        if message is not None and wait_set.is_ready('subscription', message):
+            self._safely(self._take)
+        for event in events:
+            if event.is_ready(wait_set):
+                self._safely(event.callback, event.take_data())
 
     def _safely(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -88,3 +108,43 @@ class Attendant:
             self._logger.error(
                 f"'{self._topic}': {traceback.format_exc()}", throttle_duration_sec=_COMPLAIN_S
             )
+
+
+class WaitingAttendant(Attendant):
+    """The same with a `take` that waits for its message by itself, for _LOOK_NS or so.
+
+    wake: ends that wait, or the next one. close: called in the thread at its end, while the subscription
+    still lives. Events are looked for from time to time.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        subscription: Subscription[Any],
+        take: Callable[[], None],
+        wake: Callable[[], None],
+        close: Callable[[], None],
+    ) -> None:
+        self._wake_take, self._close = wake, close
+        self._closing, self._closed = threading.Lock(), False
+        super().__init__(node, subscription, take)
+
+    def _wake(self) -> None:
+        super()._wake()
+        with self._closing:
+            if not self._closed:
+                self._wake_take()
+
+    def _ended(self) -> None:
+        with self._closing:
+            self._closed = True
+            self._close()
+
+    def _attend(self, wait_set: Any) -> None:
+        look_ns = 0
+        while self._goes_on():
+            self._safely(self._take)
+            if time.monotonic_ns() >= look_ns:
+                wait_set.clear_entities()
+                self._wait(wait_set, 0)
+                look_ns = time.monotonic_ns() + _LOOK_NS

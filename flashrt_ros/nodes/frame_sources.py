@@ -1,7 +1,8 @@
 """The frames of one camera from ROS: taken as they were sent where that can be done, else as typed messages.
 
-`DirectSource` lets the middleware write each message into a slot of a ring and reads nothing but its header.
-`TypedSource` is what every rclpy has. Both give the same frames to the same sink.
+`DirectSource` lets the middleware write each message into a slot of a ring and reads nothing but its header:
+Fast DDS itself where our library for it was built, else rcl. `TypedSource` is what every rclpy has. All give
+the same frames to the same sink.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from flashrt_ros.frame import FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
 from flashrt_ros.ingest.ring import FrameRing
 from flashrt_ros.ingest.typed import FRAMES
-from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.nodes import fastdds_take
+from flashrt_ros.nodes.attending import Attendant, WaitingAttendant
 from flashrt_ros.nodes.clock import ros_now_ns
+from flashrt_ros.nodes.fastdds_take import FastDdsTake
 from flashrt_ros.nodes.polling import Polled, never
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
-from flashrt_ros.nodes.serialized_take import SerializedTake, TakeError, unavailable
+from flashrt_ros.nodes.serialized_take import SerializedTake, unavailable
+from flashrt_ros.nodes.slot_take import SlotTake, TakeError
 
 _TYPES = {'raw': Image, 'compressed': CompressedImage}
 """Transport of a camera -> message type."""
@@ -53,10 +57,11 @@ class TypedSource:
 
 
 class DirectSource:
-    """Serialized messages straight into the ring."""
+    """Serialized messages straight into the ring. by_rcl: although Fast DDS could be asked itself."""
 
-    def __init__(self, node: Node, topic: str, transport: str, ring: FrameRing) -> None:
+    def __init__(self, node: Node, topic: str, transport: str, ring: FrameRing, by_rcl: bool = False) -> None:
         self._node, self._topic, self._transport, self._ring = node, topic, transport, ring
+        self._by_rcl = by_rcl or bool(fastdds_take.unavailable())
 
     def start(self, sink: FrameSink) -> Callable[[], None]:
         """See `FrameSource.start`."""
@@ -64,14 +69,22 @@ class DirectSource:
         subscription = subscribe_latest(
             node, _TYPES[self._transport], self._topic, never, Polled(), LATEST_FRAMES
         )
-        frames = _Frames(node, subscription, self._transport, self._ring, sink)
-        attendant = Attendant(node, subscription, frames.take_one)
+        attendant = self._attendant(subscription, sink)
 
         def stop() -> None:
             attendant.stop()
             node.destroy_subscription(subscription)
 
         return stop
+
+    def _attendant(self, subscription: Subscription[Any], sink: FrameSink) -> Attendant:
+        node, ring = self._node, self._ring
+        if self._by_rcl:
+            frames = _Frames(node, SerializedTake(subscription, ring), self._transport, ring, sink)
+            return Attendant(node, subscription, frames.take_one)
+        take = FastDdsTake(subscription, ring)
+        frames = _Frames(node, take, self._transport, ring, sink)
+        return WaitingAttendant(node, subscription, frames.take_one, take.wake, take.close)
 
 
 def frame_source(
@@ -86,21 +99,26 @@ def frame_source(
         raise BackendError(
             f'messages cannot be taken serialized here ({why_not})', 'ingest.source', "choose 'auto'"
         )
-    chosen = f'typed, because {why_not}' if why_not else 'direct'
-    node.get_logger().info(f"frames of '{topic}': {chosen}")
+    node.get_logger().info(f"frames of '{topic}': {way_of_taking(why_not)}")
     if why_not:
         return TypedSource(node, topic, transport)
     return DirectSource(node, topic, transport, make_ring())
 
 
+def way_of_taking(why_not_direct: str) -> str:
+    """A few words for people."""
+    if why_not_direct:
+        return f'typed ({why_not_direct})'
+    why_not = fastdds_take.unavailable()
+    return f'direct, by rcl with a copy more ({why_not})' if why_not else 'direct, from Fast DDS'
+
+
 class _Frames:
     """Takes the messages of a subscription, one at each call; the last one wins."""
 
-    def __init__(
-        self, node: Node, subscription: Subscription[Any], transport: str, ring: FrameRing, sink: FrameSink
-    ) -> None:
+    def __init__(self, node: Node, take: SlotTake, transport: str, ring: FrameRing, sink: FrameSink) -> None:
         self._clock = node.get_clock()
-        self._take, self._layout = SerializedTake(subscription, ring), Repeated(transport)
+        self._take, self._layout = take, Repeated(transport)
         self._ring, self._sink = ring, sink
         self._sequence = 0
 

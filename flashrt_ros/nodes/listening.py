@@ -22,7 +22,7 @@ from flashrt_ros.ingest import Ingest
 from flashrt_ros.ingest.joints import STATE
 from flashrt_ros.ingest.ring import ring_of
 from flashrt_ros.ingest.stream import Stream, stamp_ns
-from flashrt_ros.nodes.frame_sources import frame_source
+from flashrt_ros.nodes.frame_sources import frame_source, way_of_taking
 from flashrt_ros.nodes.qos import subscribe_latest
 from flashrt_ros.nodes.serialized_take import unavailable
 
@@ -92,9 +92,7 @@ def _findings(
     while time.monotonic() < end:
         executor.spin_once(timeout_sec=0.1)
     why_not = unavailable()
-    yield Finding(
-        Level.WARN if why_not else Level.OK, 'taking frames', f'typed ({why_not})' if why_not else 'direct'
-    )
+    yield Finding(Level.WARN if why_not else Level.OK, 'taking frames', way_of_taking(why_not))
     yield clock_finding(node.count_publishers('/clock'), simulated)
     for name, one in seen.items():
         one.fault = ingest.fault_of(name)

@@ -17,13 +17,13 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 
 from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.nodes.slot_take import SlotTake, TakeError
 
 OK, TAKE_FAILED = 0, 401
 """rcl_ret_t: taken, and nothing was there to take."""
 
-
-class TakeError(Exception):
-    """The middleware gave no message: too large for the memory, or a failure of its own."""
+_INFO_BYTES = 256
+"""More than rmw_message_info_t has; it begins with the stamps of source and reception, int64 ns."""
 
 
 class _Allocator(ctypes.Structure):
@@ -49,41 +49,31 @@ class SerializedMessage(ctypes.Structure):
     )
 
 
-class SerializedTake:
-    """Takes the messages of one subscription into the slots of a ring.
-
-    slot: where the next one goes; without, it is thrown away.
-    """
+class SerializedTake(SlotTake):
+    """Takes what has come; whoever calls it has waited for that."""
 
     def __init__(self, subscription: Subscription[Any], ring: FrameRing) -> None:
-        self._handle, self._ring = subscription.handle, ring
+        self._handle = subscription.handle
         self._rcl, self._utils = _libraries()
-        self._trouble = ''
         # Kept for as long as the library may call them.
         self._allocator = _allocator(self._grow)
-        self.prepare()
+        self._info = (ctypes.c_int64 * (_INFO_BYTES // 8))()
+        super().__init__(ring)
 
     def prepare(self) -> None:
-        """Look for a slot, before there is a message that waits for it."""
-        self.slot = self._ring.free_slot()
+        """See `SlotTake.prepare`."""
+        super().prepare()
         self._message = SerializedMessage(allocator=self._allocator)
         if self.slot is not None:
             self._message.buffer, self._message.buffer_capacity = self.slot.address, self.slot.capacity
         self._reference = byref(self._message)
 
-    def __call__(self) -> int | None:
-        """Take one message into the slot; `prepare` has to follow.
-
-        Returns its length in bytes, or None if there was nothing to take. Raises TakeError.
-        """
-        if self.slot is None:  # another may be free by now
-            self.prepare()
-        self._trouble = ''
+    def _take(self) -> int | None:
         message = self._message
         try:
             with self._handle:
                 pointer = self._handle.pointer
-                result = self._rcl.rcl_take_serialized_message(pointer, self._reference, None, None)
+                result = self._rcl.rcl_take_serialized_message(pointer, self._reference, self._info, None)
         except InvalidHandle:  # destroyed between the executor's look and this one
             return None
         if result == TAKE_FAILED:
@@ -91,23 +81,8 @@ class SerializedTake:
         if result != OK:
             self._utils.rcutils_reset_error()
             raise TakeError(self._trouble or f'the middleware failed (rcl_ret_t {result})')
+        self.received_ns = int(self._info[1])
         return int(message.buffer_length)
-
-    def _grow(self, size: int) -> int | None:
-        """The message has so many bytes and the slot fewer: the address of more memory, or None.
-
-        Called by C, which no exception gets through.
-        """
-        if self.slot is None:
-            self._trouble = 'every slot is in use'
-            return None
-        try:
-            if self._ring.make_room(self.slot, size):
-                return self.slot.address
-            self._trouble = f'a message of {size} bytes is larger than ingest.max_frame_mib allows'
-        except (MemoryError, RuntimeError) as error:  # torch raises the latter where memory cannot be pinned
-            self._trouble = f'no memory for a message of {size} bytes ({error})'
-        return None
 
 
 def unavailable() -> str:

@@ -1,6 +1,8 @@
 """Frames over real DDS: both sources give the same, and whatever comes, the node lives on and counts it."""
 
 import array
+import itertools
+import threading
 import time
 
 import numpy as np
@@ -11,10 +13,11 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from flashrt_ros.errors import BackendError
 from flashrt_ros.ingest.ring import SLOTS, FrameRing
-from flashrt_ros.nodes import frame_sources, serialized_take
+from flashrt_ros.nodes import fastdds_take, frame_sources, serialized_take
 from flashrt_ros.nodes.frame_sources import DirectSource, TypedSource, frame_source
 from nodes.graph import wait_for_match, wait_until
 
+both_ways = pytest.mark.parametrize('way', ['fastdds', 'rcl'])
 RNG = np.random.default_rng(0)
 
 
@@ -59,13 +62,13 @@ class Camera:
         self.graph, self.node = graph, graph.add(Node('taker', context=graph.context))
         self.sink, self.publisher = Sink(), None
 
-    def open(self, source='direct', transport='raw', **ring):
+    def open(self, source='fastdds', transport='raw', **ring):
         kind = Image if transport == 'raw' else CompressedImage
         self.publisher = self.publisher or self.graph.tester.create_publisher(kind, '/camera', 1)
         opened = (
-            DirectSource(self.node, '/camera', transport, FrameRing(**ring))
-            if source == 'direct'
-            else TypedSource(self.node, '/camera', transport)
+            TypedSource(self.node, '/camera', transport)
+            if source == 'typed'
+            else DirectSource(self.node, '/camera', transport, FrameRing(**ring), source == 'rcl')
         )
         stop = opened.start(self.sink)
         wait_for_match(self.publisher, next(s for s in self.node.subscriptions if s.topic == '/camera'))
@@ -78,14 +81,18 @@ class Camera:
             wait_until(lambda before=before: self.sink.received > before, what='the message')
 
 
-def test_both_sources_give_the_same_frames(camera):
-    direct = Sink()
-    DirectSource(camera.node, '/camera', 'raw', FrameRing()).start(direct)
+def test_every_source_gives_the_same_frames(camera):
+    assert fastdds_take.unavailable() == ''
+    direct = [Sink(), Sink()]
+    for sink, by_rcl in zip(direct, (False, True), strict=True):
+        DirectSource(camera.node, '/camera', 'raw', FrameRing(), by_rcl).start(sink)
     camera.open('typed')
-    for message in (image(), image(frame_id='', padding=0), image(7, 5, 'bgr8', frame_id='longer name')):
+    wait_until(lambda: camera.publisher.get_subscription_count() == 3)
+    messages = image(), image(frame_id='', padding=0), image(7, 5, 'bgr8', frame_id='longer name')
+    for message, sink in itertools.product(messages, direct):
         camera.send(message)
-        wait_until(lambda: direct.latest is not None and len(direct.seen) == len(camera.sink.seen))
-        one, other = direct.latest, camera.sink.latest
+        wait_until(lambda sink=sink: len(sink.seen) == len(camera.sink.seen))
+        one, other = sink.latest, camera.sink.latest
         assert one.data.tobytes() == other.data.tobytes() == message.data.tobytes()
         for name in (
             'encoding',
@@ -123,8 +130,9 @@ def test_a_frame_of_4k_fits(camera):
     assert camera.sink.latest.data.tobytes() == message.data.tobytes()
 
 
-def test_a_frame_larger_than_the_limit_is_dropped_and_the_next_one_is_fine(camera):
-    camera.open(limit=1 << 20)
+@both_ways
+def test_a_frame_larger_than_the_limit_is_dropped_and_the_next_one_is_fine(camera, way):
+    camera.open(way, limit=1 << 20)
     camera.send(image(), image(720, 1280), image())
     assert len(camera.sink.seen) == 2
     assert len(camera.sink.drops) == 1
@@ -132,8 +140,9 @@ def test_a_frame_larger_than_the_limit_is_dropped_and_the_next_one_is_fine(camer
     assert [sequence for sequence, *_ in camera.sink.seen] == [1, 3]
 
 
-def test_slots_in_use_are_not_overwritten_and_what_has_no_slot_is_dropped(camera):
-    camera.open()
+@both_ways
+def test_slots_in_use_are_not_overwritten_and_what_has_no_slot_is_dropped(camera, way):
+    camera.open(way)
     held = []
     for value in range(SLOTS):
         camera.send(image(value=value))
@@ -181,8 +190,9 @@ def test_after_stopping_nothing_comes_and_it_can_be_opened_again(camera):
     assert [data[0] for *_, data in camera.sink.seen] == [1, 3]
 
 
-def test_flipped_truncated_and_padded_messages_over_dds_are_kept_or_counted(camera):
-    camera.open()
+@both_ways
+def test_flipped_truncated_and_padded_messages_over_dds_are_kept_or_counted(camera, way):
+    camera.open(way)
     whole = bytearray(serialize_message(image()))
     # The middleware itself needs the encapsulation header to be there.
     for trial in range(150):
@@ -200,6 +210,38 @@ def test_flipped_truncated_and_padded_messages_over_dds_are_kept_or_counted(came
     assert camera.sink.latest.data.tobytes() == message.data.tobytes()
 
 
+@both_ways
+def test_what_is_no_cdr_at_all_is_counted(camera, way):
+    camera.open(way)
+    camera.send(image(), b'\x00\x77\x00\x00' + bytes(100), bytes(4), image())
+    assert (len(camera.sink.seen), len(camera.sink.drops)) == (2, 2)
+    assert [sequence for sequence, *_ in camera.sink.seen] == [1, 4]
+
+
+def test_a_burst_is_taken_whole_though_nobody_takes_meanwhile(camera):
+    camera.open()
+    camera.send(image(value=0))
+    keep, held = camera.sink.keep, threading.Event()
+    camera.sink.keep = lambda frame: (keep(frame), held.wait(10.0))
+    camera.send(image(value=1))
+    for value in (2, 3, 4):
+        camera.publisher.publish(image(value=value))
+    held.set()
+    wait_until(lambda: camera.sink.received == 5, what='the burst')
+    assert [data[0] for *_, data in camera.sink.seen] == [0, 1, 2, 3, 4]
+
+
+def test_memory_that_grows_does_not_wait_for_a_publisher_in_the_same_process(camera):
+    """Which holds Python's lock while Fast DDS gives its message to the reader, under the reader's lock."""
+    camera.open()
+    growing = [serialize_message(image(height, 640)) for height in range(10, 250)]
+    for message in growing:
+        camera.publisher.publish(message)
+    camera.send(image(value=7))
+    wait_until(lambda: camera.sink.seen[-1][-1][0] == 7)
+    assert camera.sink.drops == []
+
+
 def test_auto_falls_back_with_the_reason_and_direct_refuses(graph, monkeypatch):
     node = graph.add(Node('taker', context=graph.context))
     assert isinstance(frame_source(node, '/camera', 'raw', 'auto', FrameRing), DirectSource)
@@ -208,6 +250,18 @@ def test_auto_falls_back_with_the_reason_and_direct_refuses(graph, monkeypatch):
     assert isinstance(frame_source(node, '/camera', 'raw', 'auto', FrameRing), TypedSource)
     with pytest.raises(BackendError, match='librcl is another one'):
         frame_source(node, '/camera', 'raw', 'direct', FrameRing)
+
+
+def test_rcl_takes_where_our_library_cannot_be_used(camera, monkeypatch, capfd):
+    monkeypatch.setattr(fastdds_take, '_VERSION', -1)
+    monkeypatch.setattr(frame_sources, 'FastDdsTake', None)
+    source = frame_source(camera.node, '/camera', 'raw', 'direct', FrameRing)
+    assert 'direct, by rcl with a copy more (its library is of another version' in capfd.readouterr().err
+    source.start(camera.sink)
+    camera.publisher = camera.graph.tester.create_publisher(Image, '/camera', 1)
+    wait_until(camera.publisher.get_subscription_count)
+    camera.send(image())
+    assert len(camera.sink.seen) == 1
 
 
 def test_another_layout_of_the_librarys_structures_is_recognised(monkeypatch):

@@ -1,0 +1,105 @@
+"""Messages from Fast DDS into memory of our own, waited for and copied once by src/fastdds_reader.cpp.
+
+Against rcl's way (`serialized_take`) it saves a copy, and the wait for Python's lock between a message's
+arrival and its copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import CFUNCTYPE, POINTER, byref, c_int, c_int64, c_size_t, c_void_p
+from typing import Any
+
+from rclpy.subscription import Subscription
+from rclpy.utilities import get_rmw_implementation_identifier
+
+from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.nodes.slot_take import SlotTake, TakeError
+
+MIDDLEWARE = 'rmw_fastrtps_cpp'
+
+WAIT_NS = 500_000_000
+"""The longest that a take waits for a message."""
+
+_VERSION = 1
+_NOTHING, _TAKEN, _REFUSED, _UNREADABLE = range(4)
+
+
+class _Message(ctypes.Structure):
+    """`Message` of src/fastdds_reader.cpp."""
+
+    _fields_ = (
+        ('memory', c_void_p),
+        ('capacity', c_size_t),
+        ('size', c_size_t),
+        ('received_ns', c_int64),
+    )
+
+
+_Grow = CFUNCTYPE(c_void_p, c_size_t)
+
+
+class FastDdsTake(SlotTake):
+    """A take that waits for a message itself, `WAIT_NS` at most.
+
+    Nobody else may take from the subscription, which has to live until `close`. Raises RuntimeError where
+    `unavailable` says why.
+    """
+
+    def __init__(self, subscription: Subscription[Any], ring: FrameRing) -> None:
+        self._library = _library()
+        self._refill = _Grow(self._grow)  # kept for as long as the library may call it
+        with subscription.handle:
+            self._reader: int | None = self._library.flashrt_fastdds_open(subscription.handle.pointer)
+        if self._reader is None:
+            raise RuntimeError(f"'{subscription.topic_name}' is no subscription of {MIDDLEWARE}")
+        super().__init__(ring)
+
+    def prepare(self) -> None:
+        """See `SlotTake.prepare`."""
+        super().prepare()
+        self._message = _Message()
+        if self.slot is not None:
+            self._message.memory, self._message.capacity = self.slot.address, self.slot.capacity
+        self._reference = byref(self._message)
+
+    def wake(self) -> None:
+        """End the wait of the take that is under way, or of the next."""
+        self._library.flashrt_fastdds_wake(self._reader)
+
+    def close(self) -> None:
+        """No take may be under way, and none may follow."""
+        reader, self._reader = self._reader, None
+        self._library.flashrt_fastdds_close(reader)
+
+    def _take(self) -> int | None:
+        outcome = self._library.flashrt_fastdds_take(self._reader, WAIT_NS, self._reference, self._refill)
+        if outcome == _NOTHING:
+            return None
+        self.received_ns = int(self._message.received_ns)
+        if outcome == _REFUSED:
+            raise TakeError(self._trouble)
+        if outcome == _UNREADABLE:
+            raise TakeError('the message is not CDR: its first bytes name no encoding')
+        return int(self._message.size)
+
+
+def unavailable() -> str:
+    """Why messages cannot be taken this way here; '' if they can."""
+    if (middleware := get_rmw_implementation_identifier()) != MIDDLEWARE:
+        return f'the middleware is {middleware}'
+    try:
+        version = _library().flashrt_fastdds_version()
+    except (OSError, AttributeError) as error:
+        return f'its library was not built: {error}'
+    return '' if version == _VERSION else 'its library is of another version: build the package again'
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL('libflashrt_ros_fastdds.so')
+    library.flashrt_fastdds_open.restype, library.flashrt_fastdds_open.argtypes = c_void_p, (c_void_p,)
+    library.flashrt_fastdds_take.restype = c_int
+    library.flashrt_fastdds_take.argtypes = (c_void_p, c_int64, POINTER(_Message), _Grow)
+    for function in (library.flashrt_fastdds_wake, library.flashrt_fastdds_close):
+        function.restype, function.argtypes = None, (c_void_p,)
+    return library

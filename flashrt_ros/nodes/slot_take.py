@@ -1,0 +1,53 @@
+"""What all ways to take serialized messages into the slots of a ring have in common."""
+
+from __future__ import annotations
+
+from flashrt_ros.ingest.ring import FrameRing
+
+
+class TakeError(Exception):
+    """The middleware gave no message: too large for the memory, or a failure of its own."""
+
+
+class SlotTake:
+    """Takes the messages of one subscription into the slots of a ring.
+
+    slot: where the next one goes; without, it is thrown away. received_ns: when the middleware had received
+    the last one [system clock]; 0 where it does not say.
+    """
+
+    def __init__(self, ring: FrameRing) -> None:
+        self._ring, self._trouble, self.received_ns = ring, '', 0
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Look for a slot, before there is a message that waits for it."""
+        self.slot = self._ring.free_slot()
+
+    def __call__(self) -> int | None:
+        """Take one message into the slot; `prepare` has to follow.
+
+        Returns its length in bytes, or None if there was nothing to take. Raises TakeError.
+        """
+        self._trouble = ''
+        return self._take()
+
+    def _take(self) -> int | None:
+        raise NotImplementedError
+
+    def _grow(self, size: int) -> int | None:
+        """The message has so many bytes and the slot fewer: the address of more memory, or None.
+
+        Called by C, which no exception gets through.
+        """
+        self.slot = self.slot or self._ring.free_slot()  # which may be there by now
+        if self.slot is None:
+            self._trouble = 'every slot is in use'
+            return None
+        try:
+            if self._ring.make_room(self.slot, size):
+                return self.slot.address
+            self._trouble = f'a message of {size} bytes is larger than ingest.max_frame_mib allows'
+        except (MemoryError, RuntimeError) as error:  # torch raises the latter where memory cannot be pinned
+            self._trouble = f'no memory for a message of {size} bytes ({error})'
+        return None

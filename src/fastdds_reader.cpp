@@ -1,0 +1,190 @@
+// The messages of an rmw_fastrtps_cpp subscription: waited for, and copied once, from where Fast DDS keeps a message to memory of
+// the caller's. flashrt_ros/nodes/fastdds_take.py calls this through ctypes, and rcl where it was not built.
+//
+// rcl_take_serialized_message copies twice, into a buffer made for the message and from there; and whoever waits in an rcl wait
+// set asks for the message only once it has Python's lock again. Here a thread without that lock waits and takes.
+//
+// Made of public parts only: rmw_fastrtps_cpp::get_datareader, DataReader::take, and the table of functions by which
+// a type support reads a message of its type, in which the one that would deserialize copies the bytes as they are.
+#include <fastcdr/Cdr.h>
+#include <rcl/subscription.h>
+#include <rmw/rmw.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <fastdds/dds/core/StackAllocatedSequence.hpp>
+#include <fastdds/dds/subscriber/DataReader.hpp>
+#include <fastdds/dds/subscriber/SampleInfo.hpp>
+#include <mutex>
+#include <rmw_fastrtps_cpp/get_subscriber.hpp>
+#include <rmw_fastrtps_shared_cpp/TypeSupport.hpp>
+#include <rosidl_typesupport_fastrtps_cpp/message_type_support.h>
+#include <vector>
+
+#if __has_include(<fastrtps/config.h>)  // Fast DDS 2, of ROS 2 Jazzy
+constexpr auto ROS_MESSAGE = rmw_fastrtps_shared_cpp::FASTRTPS_SERIALIZED_DATA_TYPE_ROS_MESSAGE;
+const auto FOUND = eprosima::fastrtps::types::ReturnCode_t::RETCODE_OK;
+#else
+constexpr auto ROS_MESSAGE = rmw_fastrtps_shared_cpp::FASTDDS_SERIALIZED_DATA_TYPE_ROS_MESSAGE;
+const auto FOUND = eprosima::fastdds::dds::RETCODE_OK;
+#endif
+
+namespace {
+
+using eprosima::fastcdr::Cdr;
+using eprosima::fastdds::dds::SampleInfo;
+
+enum Outcome { NOTHING = 0, TAKEN = 1, REFUSED = 2, UNREADABLE = 3 };
+
+// Of one message. memory, capacity: where it goes. size: bytes that it has, with its encapsulation. received_ns: when the
+// middleware had it, system clock.
+struct Message {
+  void* memory;
+  size_t capacity, size;
+  int64_t received_ns;
+};
+
+// Memory for so many bytes, instead of a message's own that is too small; null where there is none.
+using Grow = void* (*)(size_t);
+
+// What a message is copied to while Fast DDS holds its locks, under which nobody may be asked for memory: who gives it may hold a
+// lock of its own, Python's, while it waits for one of those.
+struct Request {
+  Message& message;
+  bool seen = false;
+  std::vector<char> overflow = {};
+};
+
+size_t bytes_left(Cdr& cdr) {
+  size_t count = 0;
+  for (size_t step = size_t(1) << 31; step; step /= 2) {
+    while (cdr.jump(step)) count += step;
+  }
+  return count;
+}
+
+bool copy_bytes(Cdr& cdr, void* request_of_it) {
+  auto& request = *static_cast<Request*>(request_of_it);
+  const char* begin = cdr.get_buffer_pointer();
+  const size_t read = cdr.get_current_position() - begin, size = read + bytes_left(cdr);
+  request.seen = true;
+  request.message.size = size;
+  if (size <= request.message.capacity) {
+    std::memcpy(request.message.memory, begin, size);
+  } else {
+    request.overflow.assign(begin, begin + size);
+  }
+  return true;
+}
+
+Outcome settle(const Request& request, Grow grow) {
+  if (request.overflow.empty()) return TAKEN;
+  void* memory = grow(request.overflow.size());
+  if (!memory) return REFUSED;
+  std::memcpy(memory, request.overflow.data(), request.overflow.size());
+  return TAKEN;
+}
+
+class Reader {
+ public:
+  Reader(rmw_subscription_t* subscription, eprosima::fastdds::dds::DataReader* reader)
+      : subscription_(subscription), reader_(reader) {
+    callbacks_.cdr_deserialize = copy_bytes;
+  }
+
+  bool listen() { return rmw_subscription_set_on_new_message_callback(subscription_, note, this) == RMW_RET_OK; }
+
+  ~Reader() { (void)!rmw_subscription_set_on_new_message_callback(subscription_, nullptr, nullptr); }
+
+  Outcome take(int64_t timeout_ns, Message& message, Grow grow) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(timeout_ns);
+    do {
+      const Outcome outcome = take_next(message, grow);
+      if (outcome != NOTHING) return outcome;
+    } while (wait_until(deadline));
+    return NOTHING;
+  }
+
+  void wake() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    woken_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  // Called by a thread of Fast DDS.
+  static void note(const void* reader, size_t) {
+    auto& self = *static_cast<Reader*>(const_cast<void*>(reader));
+    const std::lock_guard<std::mutex> lock(self.mutex_);
+    self.news_ = true;
+    self.changed_.notify_all();
+  }
+
+  // Whether something new may be there.
+  bool wait_until(std::chrono::steady_clock::time_point deadline) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_until(lock, deadline, [this] { return news_ || woken_; });
+    const bool news = news_ && !woken_;
+    news_ = woken_ = false;
+    return news;
+  }
+
+  Outcome take_next(Message& message, Grow grow) {
+    Request request{message};
+    rmw_fastrtps_shared_cpp::SerializedData data{ROS_MESSAGE, &request, &callbacks_};
+    SampleInfo info;
+    while (reader_->get_first_untaken_info(&info) == FOUND) {
+      const_cast<void**>(values_.buffer())[0] = &data;
+      reader_->take(values_, infos_, 1);  // not take_next_sample, for which what rmw has been told of is read already
+      const bool taken = infos_.length() > 0;
+      values_.length(0);
+      infos_.length(0);
+      message.received_ns = info.reception_timestamp.to_ns();
+      if (request.seen) return settle(request, grow);
+      if (info.valid_data) return UNREADABLE;
+      if (!taken) break;  // what tells of writers that have gone may stay
+    }
+    return NOTHING;
+  }
+
+  rmw_subscription_t* subscription_;
+  eprosima::fastdds::dds::DataReader* reader_;
+  message_type_support_callbacks_t callbacks_{};
+  eprosima::fastdds::dds::StackAllocatedSequence<void*, 1> values_;
+  eprosima::fastdds::dds::SampleInfoSeq infos_{1};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool news_ = false, woken_ = false;
+};
+
+}  // namespace
+
+extern "C" {
+
+// What the functions below and their structures look like.
+int flashrt_fastdds_version() { return 1; }
+
+// Null for a subscription of another middleware. It has to live until the reader is closed, and nobody else may take from it.
+void* flashrt_fastdds_open(const rcl_subscription_t* subscription) {
+  rmw_subscription_t* handle = rcl_subscription_get_rmw_handle(subscription);
+  auto* data_reader = handle ? rmw_fastrtps_cpp::get_datareader(handle) : nullptr;
+  if (!data_reader) return nullptr;
+  auto* reader = new Reader(handle, data_reader);
+  if (reader->listen()) return reader;
+  delete reader;
+  return nullptr;
+}
+
+// Waits for a message and takes it, one thread at a time. Returns an Outcome: NOTHING after the timeout or `wake`, REFUSED where
+// `grow` gave no memory, UNREADABLE where a message's first bytes name no encoding; the message is gone then.
+int flashrt_fastdds_take(void* reader, int64_t timeout_ns, Message* message, Grow grow) {
+  return static_cast<Reader*>(reader)->take(timeout_ns, *message, grow);
+}
+
+// Ends the wait of `take`, or the next one. Any thread.
+void flashrt_fastdds_wake(void* reader) { static_cast<Reader*>(reader)->wake(); }
+
+void flashrt_fastdds_close(void* reader) { delete static_cast<Reader*>(reader); }
+}

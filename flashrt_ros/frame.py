@@ -43,6 +43,13 @@ class Frame:
     sequence: int = 0
     device_address: int = 0
 
+    def arrived(self, stamp_ns: int, received_ns: int, sequence: int) -> Frame:
+        """Itself with these values. For who has made it before it came, and given it to nobody yet: to make
+        it anew takes longer than is left then."""
+        for name, value in (('stamp_ns', stamp_ns), ('received_ns', received_ns), ('sequence', sequence)):
+            object.__setattr__(self, name, value)
+        return self
+
 
 class FrameSink(Protocol):
     """What a source gives its frames to; `ingest.stream.Stream` is one."""

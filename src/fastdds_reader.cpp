@@ -38,13 +38,22 @@ using eprosima::fastdds::dds::SampleInfo;
 
 enum Outcome { NOTHING = 0, TAKEN = 1, REFUSED = 2, UNREADABLE = 3 };
 
-// Of one message. memory, capacity: where it goes. size: bytes that it has, with its encapsulation. received_ns: when the
-// middleware had it, system clock.
+// Of one message, and what it may repeat of the one before. Given: memory, capacity: where it goes. head, mask, head_size: the
+// bytes in front of its data, from the encapsulation on, if it repeats them, and which bits of them count, not those of its stamp.
+// least: bytes that it then has at least.
+// Found: size: bytes that it has, with its encapsulation. repeats: whether it does. stamp_ns: if so, of its header. received_ns:
+// when the middleware had it, taken_ns: when it was in memory, both by the system clock.
 struct Message {
-  void* memory;
-  size_t capacity, size;
-  int64_t received_ns;
+  char* memory;
+  size_t capacity;
+  const char *head, *mask;
+  size_t head_size, least;
+  size_t size;
+  int64_t repeats, stamp_ns, received_ns, taken_ns;
 };
+
+// A std_msgs/Header begins with seconds, int32, and nanoseconds, uint32.
+constexpr size_t STAMP_AT = 4, STAMP_END = 12;
 
 // Memory for so many bytes, instead of a message's own that is too small; null where there is none.
 using Grow = void* (*)(size_t);
@@ -79,11 +88,35 @@ bool copy_bytes(Cdr& cdr, void* request_of_it) {
   return true;
 }
 
+int64_t stamp_of(const char* message) {
+  uint32_t words[2];
+  std::memcpy(words, message + STAMP_AT, sizeof words);
+  const bool little_endian = message[1] & 1;
+  if (!little_endian) words[0] = __builtin_bswap32(words[0]), words[1] = __builtin_bswap32(words[1]);
+  return int64_t(int32_t(words[0])) * 1000000000 + words[1];
+}
+
+void compare(Message& message) {
+  int different = message.head_size < STAMP_END || message.size < message.least;
+  for (size_t i = 0; !different && i < message.head_size; i++) {
+    different = (message.memory[i] ^ message.head[i]) & message.mask[i];
+  }
+  message.repeats = !different;
+  if (message.repeats) message.stamp_ns = stamp_of(message.memory);
+}
+
 Outcome settle(const Request& request, Grow grow) {
-  if (request.overflow.empty()) return TAKEN;
-  void* memory = grow(request.overflow.size());
-  if (!memory) return REFUSED;
-  std::memcpy(memory, request.overflow.data(), request.overflow.size());
+  Message& message = request.message;
+  message.repeats = 0;
+  if (request.overflow.empty()) {
+    compare(message);
+  } else {
+    void* memory = grow(request.overflow.size());
+    if (!memory) return REFUSED;
+    std::memcpy(memory, request.overflow.data(), request.overflow.size());
+  }
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  message.taken_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
   return TAKEN;
 }
 
@@ -164,7 +197,7 @@ class Reader {
 extern "C" {
 
 // What the functions below and their structures look like.
-int flashrt_fastdds_version() { return 1; }
+int flashrt_fastdds_version() { return 2; }
 
 // Null for a subscription of another middleware. It has to live until the reader is closed, and nobody else may take from it.
 void* flashrt_fastdds_open(const rcl_subscription_t* subscription) {

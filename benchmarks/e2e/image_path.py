@@ -13,6 +13,7 @@ process of their own, the same for both.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -41,6 +42,7 @@ from flashrt_ros.models.image import resize_with_pad
 from flashrt_ros.models.spec import PI05
 from flashrt_ros.nodes.frame_sources import DirectSource
 from flashrt_ros.pictures import CameraImage
+from flashrt_ros.scheduling import switch_quickly
 
 RATE_HZ, SECONDS = 60.0, 4.0
 WARM_UP = 30
@@ -176,7 +178,8 @@ class _Pairs:
 
 
 def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
-    receptions = Receptions().__enter__()
+    receptions, interval_s = Receptions().__enter__(), sys.getswitchinterval()
+    switch_quickly()  # as the node's process does
     on_gpu, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
     ended, used = threading.Event(), threading.Event()
 
@@ -205,6 +208,7 @@ def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
         for end in (*stops, ended.set, worker.join):
             end()
         receptions.__exit__()
+        sys.setswitchinterval(interval_s)
 
     return stop
 

@@ -56,7 +56,10 @@ class Layout(NamedTuple):
 
 def image_layout(buffer: Any) -> Layout:
     """buffer: the serialized sensor_msgs/Image, anything that gives its bytes. Raises MalformedMessage."""
-    reader = _Reader(buffer)
+    return _image(_Reader(buffer))
+
+
+def _image(reader: _Reader) -> Layout:
     stamp_ns, frame_id = reader.header()
     height, width = reader.uint32('height'), reader.uint32('width')
     encoding = reader.text('encoding')
@@ -68,7 +71,10 @@ def image_layout(buffer: Any) -> Layout:
 
 def compressed_layout(buffer: Any) -> Layout:
     """buffer: the serialized sensor_msgs/CompressedImage. Raises MalformedMessage."""
-    reader = _Reader(buffer)
+    return _compressed(_Reader(buffer))
+
+
+def _compressed(reader: _Reader) -> Layout:
     stamp_ns, frame_id = reader.header()
     encoding = reader.text('format')
     offset, size = reader.sequence('data')
@@ -94,40 +100,55 @@ def positions_offset(buffer: Any) -> int:
 LAYOUTS: dict[str, Callable[[Any], Layout]] = {'raw': image_layout, 'compressed': compressed_layout}
 """Transport of a camera -> how its messages are read."""
 
+_READINGS = {'raw': _image, 'compressed': _compressed}
+
 
 class Repeated:
     """Reads the messages of one camera, of which mostly nothing but the stamp differs from one to the next.
 
-    What stands between stamp and pixels is compared as a whole, and read only where it has changed.
+    What stands in front of the pixels is compared as a whole, and read only where it has changed. Stamp and
+    padding do not count: writers leave in the latter what was in their memory before.
+    known: the layout that was read last. head: all bytes in front of its data. mask: as many, 0xff for those
+    that count and 0 for the others.
     """
 
     def __init__(self, transport: str) -> None:
-        self._read = LAYOUTS[transport]
-        self._layout: Layout | None = None
-        self._begin, self._head = b'', b''
+        self._read = _READINGS[transport]
+        self.known: Layout | None = None
+        self.head = self.mask = b''
+        self._head_bits = self._mask_bits = 0
         self._stamp = struct.Struct('<iI')
 
     def __call__(self, buffer: Any) -> Layout:
         """The same as `LAYOUTS[transport](buffer)`."""
-        view, known = memoryview(buffer), self._layout
-        if known is not None and self._same_but_stamp(view, known):
+        view, known = memoryview(buffer), self.known
+        if known is not None and self._repeats(view, known):
             seconds, nanoseconds = self._stamp.unpack_from(view, _ENCAPSULATION)
             return Layout._make((*known[:2], seconds * _SECOND + nanoseconds, *known[3:]))
-        layout = self._layout = self._read(buffer)
-        self._begin, self._head = bytes(view[:_ENCAPSULATION]), bytes(view[_STAMPED : layout.offset])
-        self._stamp = struct.Struct('<iI' if self._begin[1] & 1 else '>iI')
+        reader = _Reader(buffer)
+        layout = self.known = self._read(reader)
+        mask = bytearray(b'\xff' * layout.offset)
+        for begin, end in ((_ENCAPSULATION, _STAMPED), *reader.gaps):
+            mask[begin:end] = bytes(end - begin)
+        self.head, self.mask, self._mask_bits = bytes(view[: layout.offset]), bytes(mask), _bits(mask)
+        self._head_bits = _bits(self.head) & self._mask_bits
+        self._stamp = struct.Struct('<iI' if self.head[1] & 1 else '>iI')
         return layout
 
-    def _same_but_stamp(self, view: memoryview, known: Layout) -> bool:
-        return (
-            len(view) >= known.offset + known.size
-            and view[:_ENCAPSULATION] == self._begin
-            and view[_STAMPED : known.offset] == self._head
-        )
+    def _repeats(self, view: memoryview, known: Layout) -> bool:
+        enough = len(view) >= known.offset + known.size
+        return enough and _bits(view[: known.offset]) & self._mask_bits == self._head_bits
+
+
+def _bits(head: bytes | bytearray | memoryview) -> int:
+    return int.from_bytes(head, 'little')
 
 
 class _Reader:
-    """Reads one field after the other; where bytes are missing, the error names the field."""
+    """Reads one field after the other; where bytes are missing, the error names the field.
+
+    gaps: where padding begins and ends.
+    """
 
     def __init__(self, buffer: Any) -> None:
         self._view = memoryview(buffer).cast('B')
@@ -139,7 +160,7 @@ class _Reader:
             raise MalformedMessage(f'encapsulation 0x{identifier:04x} ({name}) is not plain CDR')
         order = '<' if _LITTLE_ENDIAN[identifier] else '>'
         self._uint32, self._stamp = struct.Struct(order + 'I'), struct.Struct(order + 'iI')
-        self._at = _ENCAPSULATION
+        self._at, self.gaps = _ENCAPSULATION, list[tuple[int, int]]()
 
     def header(self) -> tuple[int, str]:
         """std_msgs/Header: the stamp [ns] and the frame_id."""
@@ -156,7 +177,9 @@ class _Reader:
 
     def aligned(self, size: int) -> int:
         """Move to the next multiple of `size`, from the encapsulation header on, and return where that is."""
-        self._at += -(self._at - _ENCAPSULATION) % size
+        padding = -(self._at - _ENCAPSULATION) % size
+        self.gaps.append((self._at, self._at + padding))
+        self._at += padding
         return self._at
 
     def uint32(self, field: str) -> int:

@@ -32,7 +32,8 @@ class Fresh:
         self._completed: Callable[[], None] | None = None
         self._missing = set(streams)
         self._received_ns = {name: deque[int](maxlen=_WINDOW) for name in streams}
-        self._periods_ns = dict.fromkeys(streams, 0)
+        self._came_ns = dict.fromkeys(streams, 0)
+        self._apart_ns = 0.0  # by which frames may be; 0 until that is known
         self._all_there = threading.Event()
         for name, stream in streams.items():
             stream.kept = functools.partial(self._note, name)
@@ -61,24 +62,37 @@ class Fresh:
             return there
 
     def _note(self, name: str) -> None:
+        completed = self._came(name)
+        try:
+            if completed is not None:
+                completed()
+        finally:
+            if completed is not None:
+                self._completing.release()
+            self._learn(name)
+
+    def _came(self, name: str) -> Callable[[], None] | None:
+        """What there is to do if this frame was the last that was missing; `_completing` is held then."""
         sample = self._streams[name].latest()
         with self._lock:
             if sample is not None:
-                times = self._received_ns[name]
-                times.append(sample.received_ns)
-                self._periods_ns[name] = max((b - a for a, b in pairwise(times)), default=0)
-            self._missing = (self._missing - {name}) | self._outdated()
+                self._came_ns[name] = sample.received_ns
+            self._missing.discard(name)
+            self._missing |= self._outdated()
             completed = None if self._missing else self._completed
-            if completed is None:
-                self._tell()
-                return
-            self._completed = None
-            self._completing.acquire()
+            if completed is not None:
+                self._completed = None
+                self._completing.acquire()
             self._tell()
-        try:
-            completed()
-        finally:
-            self._completing.release()
+        return completed
+
+    def _learn(self, name: str) -> None:
+        """How far apart frames come, once the last one is under way."""
+        with self._lock:
+            self._received_ns[name].append(self._came_ns[name])
+            if all(len(times) > 1 for times in self._received_ns.values()):
+                distances = (b - a for times in self._received_ns.values() for a, b in pairwise(times))
+                self._apart_ns = (1 - 1 / len(self._streams)) * max(distances) * _MARGIN
 
     def _await(self, missing: set[str]) -> None:
         with self._lock:
@@ -93,12 +107,7 @@ class Fresh:
 
     def _outdated(self) -> set[str]:
         """Streams whose last frame came too long before the newest to belong to it."""
-        if any(len(times) < 2 for times in self._received_ns.values()):
+        if not self._apart_ns:
             return set()
-        came = {name: times[-1] for name, times in self._received_ns.items()}
-        longest_ns = max(self._periods_ns.values())
-        if not longest_ns:
-            return set()
-        apart_ns = (1 - 1 / len(self._streams)) * longest_ns * _MARGIN
-        newest = max(came.values())
-        return {name for name, received in came.items() if newest - received > apart_ns}
+        oldest = max(self._came_ns.values()) - self._apart_ns
+        return {name for name, came in self._came_ns.items() if came < oldest}

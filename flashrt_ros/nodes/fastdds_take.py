@@ -7,7 +7,7 @@ arrival and its copy.
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, POINTER, byref, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from typing import Any
 
 from rclpy.subscription import Subscription
@@ -21,7 +21,7 @@ MIDDLEWARE = 'rmw_fastrtps_cpp'
 WAIT_NS = 500_000_000
 """The longest that a take waits for a message."""
 
-_VERSION = 1
+_VERSION = 2
 _NOTHING, _TAKEN, _REFUSED, _UNREADABLE = range(4)
 
 
@@ -31,8 +31,15 @@ class _Message(ctypes.Structure):
     _fields_ = (
         ('memory', c_void_p),
         ('capacity', c_size_t),
+        ('head', c_char_p),
+        ('mask', c_char_p),
+        ('head_size', c_size_t),
+        ('least', c_size_t),
         ('size', c_size_t),
+        ('repeats', c_int64),
+        ('stamp_ns', c_int64),
         ('received_ns', c_int64),
+        ('taken_ns', c_int64),
     )
 
 
@@ -63,6 +70,11 @@ class FastDdsTake(SlotTake):
             self._message.memory, self._message.capacity = self.slot.address, self.slot.capacity
         self._reference = byref(self._message)
 
+    def expect(self, head: bytes, mask: bytes, size: int) -> None:
+        """See `SlotTake.expect`."""
+        message = self._message
+        message.head, message.mask, message.head_size, message.least = head, mask, len(head), size
+
     def wake(self) -> None:
         """End the wait of the take that is under way, or of the next."""
         self._library.flashrt_fastdds_wake(self._reader)
@@ -76,12 +88,14 @@ class FastDdsTake(SlotTake):
         outcome = self._library.flashrt_fastdds_take(self._reader, WAIT_NS, self._reference, self._refill)
         if outcome == _NOTHING:
             return None
-        self.received_ns = int(self._message.received_ns)
+        message = self._message
+        self.received_ns, self.taken_ns = message.received_ns, message.taken_ns
+        self.stamp_ns = message.stamp_ns if outcome == _TAKEN and message.repeats else None
         if outcome == _REFUSED:
             raise TakeError(self._trouble)
         if outcome == _UNREADABLE:
             raise TakeError('the message is not CDR: its first bytes name no encoding')
-        return int(self._message.size)
+        return int(message.size)
 
 
 def unavailable() -> str:

@@ -7,6 +7,7 @@ the same frames to the same sink.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 from flashrt_ros.errors import BackendError
-from flashrt_ros.frame import FrameSink, FrameSource
+from flashrt_ros.frame import Frame, FrameSink, FrameSource
 from flashrt_ros.ingest.cdr import MalformedMessage, Repeated
-from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.ingest.ring import FrameRing, Slot
 from flashrt_ros.ingest.typed import FRAMES
 from flashrt_ros.nodes import fastdds_take
 from flashrt_ros.nodes.attending import Attendant, WaitingAttendant
@@ -27,6 +28,9 @@ from flashrt_ros.nodes.polling import Polled, never
 from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, unavailable
 from flashrt_ros.nodes.slot_take import SlotTake, TakeError
+
+ASIDE_S = 2e-4
+"""What a thread rests for behind a frame: another may wait for Python's lock with one of the same moment."""
 
 _TYPES = {'raw': Image, 'compressed': CompressedImage}
 """Transport of a camera -> message type."""
@@ -114,26 +118,48 @@ def way_of_taking(why_not_direct: str) -> str:
 
 
 class _Frames:
-    """Takes the messages of a subscription, one at each call; the last one wins."""
+    """Takes the messages of a subscription, one at each call; the last one wins.
+
+    What can be made of a message before it comes, if it is like the one before, is ready by then.
+    """
 
     def __init__(self, node: Node, take: SlotTake, transport: str, ring: FrameRing, sink: FrameSink) -> None:
-        self._clock = node.get_clock()
+        self._clock, self._simulated = node.get_clock(), False
         self._take, self._layout = take, Repeated(transport)
         self._ring, self._sink = ring, sink
         self._sequence = 0
+        self._expected: Frame | None = None
+        self._prepare()
 
     def take_one(self) -> None:
+        size = None
         try:
             size = self._take()
             if size is None:
                 return
             self._sequence += 1
-            slot = self._take.slot
-            if slot is not None:
-                layout = self._layout(slot.bytes(size))
-                self._sink.keep(self._ring.frame(slot, layout, ros_now_ns(self._clock), self._sequence))
+            if self._take.slot is not None:
+                self._sink.keep(self._frame(self._take.slot, size))
         except (TakeError, MalformedMessage) as error:
             self._sequence += isinstance(error, TakeError)
             self._sink.drop(str(error))
         finally:
-            self._take.prepare()
+            if size is not None:
+                time.sleep(ASIDE_S)
+            self._prepare()
+
+    def _frame(self, slot: Slot, size: int) -> Frame:
+        take = self._take
+        received_ns = ros_now_ns(self._clock) if self._simulated else take.taken_ns
+        if self._expected is not None and take.stamp_ns is not None:
+            return self._expected.arrived(take.stamp_ns, received_ns, self._sequence)
+        return self._ring.frame(slot, self._layout(slot.bytes(size)), received_ns, self._sequence)
+
+    def _prepare(self) -> None:
+        self._expected = None
+        self._take.prepare()
+        self._simulated = self._clock.ros_time_is_active
+        slot, layout = self._take.slot, self._layout.known
+        if slot is not None and layout is not None and layout.offset + layout.size <= slot.capacity:
+            self._expected = self._ring.frame(slot, layout, 0, 0)
+            self._take.expect(self._layout.head, self._layout.mask, layout.offset + layout.size)

@@ -8,6 +8,7 @@ them against the library all the same, so that another release falls back instea
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any
@@ -81,7 +82,7 @@ class SerializedTake(SlotTake):
         if result != OK:
             self._utils.rcutils_reset_error()
             raise TakeError(self._trouble or f'the middleware failed (rcl_ret_t {result})')
-        self.received_ns = int(self._info[1])
+        self.received_ns, self.taken_ns = int(self._info[1]), time.time_ns()
         return int(message.buffer_length)
 
 

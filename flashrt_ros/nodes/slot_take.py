@@ -12,17 +12,24 @@ class TakeError(Exception):
 class SlotTake:
     """Takes the messages of one subscription into the slots of a ring.
 
-    slot: where the next one goes; without, it is thrown away. received_ns: when the middleware had received
-    the last one [system clock]; 0 where it does not say.
+    slot: where the next one goes; without, it is thrown away. Of the last message: received_ns: when the
+    middleware had received it, 0 where it does not say; taken_ns: when it was in the slot, both by the system
+    clock. stamp_ns: of its header, if it was of the form that was expected; None where nobody has looked.
     """
 
     def __init__(self, ring: FrameRing) -> None:
-        self._ring, self._trouble, self.received_ns = ring, '', 0
+        self._ring, self._trouble = ring, ''
+        self.received_ns = self.taken_ns = 0
+        self.stamp_ns: int | None = None
         self.prepare()
 
     def prepare(self) -> None:
         """Look for a slot, before there is a message that waits for it."""
         self.slot = self._ring.free_slot()
+
+    def expect(self, head: bytes, mask: bytes, size: int) -> None:
+        """The next message may be of the same form: `head` in front of its data, where `mask` is not 0, and
+        so many bytes in all, or more. To be said after `prepare`."""
 
     def __call__(self) -> int | None:
         """Take one message into the slot; `prepare` has to follow.

@@ -141,6 +141,25 @@ def test_what_is_remembered_of_the_last_message_changes_nothing(little_endian, f
         assert read(repeated, given_bytes) == read(image_layout, given_bytes)
 
 
+@given(
+    frame_id=st.text(st.characters(codec='ascii', exclude_characters='\0'), max_size=9), rubbish=st.randoms()
+)
+def test_what_a_writer_leaves_in_padding_or_stamp_makes_no_other_message(frame_id, rubbish):
+    message, _ = image_bytes(frame_id=frame_id)
+    repeated = Repeated('raw')
+    repeated(message)
+    known, changed = repeated.known, bytearray(message)
+    for position in (at for at, bits in enumerate(repeated.mask) if not bits):
+        changed[position] = rubbish.randrange(256)
+    assert repeated(bytes(changed)) == image_layout(bytes(changed))
+    assert repeated.known is known  # it was not read again
+    for position in (at for at, bits in enumerate(repeated.mask) if bits):
+        other = bytearray(message)
+        other[position] ^= 1
+        assert read(repeated, bytes(other)) == read(image_layout, bytes(other))
+        repeated(message)
+
+
 def read(reader, message):
     try:
         return reader(message)

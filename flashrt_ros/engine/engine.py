@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flashrt_ros.engine.buffers import Inputs, PrefixCache, round_up
+from flashrt_ros.engine.cuda.copies import Copies
 from flashrt_ros.engine.cuda.graph import Stage, StagedGraph
 from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.expert.denoise import PREFIX as FUSED
@@ -81,6 +82,7 @@ class Engine:
         self.spec, self.views, self.library = spec, views, library
         device, operators, scales = library.gpu.device, Operators(library), scales or {}
         self.stream = library.context.new_stream()
+        self._copy = Copies(self.stream)
         # Not at the interpreter's end, when torch frees what it has in an order of its own.
         weakref.finalize(self, library.context.return_stream, self.stream).atexit = False
         torch.cuda.synchronize(device)  # the weights may still be on their way, on another stream
@@ -176,8 +178,7 @@ class Engine:
         """The part of `write` that `act` reads, for the frames written last."""
         words = torch.zeros(self.inputs.words.shape, dtype=torch.int32)
         self.put_words(tokens.tolist(), words.numpy())
-        with torch.cuda.stream(self.stream):
-            self.write_words(words, tokens.shape[0], state, noise, guide)
+        self.write_words(words, tokens.shape[0], state, noise, guide)
 
     def put_words(self, tokens: Sequence[int], words: np.ndarray) -> None:
         """Write the prompt and the length of the prefix that it ends, for the frames written last, into
@@ -193,14 +194,16 @@ class Engine:
     def write_words(
         self, words: Tensor, count: int, state: Tensor, noise: Tensor, guide: Guide | None
     ) -> None:
-        """`write_inputs` of what `put_words` wrote, `count` tokens. The engine's stream has to be current."""
+        """`write_inputs` of what `put_words` wrote, `count` tokens."""
         exact = guide is not None and guide.method == 'exact'
         loop = self._loop(exact)
-        self.inputs.words.copy_(words, non_blocking=True)
-        loop.actions.copy_(noise, non_blocking=True)
+        self._copy(self.inputs.words, words)
+        self._copy(loop.actions, noise)
         if self.spec.has_state_token:
-            loop.state.copy_(state, non_blocking=True)
-        loop.guide.write(guide)
+            self._copy(loop.state, state)
+        if guide is not None or not loop.guide.off:
+            with torch.cuda.stream(self.stream):
+                loop.guide.write(guide)
         self._chosen = self._views, self.prompt_rows(count), exact
 
     def _loop(self, exact: bool) -> PlainDenoise | FusedDenoise | ExactDenoise:
@@ -218,6 +221,10 @@ class Engine:
     def actions(self) -> Tensor:
         """Of the loop that was chosen last, fp32 [H, A] on the GPU."""
         return self._loop(self._chosen[2]).actions
+
+    def fetch(self, actions: Tensor) -> None:
+        """Copy them to pinned fp32 [H, A], on the engine's stream; returns at once."""
+        self._copy(actions, self.actions)
 
     def replay(self) -> None:
         """Launch both graphs for what was written last; returns at once."""

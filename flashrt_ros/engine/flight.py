@@ -26,13 +26,14 @@ class Flight:
         self._engine = engine
         self._frames: Mapping[str, CameraImage] = {}
         spec = engine.spec
-        self._result, self.noise = (
+        self._result, self._noise = (
             torch.zeros(spec.horizon, spec.action_dim, pin_memory=True) for _ in range(2)
         )
         self._words = torch.zeros(engine.inputs.words.shape, dtype=torch.int32, pin_memory=True)
         self._state = torch.zeros(spec.action_dim, pin_memory=True)
         # Written by numpy, which is at home in memory where torch's operators would be fetched first.
         self._words_array, self._state_array = self._words.numpy(), self._state.numpy()
+        self.noise = self._noise.numpy()
         self._staged = torch.cuda.Event()
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._seen = self._started = False
@@ -58,12 +59,11 @@ class Flight:
         engine.put_words(tokens, self._words_array)
         self._state_array[: len(state)] = state
         self._state_array[len(state) :] = 0
-        with torch.cuda.stream(engine.stream):
-            engine.write_words(self._words, len(tokens), self._state, self.noise, guide)
-            self._staged.record(engine.stream)
-            engine.act()
-            self._result.copy_(engine.actions, non_blocking=True)
-            self._end.record(engine.stream)
+        engine.write_words(self._words, len(tokens), self._state, self._noise, guide)
+        self._staged.record(engine.stream)
+        engine.act()
+        engine.fetch(self._result)
+        self._end.record(engine.stream)
         self._seen, self._started = False, True
 
     def land(self) -> Tensor:

@@ -16,7 +16,7 @@ from flashrt_ros.models.spec import PolicySpec
 class GuideInputs:
     """target, weights: fp32 [H, A]. gammas: fp32 [steps]. frozen: int32 [1], rows that are the target's.
 
-    They are parts of one buffer, so that one copy writes them all.
+    They are parts of one buffer, so that one copy writes them all. off: whether they guide nothing.
     """
 
     def __init__(self, spec: PolicySpec, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class GuideInputs:
         self._host = torch.zeros(self._device.shape, pin_memory=device.type == 'cuda')
         self._sizes, self._shape = [size, size, spec.steps, 1], (spec.horizon, spec.action_dim)
         self.target, self.weights, self.gammas, self.frozen = self._parts(self._device)
-        self._off = True
+        self.off = True
 
     def write(self, guide: Guide | None) -> None:
         """Stage what the next replay is guided by, on the current stream; None for nothing.
@@ -33,9 +33,9 @@ class GuideInputs:
         What was written before must have left the host.
         """
         if guide is None:
-            if not self._off:
+            if not self.off:
                 self._device.zero_()
-            self._off = True
+            self.off = True
             return
         target, weights, gammas, frozen = self._parts(self._host)
         target.copy_(guide.target[0])
@@ -43,7 +43,7 @@ class GuideInputs:
         gammas.copy_(torch.tensor(guide.gammas))
         frozen.fill_(guide.rows)
         self._device.copy_(self._host, non_blocking=True)
-        self._off = False
+        self.off = False
 
     def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target, weights, gammas, frozen = flat.split(self._sizes)

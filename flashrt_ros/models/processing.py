@@ -99,22 +99,30 @@ class Processing:
 
     def check(self, observation: Observation) -> None:
         """Raises ObservationError for unknown views or none, bad pixels, a wrong state or no prompt."""
-        unknown = [view for view in observation.images if view not in self.views]
+        self.check_views(observation.images)
+        for view, image in observation.images.items():
+            if isinstance(image, CameraImage):
+                image.check(view)
+            else:
+                check_image(view, image)
+        self.check_words(observation)
+
+    def check_views(self, images: Mapping[str, np.ndarray | CameraImage]) -> None:
+        """The part of `check` about the names of images."""
+        unknown = [view for view in images if view not in self.views]
         if unknown:
             raise ObservationError(
                 f"there is no view '{unknown[0]}' in this checkpoint",
                 'observation',
                 f'use its names: {", ".join(self.views)}',
             )
-        if not observation.images:
+        if not images:
             raise ObservationError(
                 'there is no image at all', 'observation', f'give at least one of {", ".join(self.views)}'
             )
-        for view, image in observation.images.items():
-            if isinstance(image, CameraImage):
-                image.check(view)
-            else:
-                check_image(view, image)
+
+    def check_words(self, observation: Observation) -> None:
+        """The part of `check` about what is no image."""
         self._check_state(observation.state)
         if not observation.prompt.strip():
             raise ObservationError('the prompt is empty', 'observation', 'say what the robot should do')

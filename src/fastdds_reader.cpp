@@ -140,6 +140,11 @@ class Reader {
     return NOTHING;
   }
 
+  void rest(int64_t timeout_ns) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_for(lock, std::chrono::nanoseconds(timeout_ns), [this] { return news_ || woken_; });
+  }
+
   void wake() {
     const std::lock_guard<std::mutex> lock(mutex_);
     woken_ = true;
@@ -197,7 +202,7 @@ class Reader {
 extern "C" {
 
 // What the functions below and their structures look like.
-int flashrt_fastdds_version() { return 2; }
+int flashrt_fastdds_version() { return 3; }
 
 // Null for a subscription of another middleware. It has to live until the reader is closed, and nobody else may take from it.
 void* flashrt_fastdds_open(const rcl_subscription_t* subscription) {
@@ -215,6 +220,9 @@ void* flashrt_fastdds_open(const rcl_subscription_t* subscription) {
 int flashrt_fastdds_take(void* reader, int64_t timeout_ns, Message* message, Grow grow) {
   return static_cast<Reader*>(reader)->take(timeout_ns, *message, grow);
 }
+
+// Waits until there may be a message, without taking it.
+void flashrt_fastdds_rest(void* reader, int64_t timeout_ns) { static_cast<Reader*>(reader)->rest(timeout_ns); }
 
 // Ends the wait of `take`, or the next one. Any thread.
 void flashrt_fastdds_wake(void* reader) { static_cast<Reader*>(reader)->wake(); }

@@ -50,8 +50,8 @@ class Fresh:
     def wait(self, timeout_s: float, completed: Callable[[], None] | None = None) -> bool:
         """Whether they have all come within so many seconds.
 
-        completed: called by the thread that brings the last of them, while the waiting one still wakes, which
-        returns behind it; not called for frames that are there already.
+        completed: called by the thread that brings the last of them, before the waiting one wakes; not called
+        for frames that are there already.
         """
         with self._lock:
             self._completed = completed if self._missing else None
@@ -69,6 +69,8 @@ class Fresh:
         finally:
             if completed is not None:
                 self._completing.release()
+                with self._lock:
+                    self._tell()  # only now: who wakes wants Python's lock
             self._learn(name)
 
     def _came(self, name: str) -> Callable[[], None] | None:
@@ -80,10 +82,11 @@ class Fresh:
             self._missing.discard(name)
             self._missing |= self._outdated()
             completed = None if self._missing else self._completed
-            if completed is not None:
+            if completed is None:
+                self._tell()
+            else:
                 self._completed = None
                 self._completing.acquire()
-            self._tell()
         return completed
 
     def _learn(self, name: str) -> None:

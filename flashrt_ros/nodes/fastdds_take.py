@@ -21,7 +21,7 @@ MIDDLEWARE = 'rmw_fastrtps_cpp'
 WAIT_NS = 500_000_000
 """The longest that a take waits for a message."""
 
-_VERSION = 2
+_VERSION = 3
 _NOTHING, _TAKEN, _REFUSED, _UNREADABLE = range(4)
 
 
@@ -75,6 +75,10 @@ class FastDdsTake(SlotTake):
         message = self._message
         message.head, message.mask, message.head_size, message.least = head, mask, len(head), size
 
+    def rest(self, seconds: float) -> None:
+        """See `SlotTake.rest`."""
+        self._library.flashrt_fastdds_rest(self._reader, round(seconds * 1e9))
+
     def wake(self) -> None:
         """End the wait of the take that is under way, or of the next."""
         self._library.flashrt_fastdds_wake(self._reader)
@@ -114,6 +118,7 @@ def _library() -> ctypes.CDLL:
     library.flashrt_fastdds_open.restype, library.flashrt_fastdds_open.argtypes = c_void_p, (c_void_p,)
     library.flashrt_fastdds_take.restype = c_int
     library.flashrt_fastdds_take.argtypes = (c_void_p, c_int64, POINTER(_Message), _Grow)
+    library.flashrt_fastdds_rest.restype, library.flashrt_fastdds_rest.argtypes = None, (c_void_p, c_int64)
     for function in (library.flashrt_fastdds_wake, library.flashrt_fastdds_close):
         function.restype, function.argtypes = None, (c_void_p,)
     return library

@@ -7,7 +7,6 @@ the same frames to the same sink.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +28,9 @@ from flashrt_ros.nodes.qos import LATEST_FRAMES, subscribe_latest
 from flashrt_ros.nodes.serialized_take import SerializedTake, unavailable
 from flashrt_ros.nodes.slot_take import SlotTake, TakeError
 
-ASIDE_S = 2e-4
-"""What a thread rests for behind a frame: another may wait for Python's lock with one of the same moment."""
+ASIDE_S = 2e-3
+"""What a thread rests for behind a frame: those that wait for Python's lock with one of the same moment, or
+with what is made of them all, are in more of a hurry."""
 
 _TYPES = {'raw': Image, 'compressed': CompressedImage}
 """Transport of a camera -> message type."""
@@ -145,7 +145,7 @@ class _Frames:
             self._sink.drop(str(error))
         finally:
             if size is not None:
-                time.sleep(ASIDE_S)
+                self._take.rest(ASIDE_S)
             self._prepare()
 
     def _frame(self, slot: Slot, size: int) -> Frame:

@@ -27,6 +27,9 @@ class SlotTake:
         """Look for a slot, before there is a message that waits for it."""
         self.slot = self._ring.free_slot()
 
+    def rest(self, seconds: float) -> None:
+        """Leave Python to others for so long, or until the next message comes, where that can be told."""
+
     def expect(self, head: bytes, mask: bytes, size: int) -> None:
         """The next message may be of the same form: `head` in front of its data, where `mask` is not 0, and
         so many bytes in all, or more. To be said after `prepare`."""

@@ -240,6 +240,9 @@ class CudaPolicy:
 
     def close(self) -> None:
         """Give back the GPU memory; the object is of no use afterwards."""
+        if self._engine is not None and not self._lost:
+            with suppress(FlashRTError), gpu_failures(self.info.name, self._abandon):
+                self._engine.stream.synchronize()  # what is under way still reads and writes pinned memory
         self._engine, self._flights = None, ()
         if not self._lost:
             gc.collect()  # stages and the engine know each other

@@ -15,7 +15,7 @@ GPU sees:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -178,7 +178,10 @@ class Engine:
         """The part of `write` that `act` reads, for the frames written last."""
         words = torch.zeros(self.inputs.words.shape, dtype=torch.int32)
         self.put_words(tokens.tolist(), words.numpy())
-        self.write_words(words, tokens.shape[0], state, noise, guide)
+        with torch.cuda.stream(
+            self.stream
+        ):  # torch keeps pinned memory that is let go until it has been read
+            self._write_words(_torch_copy, words, tokens.shape[0], state, noise, guide)
 
     def put_words(self, tokens: Sequence[int], words: np.ndarray) -> None:
         """Write the prompt and the length of the prefix that it ends, for the frames written last, into
@@ -194,13 +197,25 @@ class Engine:
     def write_words(
         self, words: Tensor, count: int, state: Tensor, noise: Tensor, guide: Guide | None
     ) -> None:
-        """`write_inputs` of what `put_words` wrote, `count` tokens."""
+        """`write_inputs` of what `put_words` wrote, `count` tokens, from pinned memory that stays until the
+        stream has read it."""
+        self._write_words(self._copy, words, count, state, noise, guide)
+
+    def _write_words(
+        self,
+        copy: Callable[[Tensor, Tensor], None],
+        words: Tensor,
+        count: int,
+        state: Tensor,
+        noise: Tensor,
+        guide: Guide | None,
+    ) -> None:
         exact = guide is not None and guide.method == 'exact'
         loop = self._loop(exact)
-        self._copy(self.inputs.words, words)
-        self._copy(loop.actions, noise)
+        copy(self.inputs.words, words)
+        copy(loop.actions, noise)
         if self.spec.has_state_token:
-            self._copy(loop.state, state)
+            copy(loop.state, state)
         if guide is not None or not loop.guide.off:
             with torch.cuda.stream(self.stream):
                 loop.guide.write(guide)
@@ -223,7 +238,7 @@ class Engine:
         return self._loop(self._chosen[2]).actions
 
     def fetch(self, actions: Tensor) -> None:
-        """Copy them to pinned fp32 [H, A], on the engine's stream; returns at once."""
+        """Copy them to pinned fp32 [H, A], which stays until the stream has written it; returns at once."""
         self._copy(actions, self.actions)
 
     def replay(self) -> None:
@@ -265,6 +280,10 @@ class Engine:
         towers = (self.vision.layers, self.prefill.layers, self.denoise.layers)
         inner = [product for layers in towers for layer in layers for product in layer.values()]
         return [*inner, self.vision.projector, self.prefill.last]
+
+
+def _torch_copy(to: Tensor, source: Tensor) -> None:
+    to.copy_(source, non_blocking=True)
 
 
 def _make_exact(

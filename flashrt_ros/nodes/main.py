@@ -33,7 +33,7 @@ class EndingNode(Protocol):
 
 def run(make_node: Callable[[], EndingNode], args: list[str] | None) -> int:
     """Run the node until it is told to end. Returns the exit status; a user's error is one line on stderr."""
-    stopping = _StopRequest()
+    stopping = StopRequest()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
@@ -55,7 +55,7 @@ def run(make_node: Callable[[], EndingNode], args: list[str] | None) -> int:
     return 0
 
 
-def _spin(node: EndingNode, stopping: _StopRequest) -> None:
+def _spin(node: EndingNode, stopping: StopRequest) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     # Python cannot run a signal's handler while the executor waits in C.
@@ -67,7 +67,7 @@ def _spin(node: EndingNode, stopping: _StopRequest) -> None:
     executor.shutdown()
 
 
-class _StopRequest:
+class StopRequest:
     """Set by SIGINT or SIGTERM. rclpy's own handlers would shut the context down under the node's feet."""
 
     def __init__(self) -> None:

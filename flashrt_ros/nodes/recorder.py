@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosgraph_msgs.msg import Clock
 
@@ -26,6 +27,7 @@ from flashrt_ros.evaluation.interfaces import CHUNK, STATS, known_types
 from flashrt_ros.evaluation.replay.feed import ARRAY, JOINT_STATE, TRAJECTORY, wanted_type
 from flashrt_ros.evaluation.run import RunTopics, absolute, input_topics
 from flashrt_ros.ingest.stream import stamp_ns
+from flashrt_ros.nodes.main import StopRequest
 from flashrt_ros.nodes.sent_time import SentTime
 
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
@@ -34,6 +36,9 @@ SENSOR = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 _COMMANDS = {'joint_trajectory': TRAJECTORY, 'float64_multi_array': ARRAY, 'joint_state': JOINT_STATE}
 _WAKE_S = 0.1
+
+_REST_S = 1.0
+"""Longest time for what waits to be taken when a recording ends."""
 
 
 def topics_of(config: RobotConfig, reference: str, images: bool) -> dict[str, str]:
@@ -108,24 +113,35 @@ def record(
     idle_s: float,
     longest_s: float,
 ) -> Counter[str]:
-    """Record until interrupted, until nothing has come for idle_s after something had, or for longest_s."""
+    """Record until told to end (SIGINT or SIGTERM), until nothing has come for idle_s after something had, or
+    for longest_s. What has come by then is in the bag."""
     topics = topics_of(config, reference, images)
     inputs = {absolute(topic) for topic in input_topics(config).values()}
-    rclpy.init()
+    stopping = StopRequest()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     recorder = Recorder(path, topics, simulated, set(topics) - inputs)
     executor = SingleThreadedExecutor()
     executor.add_node(recorder)
+    stopping.at_signal(lambda: executor.create_task(lambda: None))
     end = time.monotonic() + longest_s
     try:
-        while time.monotonic() < end:
+        while not stopping.requested and time.monotonic() < end:
             executor.spin_once(timeout_sec=_WAKE_S)
             if recorder.counts and time.monotonic() - recorder.last > idle_s:
                 break
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # how a person ends a recording: what has come so far is written below
+        _take_the_rest(executor, recorder)
     finally:
         recorder.close()
         executor.shutdown()
         recorder.destroy_node()
         rclpy.try_shutdown()
     return recorder.counts
+
+
+def _take_the_rest(executor: SingleThreadedExecutor, recorder: Recorder) -> None:
+    """What had come when the recording ended and waits to be taken; not what comes ever anew."""
+    quiet, end = 0, time.monotonic() + _REST_S
+    while quiet < len(list(recorder.subscriptions)) and time.monotonic() < end:
+        before = recorder.counts.total()
+        executor.spin_once(timeout_sec=0.0)
+        quiet = 0 if recorder.counts.total() > before else quiet + 1

@@ -78,13 +78,13 @@ bool copy_bytes(Cdr& cdr, void* request_of_it) {
   auto& request = *static_cast<Request*>(request_of_it);
   const char* begin = cdr.get_buffer_pointer();
   const size_t read = cdr.get_current_position() - begin, size = read + bytes_left(cdr);
-  request.seen = true;
   request.message.size = size;
   if (size <= request.message.capacity) {
     std::memcpy(request.message.memory, begin, size);
   } else {
     request.overflow.assign(begin, begin + size);
   }
+  request.seen = true;
   return true;
 }
 
@@ -216,7 +216,8 @@ void* flashrt_fastdds_open(const rcl_subscription_t* subscription) {
 }
 
 // Waits for a message and takes it, one thread at a time. Returns an Outcome: NOTHING after the timeout or `wake`, REFUSED where
-// `grow` gave no memory, UNREADABLE where a message's first bytes name no encoding; the message is gone then.
+// `grow` gave no memory, UNREADABLE where a message's first bytes name no encoding, or it found no memory for it; the message is
+// gone then.
 int flashrt_fastdds_take(void* reader, int64_t timeout_ns, Message* message, Grow grow) {
   return static_cast<Reader*>(reader)->take(timeout_ns, *message, grow);
 }

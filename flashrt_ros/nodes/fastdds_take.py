@@ -98,7 +98,7 @@ class FastDdsTake(SlotTake):
         if outcome == _REFUSED:
             raise TakeError(self._trouble)
         if outcome == _UNREADABLE:
-            raise TakeError('the message is not CDR: its first bytes name no encoding')
+            raise TakeError('the message is not CDR, or there was no memory for it')
         return int(message.size)
 
 

@@ -12,7 +12,9 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from flashrt_ros.nodes.attending import Attendant
+from flashrt_ros.ingest.ring import FrameRing
+from flashrt_ros.nodes.attending import Attendant, WaitingAttendant
+from flashrt_ros.nodes.fastdds_take import FastDdsTake
 from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import subscribe_latest
 from nodes.graph import wait_for_match, wait_until
@@ -83,12 +85,32 @@ def test_it_ends_when_it_is_told_to_though_nothing_comes(graph, node):
     assert time.monotonic() - began < 0.3
 
 
-def test_it_ends_with_the_context(ros_domain):
+def finding(node, subscription):
+    """Waits in a wait set."""
+    return Attendant(node, subscription, lambda: None)
+
+
+def waiting(node, subscription):
+    """Its take waits in Fast DDS."""
+    take = FastDdsTake(subscription, FrameRing())
+
+    def take_one():
+        take()
+        take.prepare()
+
+    return WaitingAttendant(node, subscription, take_one, take.wake, take.close)
+
+
+both_kinds = pytest.mark.parametrize('kind', [finding, waiting])
+
+
+@both_kinds
+def test_it_ends_with_the_context(ros_domain, kind):
     before, context = len(attending()), Context()
     rclpy.init(context=context, domain_id=ros_domain)
     node = Node('attended', context=context)
     subscription = node.create_subscription(String, 'talk', never, 10, callback_group=Polled())
-    attendant = Attendant(node, subscription, lambda: None)
+    attendant = kind(node, subscription)
     assert len(attending()) == before + 1
     context.try_shutdown()
     wait_until(lambda: len(attending()) == before, timeout=5.0, what='the end of the thread')
@@ -96,17 +118,43 @@ def test_it_ends_with_the_context(ros_domain):
     node.destroy_node()
 
 
-def test_a_publisher_that_nothing_arrives_of_is_told(graph, node, capfd):
+@both_kinds
+def test_a_publisher_that_nothing_arrives_of_is_told(graph, node, capfd, kind):
     """The event comes by the same thread as messages. rclpy warns of the publisher, too, in other words."""
     reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
     subscription = subscribe_latest(node, String, 'talk', never, Polled(), reliable)
-    attendant = Attendant(node, subscription, lambda: None)
+    attendant = kind(node, subscription)
     graph.tester.create_publisher(
         String, 'talk', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     )
     heard = []
     wait_until(lambda: heard.append(capfd.readouterr().err) or OURS in ''.join(heard))
     attendant.stop()
+
+
+def test_one_whose_take_waits_ends_at_once_though_nothing_comes(graph, node):
+    before = len(attending())
+    subscription = node.create_subscription(String, 'talk', never, 10, callback_group=Polled())
+    attendant = waiting(node, subscription)
+    time.sleep(0.1)  # it waits by now
+    began = time.monotonic()
+    attendant.stop()
+    assert time.monotonic() - began < 0.1
+    assert len(attending()) == before
+    node.destroy_subscription(subscription)
+
+
+def test_nothing_breaks_when_the_subscription_goes_first(graph, node):
+    before = len(attending())
+    publisher = graph.tester.create_publisher(String, 'talk', 10)
+    for _ in range(5):
+        subscription = node.create_subscription(String, 'talk', never, 10, callback_group=Polled())
+        attendant = waiting(node, subscription)
+        wait_for_match(publisher, subscription)
+        node.destroy_subscription(subscription)
+        publisher.publish(String(data='to whom?'))
+        attendant.stop()
+    assert len(attending()) == before
 
 
 def test_every_joint_state_is_taken_with_the_time_at_which_it_came(graph, node):

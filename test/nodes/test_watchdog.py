@@ -81,8 +81,8 @@ def test_it_ends_with_the_context():
 
 IN_C = """
 import ctypes, os, signal, threading
-from flashrt_ros.nodes.main import _StopRequest
-stopping, (reader, writer) = _StopRequest(), os.pipe()
+from flashrt_ros.nodes.main import StopRequest
+stopping, (reader, writer) = StopRequest(), os.pipe()
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.siginterrupt(number, False)  # the read below goes on, as the executor's wait does
 stopping.at_signal(lambda: (print('woken', flush=True), os.write(writer, b'.')))

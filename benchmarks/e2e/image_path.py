@@ -178,7 +178,7 @@ class _Pairs:
 
 
 def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
-    receptions, interval_s = Receptions().__enter__(), sys.getswitchinterval()
+    receptions, interval_s = Receptions(), sys.getswitchinterval()
     switch_quickly()  # as the node's process does
     on_gpu, pairs, prepare = device == 'cuda', _Pairs(receptions), _preparation(device)
     ended, used = threading.Event(), threading.Event()
@@ -205,9 +205,8 @@ def _ours(node: Node, device: str, done: Done) -> Callable[[], None]:
     worker.start()
 
     def stop() -> None:
-        for end in (*stops, ended.set, worker.join):
+        for end in (*stops, ended.set, worker.join, receptions.end):
             end()
-        receptions.__exit__()
         sys.setswitchinterval(interval_s)
 
     return stop

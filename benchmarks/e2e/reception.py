@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
 
 from flashrt_ros.nodes.slot_take import SlotTake
 
 
-class Receptions(AbstractContextManager['Receptions']):
-    """Of each thread the last one, of all takes that are made meanwhile."""
+class Receptions:
+    """Of each thread the last one, of all takes that are made until `end`."""
 
-    def __enter__(self) -> Receptions:
+    def __init__(self) -> None:
         self._thread, self._take = threading.local(), SlotTake.__call__
 
         def noting(one: SlotTake) -> int | None:
@@ -20,9 +19,8 @@ class Receptions(AbstractContextManager['Receptions']):
             return size
 
         SlotTake.__call__ = noting  # type: ignore[assignment, method-assign]
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         SlotTake.__call__ = self._take  # type: ignore[method-assign]
 
     def last_ns(self) -> int:

@@ -67,8 +67,8 @@ class Attendant:
                 wait_set = rclpy_implementation.WaitSet(1, 1, 0, 0, 0, len(events), self._context.handle)
                 kept.enter_context(wait_set)
                 self._attend(wait_set)
-        except InvalidHandle:  # destroyed before `stop`
-            pass
+        except InvalidHandle:
+            self._logger.info(f"nobody takes '{self._topic}' any more: its subscription was destroyed")
         except Exception:
             if self._context.ok():  # else the context went while it was waited in
                 self._logger.fatal(f"nobody takes '{self._topic}' any more: {traceback.format_exc()}")

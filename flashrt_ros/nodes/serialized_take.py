@@ -69,6 +69,12 @@ class SerializedTake(SlotTake):
             self._message.buffer, self._message.buffer_capacity = self.slot.address, self.slot.capacity
         self._reference = byref(self._message)
 
+    def rest(self, seconds: float) -> None:
+        """Not at all: the next message could not end it."""
+
+    def expect(self, head: bytes, mask: bytes, size: int) -> None:
+        """Of no use here: rcl looks at nothing."""
+
     def _take(self) -> int | None:
         message = self._message
         try:

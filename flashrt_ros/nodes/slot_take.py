@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from flashrt_ros.ingest.ring import FrameRing
 
 
@@ -9,7 +11,7 @@ class TakeError(Exception):
     """The middleware gave no message: too large for the memory, or a failure of its own."""
 
 
-class SlotTake:
+class SlotTake(ABC):
     """Takes the messages of one subscription into the slots of a ring.
 
     slot: where the next one goes; without, it is thrown away. Of the last message: received_ns: when the
@@ -27,9 +29,11 @@ class SlotTake:
         """Look for a slot, before there is a message that waits for it."""
         self.slot = self._ring.free_slot()
 
+    @abstractmethod
     def rest(self, seconds: float) -> None:
         """Leave Python to others for so long, or until the next message comes, where that can be told."""
 
+    @abstractmethod
     def expect(self, head: bytes, mask: bytes, size: int) -> None:
         """The next message may be of the same form: `head` in front of its data, where `mask` is not 0, and
         so many bytes in all, or more. To be said after `prepare`."""
@@ -42,8 +46,9 @@ class SlotTake:
         self._trouble = ''
         return self._take()
 
+    @abstractmethod
     def _take(self) -> int | None:
-        raise NotImplementedError
+        """`__call__` in one middleware's way."""
 
     def _grow(self, size: int) -> int | None:
         """The message has so many bytes and the slot fewer: the address of more memory, or None.

@@ -128,8 +128,9 @@ def test_a_publisher_that_nothing_arrives_of_is_told(graph, node, capfd, kind):
         String, 'talk', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     )
     heard = []
-    wait_until(lambda: heard.append(capfd.readouterr().err) or OURS in ''.join(heard))
+    wait_until(lambda: heard.append(capfd.readouterr().err) or OURS in ''.join(heard), what=OURS)
     attendant.stop()
+    assert "a publisher on 'talk' offers an incompatible QoS" in ''.join(heard)
 
 
 def test_one_whose_take_waits_ends_at_once_though_nothing_comes(graph, node):

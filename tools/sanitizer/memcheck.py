@@ -11,9 +11,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from watched import ENVIRONMENT, tests_under
+from watched import ENVIRONMENT, pytest_under
 
 MEMCHECK = ['compute-sanitizer', '--report-api-errors', 'no', '--error-exitcode', '9', '--print-limit', '5']
 
 if __name__ == '__main__':
-    sys.exit(subprocess.run(tests_under(MEMCHECK, sys.argv[1:]), env=ENVIRONMENT).returncode)
+    sys.exit(subprocess.run(pytest_under(MEMCHECK, sys.argv[1:]), env=ENVIRONMENT).returncode)

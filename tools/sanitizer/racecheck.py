@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from watched import ENVIRONMENT, tests_under
+from watched import ENVIRONMENT, pytest_under
 
 HERE = Path(__file__).parent
 RACECHECK = ['compute-sanitizer', '--tool', 'racecheck', '--print-limit', '10000']
@@ -62,7 +62,7 @@ def main() -> int:
     wrong = judge_controls()
     if wrong:
         return wrong
-    command = tests_under(RACECHECK, sys.argv[1:])
+    command = pytest_under(RACECHECK, sys.argv[1:])
     environment = {**ENVIRONMENT, 'NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS': '10000000'}
     lines = list[str]()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

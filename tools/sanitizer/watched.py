@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
 """Without torch's caching allocator every tensor is an allocation of its own, which the sanitizer knows."""
 
 
-def tests_under(sanitizer: list[str], pytest_arguments: list[str]) -> list[str]:
+def pytest_under(sanitizer: list[str], pytest_arguments: list[str]) -> list[str]:
     """The command that runs tests with only this repository's kernels watched.
 
     Kernels of torch and its libraries are left alone: with them the references of the tests, which are in

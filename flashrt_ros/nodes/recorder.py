@@ -37,7 +37,7 @@ SENSOR = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 _COMMANDS = {'joint_trajectory': TRAJECTORY, 'float64_multi_array': ARRAY, 'joint_state': JOINT_STATE}
 _WAKE_S = 0.1
 
-_REST_S = 1.0
+_REST_S = 5.0
 """Longest time for what waits to be taken when a recording ends."""
 
 

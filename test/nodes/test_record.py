@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 from flashrt_ros.msg import ActionChunk
+from rclpy.duration import Duration
+from trajectory_msgs.msg import JointTrajectory
 
 from flashrt_ros.cli.main import main
 from flashrt_ros.evaluation.bag import open_bag
@@ -60,6 +62,21 @@ def test_a_live_run_is_recorded_and_evaluated(graph, robot_yaml, tmp_path):
     assert timing['stage.inference.p50']['value'] > 0
     with open_bag(tmp_path / 'live') as bag:
         assert bag.topics['/commands'].count > 10
+
+
+@pytest.mark.parametrize('ending', [signal.SIGINT, signal.SIGTERM])
+def test_what_has_come_when_it_is_told_to_end_is_in_the_bag(graph, robot_yaml, tmp_path, ending):
+    words = [sys.executable, '-m', 'flashrt_ros.cli', 'record', '--config', str(robot_yaml())]
+    recorder = subprocess.Popen([*words, '--out', str(tmp_path / 'live')], env=os.environ)
+    publisher = graph.tester.create_publisher(JointTrajectory, '/commands', 1000)
+    wait_until(publisher.get_subscription_count, 30, 'the recorder')
+    for _ in range(950):
+        publisher.publish(JointTrajectory())
+    assert publisher.wait_for_all_acked(Duration(seconds=10))
+    recorder.send_signal(ending)
+    assert recorder.wait(30) == 0
+    with open_bag(tmp_path / 'live') as bag:
+        assert bag.topics['/commands'].count == 950
 
 
 def test_a_bag_without_nodes_is_told_apart(robot_yaml, tmp_path, capsys):

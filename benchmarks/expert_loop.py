@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.expert_trial import ExpertTrial, TrialShape
+from benchmarks.expert_trial import ExpertTrial, TrialShape, capture
 from flashrt_ros.engine.cuda.device import find_gpu
 from flashrt_ros.engine.cuda.library import KernelLibrary
 
@@ -26,12 +26,7 @@ REPLAYS, WARM_UP = 300, 20
 
 def replay_times(library: KernelLibrary, launch: Callable[[], None], replays: int = REPLAYS) -> Tensor:
     """Sorted milliseconds of graph replays."""
-    stream, graph = library.context.new_stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        launch()
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        launch()
+    graph, stream = capture(library, launch)
     times = []
     with torch.cuda.stream(stream):
         for _ in range(replays + WARM_UP):

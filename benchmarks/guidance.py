@@ -13,14 +13,13 @@ model's, and with --timeline when the blocks of the way back pass the points of 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles, timeline
-from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
+from benchmarks.expert_trial import ExpertTrial, TrialShape, capture, exact_loop
 from flashrt_ros.engine.cuda.device import find_gpu
 from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.expert.exact import ExactDenoise
@@ -54,8 +53,8 @@ class Loops:
 
     def __init__(self, trial: ExpertTrial, exact: ExactDenoise) -> None:
         self.trial, self.exact = trial, exact
-        self.stream = trial.library.context.new_stream()
-        self._graphs = {False: self._capture(trial.loop.launch), True: self._capture(exact.run)}
+        plain, self.stream = capture(trial.library, trial.loop.launch)
+        self._graphs = {False: plain, True: capture(trial.library, exact.run)[0]}
 
     def stage(self, guide: Guide | None, noise: Tensor, state: Tensor) -> None:
         """On the current stream."""
@@ -69,15 +68,6 @@ class Loops:
 
     def replay(self, guide: Guide | None) -> None:
         self._graphs[guide is not None and guide.method == 'exact'].replay()
-
-    def _capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream), torch.no_grad():
-            launch()
-        self.stream.synchronize()
-        with torch.cuda.graph(graph, stream=self.stream), torch.no_grad():
-            launch()
-        return graph
 
 
 def times_in_turn(

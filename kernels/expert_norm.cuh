@@ -34,8 +34,16 @@ __device__ __forceinline__ float inverse_rms(const Squares& squares, int row) {
   return rsqrtf(sum * (1.0f / WIDTH) + EPSILON);
 }
 
+// The two warps of a block that have sums of the same rows. By both, from where each has read what the other gave to where either
+// may give again: between two products no other wait is sure to hold a warp back, as what the next one waits for need not come of
+// its partner.
+__device__ __forceinline__ void partners_meet() {
+  constexpr int FIRST_BARRIER = 8;
+  asm volatile("bar.sync %0, 64;" ::"r"(FIRST_BARRIER + threadIdx.x % 128 / 32) : "memory");
+}
+
 // The two warpgroups have multiplied different K. Each gets the sums of half of the accumulators: the first warpgroup the lower
-// half. Contains a block barrier.
+// half. Contains a block barrier, and ends with one of partners.
 template <int N, int QUADS>
 __device__ __forceinline__ void add_groups(float (&sum)[N / 2], const float (&accumulator)[N],
                                            float4 (&exchange)[2][QUADS][128]) {
@@ -55,4 +63,5 @@ __device__ __forceinline__ void add_groups(float (&sum)[N / 2], const float (&ac
 #pragma unroll
     for (int j = 0; j < 4; j++) sum[i * 4 + j] = (group ? accumulator[N / 2 + i * 4 + j] : accumulator[i * 4 + j]) + rest[j];
   }
+  partners_meet();
 }

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.expert_trial import ExpertTrial, TrialShape
+from benchmarks.expert_trial import ExpertTrial, TrialShape, capture
 from engine.reference import cosine, random_guide
 
 pytestmark = pytest.mark.gpu
@@ -14,8 +14,9 @@ pytestmark = pytest.mark.gpu
 LEAST_COSINE = {'bf16': 0.9999, 'fp8': 0.996, 'int8': 0.998}
 """Of what the flow steps add to the noise."""
 
-LEAST_GUIDED = {'bf16': 0.999, 'fp8': 0.99, 'int8': 0.99}
-"""Of what guidance changes."""
+MOST_GUIDED = 1.5
+"""Error of what guidance changes, by that of the actions without it; 1.19 has been seen. The cosine of a
+change tells more of its size: that of a single row is not much larger than the rounding."""
 
 LENGTHS = {'bf16': (562, 1, 200, 712), 'fp8': (562, 257, 400, 712), 'int8': (562, 257, 400, 712)}
 """Prefixes. The scales of fp8 are made at 562, and hold for every prefix with at least one view."""
@@ -51,7 +52,9 @@ def test_guided_actions_are_those_of_the_plain_model(library, family, precision,
         guide = random_guide(trial.spec, method, rows, 'cuda')
         expected, found = trial.expected(*observed, guide=guide), trial.found(*observed, guide)
         assert cosine(found - observed[0], expected - observed[0]) > LEAST_COSINE[precision]
-        assert cosine(found - free, expected - trial.expected(*observed)) > LEAST_GUIDED[precision]
+        plain = trial.expected(*observed)
+        changed, to_change = found - free, expected - plain
+        assert (changed - to_change).norm() < MOST_GUIDED * (free - plain).norm()
         assert method == 'identity' or torch.equal(found[:rows], guide.target[0, :rows])
         assert torch.equal(trial.found(*observed), free)  # nothing of it is left
 
@@ -59,13 +62,7 @@ def test_guided_actions_are_those_of_the_plain_model(library, family, precision,
 def test_one_graph_serves_every_prefix_length(library):
     trial = ExpertTrial(library, 'pi05', 'bf16', TrialShape())
     trial.observe(562)
-    stream = library.context.new_stream()
-    with torch.cuda.stream(stream):
-        trial.loop.launch()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        trial.loop.launch()
+    graph, _ = capture(library, trial.loop.launch)
     for length in (1, 64, 65, 700):
         observed = trial.observe(length)
         trial.stage(*observed)
@@ -73,6 +70,14 @@ def test_one_graph_serves_every_prefix_length(library):
         torch.cuda.synchronize()
         added = trial.loop.actions - observed[0]
         assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE['bf16']
+
+
+def test_what_is_captured_waits_for_what_is_on_its_way(library):
+    source, seen = torch.zeros(2, 1, device='cuda')
+    torch.cuda._sleep(100_000_000)
+    source.fill_(1)
+    capture(library, lambda: seen.copy_(source))
+    assert seen == 1
 
 
 @pytest.mark.parametrize(('family', 'precision'), [('pi05', 'fp8'), ('pi0', 'int8')])

@@ -4,8 +4,8 @@ usage: python tools/sanitizer/racecheck.py [pytest arguments]
 
 racecheck (CUDA 13.0) does not follow three ways to wait that the kernels use, and reports races where there
 are none, though not each time. That it does so is shown at every run, by small kernels that are right
-(controls.cu); only then are reports about the places that wait so left out, and those about one that is known
-(OPEN). All others make this fail, and so does a control that is judged otherwise than expected.
+(controls.cu); only then are reports about the places that wait so left out. All others make this fail, and so
+does a control that is judged otherwise than expected.
 """
 
 from __future__ import annotations
@@ -45,11 +45,6 @@ CONTROLS = {
 }
 """Control -> what it is, and the functions that wait so: who reads, and who writes. All are reported."""
 
-OPEN = (('add_groups<(int)16, (int)4>', 'add_groups<(int)16, (int)4>'),)
-"""A race that is known: of two products in turn, a warp of one warpgroup may write its sums of the second
-while the warp of the other that reads those of the first still does. Some microseconds lie between, but
-nothing that waits ("Open" in benchmarks/expert_notes.md)."""
-
 TRIES = 30
 """What racecheck says of a control depends on the order in which its warps ran."""
 
@@ -58,7 +53,7 @@ OTHER = re.compile(r'and (Read|Write) access at (?P<what>.*?)\+0x')
 
 
 def main() -> int:
-    allowed = (*OPEN, *(pair for _, pairs in CONTROLS.values() for pair in pairs))
+    allowed = [pair for _, pairs in CONTROLS.values() for pair in pairs]
     wrong = judge_controls()
     if wrong:
         return wrong

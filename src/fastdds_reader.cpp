@@ -2,7 +2,8 @@
 // the caller's. flashrt_ros/nodes/fastdds_take.py calls this through ctypes, and rcl where it was not built.
 //
 // rcl_take_serialized_message copies twice, into a buffer made for the message and from there; and whoever waits in an rcl wait
-// set asks for the message only once it has Python's lock again. Here a thread without that lock waits and takes.
+// set asks for the message only once it has Python's lock again. Here a thread without that lock waits, and Fast DDS's thread
+// copies for it what it has just brought and has at hand, while the other still wakes.
 //
 // Made of public parts only: rmw_fastrtps_cpp::get_datareader, DataReader::take, and the table of functions by which
 // a type support reads a message of its type, in which the one that would deserialize copies the bytes as they are.
@@ -10,6 +11,7 @@
 #include <rcl/subscription.h>
 #include <rmw/rmw.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -21,6 +23,7 @@
 #include <rmw_fastrtps_cpp/get_subscriber.hpp>
 #include <rmw_fastrtps_shared_cpp/TypeSupport.hpp>
 #include <rosidl_typesupport_fastrtps_cpp/message_type_support.h>
+#include <utility>
 #include <vector>
 
 #if __has_include(<fastrtps/config.h>)  // Fast DDS 2, of ROS 2 Jazzy
@@ -52,6 +55,13 @@ struct Message {
   int64_t repeats, stamp_ns, received_ns, taken_ns;
 };
 
+// The largest memory that Fast DDS's thread fills: with what does not fit it holds up what else it has to bring, 0.1 ms for a
+// megabyte where memory is slow.
+constexpr size_t MOST_FILLED = size_t(8) << 20;
+
+// How long who wakes looks again for what is being copied for it, before it sleeps once more.
+constexpr std::chrono::microseconds SPIN{300};
+
 // A std_msgs/Header begins with seconds, int32, and nanoseconds, uint32.
 constexpr size_t STAMP_AT = 4, STAMP_END = 12;
 
@@ -62,7 +72,7 @@ using Grow = void* (*)(size_t);
 // lock of its own, Python's, while it waits for one of those.
 struct Request {
   Message& message;
-  bool seen = false;
+  bool seen = false, gone = false;  // copied; taken, be it in vain
   std::vector<char> overflow = {};
 };
 
@@ -108,6 +118,7 @@ void compare(Message& message) {
 Outcome settle(const Request& request, Grow grow) {
   Message& message = request.message;
   message.repeats = 0;
+  if (!request.seen) return UNREADABLE;
   if (request.overflow.empty()) {
     compare(message);
   } else {
@@ -133,11 +144,13 @@ class Reader {
 
   Outcome take(int64_t timeout_ns, Message& message, Grow grow) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(timeout_ns);
-    do {
-      const Outcome outcome = take_next(message, grow);
-      if (outcome != NOTHING) return outcome;
-    } while (wait_until(deadline));
-    return NOTHING;
+    Request request{message};
+    bool news = true;
+    while (!request.gone && news) {
+      take_next(request);
+      if (!request.gone) news = wait_until(deadline, request);
+    }
+    return request.gone ? settle(request, grow) : NOTHING;
   }
 
   void rest(int64_t timeout_ns) {
@@ -152,25 +165,50 @@ class Reader {
   }
 
  private:
-  // Called by a thread of Fast DDS.
+  // Called by the thread that has brought a message, one of Fast DDS's or a publisher's of this process.
   static void note(const void* reader, size_t) {
     auto& self = *static_cast<Reader*>(const_cast<void*>(reader));
+    Request* const request = self.accept();
+    if (!request) return;
+    self.take_next(*request);
     const std::lock_guard<std::mutex> lock(self.mutex_);
-    self.news_ = true;
+    self.filling_ = false;
     self.changed_.notify_all();
   }
 
-  // Whether something new may be there.
-  bool wait_until(std::chrono::steady_clock::time_point deadline) {
+  // What is on offer, which is to be filled then. Who waits is woken in any case.
+  Request* accept() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Request* const request = std::exchange(offered_, nullptr);
+    if (request) filling_ = true;
+    else news_ = true;
+    changed_.notify_all();
+    return request;
+  }
+
+  // Offers a request to who brings the next message. Returns whether something new may be there besides what fills it.
+  bool wait_until(std::chrono::steady_clock::time_point deadline, Request& request) {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait_until(lock, deadline, [this] { return news_ || woken_; });
+    const bool offers = request.message.capacity <= MOST_FILLED;
+    if (offers && !news_) offered_ = &request;
+    changed_.wait_until(lock, deadline, [&] { return news_ || woken_ || (offers && !offered_); });
+    offered_ = nullptr;
+    if (filling_) wait_for_filling(lock);
     const bool news = news_ && !woken_;
     news_ = woken_ = false;
     return news;
   }
 
-  Outcome take_next(Message& message, Grow grow) {
-    Request request{message};
+  void wait_for_filling(std::unique_lock<std::mutex>& lock) {
+    lock.unlock();
+    const auto end = std::chrono::steady_clock::now() + SPIN;
+    while (filling_ && std::chrono::steady_clock::now() < end) {
+    }
+    lock.lock();
+    changed_.wait(lock, [this] { return !filling_; });
+  }
+
+  void take_next(Request& request) {
     rmw_fastrtps_shared_cpp::SerializedData data{ROS_MESSAGE, &request, &callbacks_};
     SampleInfo info;
     while (reader_->get_first_untaken_info(&info) == FOUND) {
@@ -179,12 +217,10 @@ class Reader {
       const bool taken = infos_.length() > 0;
       values_.length(0);
       infos_.length(0);
-      message.received_ns = info.reception_timestamp.to_ns();
-      if (request.seen) return settle(request, grow);
-      if (info.valid_data) return UNREADABLE;
-      if (!taken) break;  // what tells of writers that have gone may stay
+      request.message.received_ns = info.reception_timestamp.to_ns();
+      request.gone = request.seen || info.valid_data;
+      if (request.gone || !taken) break;  // what tells of writers that have gone may stay
     }
-    return NOTHING;
   }
 
   rmw_subscription_t* subscription_;
@@ -195,6 +231,8 @@ class Reader {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool news_ = false, woken_ = false;
+  Request* offered_ = nullptr;
+  std::atomic<bool> filling_{false};  // looked at without the lock, too
 };
 
 }  // namespace

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -25,6 +27,22 @@ class Deadlines:
         skipped = max(0, late_ns // self.period_ns)
         self.next_ns += (skipped + 1) * self.period_ns
         return late_ns, skipped
+
+
+class UsualTime:
+    """How long a piece of work is expected to take: the median of the last 20 times, because a slow one says
+    nothing about the next."""
+
+    def __init__(self) -> None:
+        self._took_ns = deque[int](maxlen=20)
+
+    def note(self, took_ns: int) -> None:
+        self._took_ns.append(took_ns)
+
+    @property
+    def ns(self) -> int:
+        """0 until it has been done once."""
+        return round(median(self._took_ns)) if self._took_ns else 0
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from flashrt_ros.control.pacing import Deadlines, PaceMeter
+from flashrt_ros.control.pacing import Deadlines, PaceMeter, UsualTime
 from flashrt_ros.nodes.clock import SPIN_NS, LoopClock
 from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.scheduling import wake_exactly
 
 _WINDOW_S = 10.0
+
+_MOST_AHEAD_NS = SPIN_NS // 2
+"""How far before its deadline a tick may begin, so that its work is done then and not behind it."""
 
 _IN_TIME_NS = 5_000_000
 """Later than this a tick was held up by the one before, not by the scheduler."""
@@ -34,7 +37,8 @@ class Early:
 class FixedRateLoop:
     """Calls `tick(ros_now_ns)` at `rate_hz` between start and stop.
 
-    tick: may return when its work was done [monotonic, ns], which on real time is how late it was.
+    tick: may return when its work was done [monotonic, ns], which on real time is how late it was. If it is
+        prepared early it begins before its deadline by what that usually takes, `_MOST_AHEAD_NS` at most.
     begin: called first in the thread.
     gates: are told of every tick on real time, for other work to keep out of its way.
     early: what is done ahead of a deadline on real time; simulated time does not say what comes next.
@@ -60,7 +64,7 @@ class FixedRateLoop:
         self._next: tuple[LoopClock, int] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.meter = self._new_meter()
+        self.meter, self._usual = self._new_meter(), UsualTime()
         self.skipped = 0
         self.failure = ''
 
@@ -102,6 +106,7 @@ class FixedRateLoop:
                 self._before(late_ns < _IN_TIME_NS)
                 done_ns = self._tick(clock.ros_now_ns())
                 if done_ns is not None and not clock.simulated:
+                    self._usual.note(done_ns - now_ns)
                     late_ns += done_ns - now_ns
                 self.meter.note(now_ns, late_ns)
         except Exception:
@@ -125,9 +130,9 @@ class FixedRateLoop:
             self._be_ready(self._early, clock, due_ns)
         return not self._stop.is_set()
 
-    @staticmethod
-    def _be_ready(early: Early, clock: LoopClock, due_ns: int) -> None:
+    def _be_ready(self, early: Early, clock: LoopClock, due_ns: int) -> None:
         early.prepare(clock.ros_at(due_ns), due_ns)
+        begin_ns = due_ns - min(self._usual.ns, _MOST_AHEAD_NS)
         clock.rest_until(due_ns - SPIN_NS)
         early.prepare(clock.ros_at(due_ns), due_ns)
-        clock.spin_until(due_ns)
+        clock.spin_until(begin_ns)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 
-_REMEMBERED = 20
-"""Durations of the work, whose median is expected."""
+from flashrt_ros.control.pacing import UsualTime
 
 
 class TickGate:
@@ -30,7 +27,7 @@ class TickGate:
     ) -> None:
         self._longest_ns, self._into_ns, self._now_ns = longest_ns, into_ns, now_ns
         self._due_ns: int | None = None
-        self._took_ns = deque[int](maxlen=_REMEMBERED)
+        self._usual = UsualTime()
         self._awaited, self._passed = False, threading.Event()
 
     def expect(self, due_ns: int | None) -> None:
@@ -45,17 +42,13 @@ class TickGate:
         self._await_room()
         began_ns = self._now_ns()
         yield
-        self._took_ns.append(self._now_ns() - began_ns)
+        self._usual.note(self._now_ns() - began_ns)
 
     def _await_room(self) -> None:
-        expected_ns = min(self._usual_ns(), self._longest_ns)
+        expected_ns = min(self._usual.ns, self._longest_ns)
         self._passed.clear()
         self._awaited = True
         due_ns = self._due_ns
         if due_ns is not None and due_ns - self._now_ns() < expected_ns:
             self._passed.wait((expected_ns + self._longest_ns) * 1e-9)
         self._awaited = False
-
-    def _usual_ns(self) -> int:
-        """One slow piece of work is no reason to keep all that follow from the tick that they could reach."""
-        return round(median(self._took_ns)) if self._took_ns else 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flashrt_ros.control import ChunkError, Planner
-from flashrt_ros.control.pacing import Deadlines, PaceMeter
+from flashrt_ros.control.pacing import Deadlines, PaceMeter, UsualTime
 from flashrt_ros.ingest import JointMap, Taken
 from flashrt_ros.policy import Observation, Prediction
 
@@ -28,6 +28,17 @@ def test_a_clock_set_back_begins_a_new_series():
     deadlines = Deadlines(100, 10_000)
     assert deadlines.meet(500) == (0, 0)
     assert deadlines.next_ns == 600
+
+
+def test_one_slow_time_changes_nothing_about_what_is_usual():
+    usual = UsualTime()
+    assert usual.ns == 0
+    for took_ns in (10, 12, 5000, 11, 13):
+        usual.note(took_ns)
+    assert usual.ns == 12
+    for took_ns in range(100, 120):
+        usual.note(took_ns)
+    assert 109 <= usual.ns <= 110
 
 
 def test_pace_of_the_last_deadlines():

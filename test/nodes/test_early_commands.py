@@ -235,6 +235,55 @@ def test_a_loop_prepares_before_every_deadline_and_never_ticks_before_it():
     assert np.median(early) > MS
 
 
+class SetClock:
+    """A `LoopClock` on which nothing takes time but waiting and `work`."""
+
+    simulated = False
+
+    def __init__(self):
+        self.ns = 1_000 * MS
+
+    def now_ns(self):
+        return self.ns
+
+    ros_now_ns = now_ns
+
+    def ros_at(self, steady_ns):
+        return steady_ns
+
+    def rest_until(self, steady_ns):
+        self.ns = max(self.ns, steady_ns)
+
+    spin_until = rest_until
+
+    def wait_until(self, deadline_ns, stop):
+        self.rest_until(deadline_ns)
+        return not stop.is_set()
+
+
+@pytest.mark.parametrize(('work_us', 'late_us'), [(0, 0), (25, 0), (40, 0), (45, 5), (5000, 4960)])
+def test_work_begins_so_that_it_is_usually_done_at_the_deadline(work_us, late_us):
+    clock, done, due = SetClock(), [], []
+
+    def tick(now_ns):
+        clock.ns += work_us * 1000 * (50 if len(done) == 30 else 1)  # and one slow time does not change that
+        done.append(clock.ns)
+        if len(done) == 60:
+            loop._stop.set()
+        return clock.ns
+
+    def prepare(ros_ns, due_ns):
+        due[len(done) :] = [due_ns]
+
+    loop = FixedRateLoop('commands', 100.0, tick, get_logger('early'), early=Early(prepare, 2 * MS))
+    due.append(clock.ns)
+    loop._run(clock)
+    late = [(at - due_ns) // 1000 for at, due_ns in zip(done, due, strict=True)]
+    assert late[0] == work_us  # of the first nothing is known
+    assert set(late[1:30] + late[40:]) == {late_us}
+    assert loop.skipped == (23 if work_us == 5000 else 0)
+
+
 def test_another_thread_prepares_what_is_next_while_the_loop_sleeps():
     calls, began = [], threading.Event()
 

@@ -8,6 +8,9 @@
 //   3  the upper warps meet among themselves and store a table, all meet, the lower ones load from it; the upper ones store, all
 //      meet, the lower ones load, and only arrive at a barrier where the upper ones wait before they store again: right, as the
 //      ends of flow steps in kernels/expert_ends.cuh.
+//   4  the halves of a block store, all meet, each loads what the other stored, the two warps that have loaded each other's meet;
+//      then the lower half waits at a barrier where one upper warp only arrives, and all begin again: right, as `add_groups` in
+//      kernels/expert_norm.cuh with `send_parts` and `gather_parts` in kernels/expert_residual.cuh.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -114,6 +117,36 @@ __global__ void __launch_bounds__(ALL_THREADS, 1) lower_half_arrives(uint32_t* o
   out[threadIdx.x] = sum;
 }
 
+__device__ float add_halves(float4 (*exchange)[4][128], float sum) {
+  const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
+  for (int i = 0; i < 4; i++) exchange[group][i][thread] = make_float4(sum, i, thread, group);
+  all_meet();
+  for (int i = 0; i < 4; i++) {
+    const float4 other = exchange[1 - group][i][thread];
+    sum += other.x + other.y + other.z + other.w;
+  }
+  asm volatile("bar.sync %0, 64;" ::"r"(8 + thread / 32) : "memory");
+  return sum;
+}
+
+__global__ void __launch_bounds__(ALL_THREADS, 1) partners_meet(float* out) {
+  __shared__ float4 exchange[2][4][128];
+  __shared__ float own[128];
+  if (threadIdx.x >= THREADS) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float sum = threadIdx.x;
+  for (int step = 0; step < 4; step++) {
+    sum = add_halves(exchange, sum);
+    if (warp % 4 == 1) own[warp / 4 * 64 + lane] = sum, own[warp / 4 * 64 + 32 + lane] = sum;
+    if (warp == 5) asm volatile("bar.arrive 6, 160;" ::: "memory");
+    if (warp < 4) {
+      asm volatile("bar.sync 6, 160;" ::: "memory");
+      sum += own[threadIdx.x];
+    }
+  }
+  out[threadIdx.x] = sum;
+}
+
 int main(int count, char** arguments) {
   uint32_t* out;
   cudaMalloc(&out, 2 * THREADS * sizeof(*out));
@@ -121,6 +154,7 @@ int main(int count, char** arguments) {
     case 0: race<<<1, ALL_THREADS>>>(out); break;
     case 1: barrier_of_some_warps<<<1, ALL_THREADS>>>(out); break;
     case 3: lower_half_arrives<<<1, ALL_THREADS>>>(out); break;
+    case 4: partners_meet<<<1, ALL_THREADS>>>(reinterpret_cast<float*>(out)); break;
     default: one_lane_arrives<<<2, THREADS>>>(out);
   }
   const cudaError_t error = cudaDeviceSynchronize();

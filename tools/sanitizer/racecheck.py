@@ -2,7 +2,7 @@
 
 usage: python tools/sanitizer/racecheck.py [pytest arguments]
 
-racecheck (CUDA 13.0) does not follow three ways to wait that the kernels use, and reports races where there
+racecheck (CUDA 13.0) does not follow four ways to wait that the kernels use, and reports races where there
 are none, though not each time. That it does so is shown at every run, by small kernels that are right
 (controls.cu); only then are reports about the places that wait so left out. All others make this fail, and so
 does a control that is judged otherwise than expected.
@@ -42,6 +42,7 @@ CONTROLS = {
             ('embed_actions', 'load_ends'),
         ),
     ),
+    4: ('a warp that only arrives between barriers of two and of all', (('add_groups', 'add_groups'),)),
 }
 """Control -> what it is, and the functions that wait so: who reads, and who writes. All are reported."""
 

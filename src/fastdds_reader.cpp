@@ -189,7 +189,7 @@ class Reader {
   // Offers a request to who brings the next message. Returns whether something new may be there besides what fills it.
   bool wait_until(std::chrono::steady_clock::time_point deadline, Request& request) {
     std::unique_lock<std::mutex> lock(mutex_);
-    const bool offers = request.message.capacity <= MOST_FILLED;
+    const bool offers = request.message.memory && request.message.capacity <= MOST_FILLED;
     if (offers && !news_) offered_ = &request;
     changed_.wait_until(lock, deadline, [&] { return news_ || woken_ || (offers && !offered_); });
     offered_ = nullptr;

@@ -43,7 +43,7 @@ joint states."""
 WATCH_WAITS_NS = 5_000_000
 """It waits about so long for the tick that may be under way, and no longer."""
 
-UNDISTURBED_NS = SPIN_NS + 90_000
+UNDISTURBED_NS = SPIN_NS + 70_000
 """Before a deadline whose command is made ahead: half of all takings are longer than foreseen."""
 
 

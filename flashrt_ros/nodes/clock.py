@@ -12,8 +12,8 @@ _POLL_S = 0.05
 _FINE_NS = 2_000_000
 """The last stretch of a wait is slept without a lock, which wakes more exactly."""
 
-SPIN_NS = 80_000
-"""Before a deadline that is to be met exactly: a sleeping thread wakes some 50 us late, seldom 100."""
+SPIN_NS = 130_000
+"""Before a deadline that is to be met exactly: a sleeping thread wakes some 30 to 50 us late, seldom 100."""
 
 
 def ros_now_ns(clock: ROSClock) -> int:

@@ -1,7 +1,7 @@
 """Messages from Fast DDS into memory of our own, waited for and copied once by src/fastdds_reader.cpp.
 
-Against rcl's way (`serialized_take`) it saves a copy, and the wait for Python's lock between a message's
-arrival and its copy.
+Against rcl's way (`serialized_take`) it saves a copy, and between a message's arrival and its copy the wait
+for a thread to wake and for Python's lock.
 """
 
 from __future__ import annotations

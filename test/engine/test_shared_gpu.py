@@ -12,7 +12,7 @@ from engine.reference import random_guide
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
-NEIGHBOURS, RUNS = 4, 3000
+NEIGHBOURS, RUNS = 4, 1000
 
 NEIGHBOUR = """
 import torch

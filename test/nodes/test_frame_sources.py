@@ -260,6 +260,36 @@ def test_a_burst_is_taken_whole_though_nobody_takes_meanwhile(camera):
     assert [data[0] for *_, data in camera.sink.seen] == [0, 1, 2, 3, 4]
 
 
+@both_ways
+def test_frames_that_come_without_a_pause_from_two_sides_are_whole(camera, way):
+    camera.open(way)
+    keep, torn = camera.sink.keep, []
+
+    def look(frame):
+        pixels = np.frombuffer(frame.data, np.uint8)
+        if not (pixels == pixels[0]).all() or len(pixels) != frame.height * frame.step:
+            torn.append(frame.sequence)
+        keep(frame)
+
+    camera.sink.keep = look
+    second = camera.graph.tester.create_publisher(Image, '/camera', 1)
+    wait_for_match(second, next(s for s in camera.node.subscriptions if s.topic == '/camera'))
+
+    def publish(publisher, values, height):
+        for value in values:
+            publisher.publish(serialize_message(image(height, 320, value=value)))
+
+    sides = [(camera.publisher, range(100), 240), (second, range(100, 200), 120)]
+    threads = [threading.Thread(target=publish, args=side) for side in sides]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    camera.send(image(value=255))
+    assert torn == []
+    assert len({data[0] for *_, data in camera.sink.seen}) > 20  # of frames that wait the latest win
+
+
 def test_memory_that_grows_does_not_wait_for_a_publisher_in_the_same_process(camera):
     """Which holds Python's lock while Fast DDS gives its message to the reader, under the reader's lock."""
     camera.open()

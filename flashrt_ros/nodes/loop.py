@@ -17,7 +17,7 @@ from flashrt_ros.scheduling import wake_exactly
 
 _WINDOW_S = 10.0
 
-_MOST_AHEAD_NS = SPIN_NS // 2
+_MOST_AHEAD_NS = 40_000
 """How far before its deadline a tick may begin, so that its work is done then and not behind it."""
 
 _IN_TIME_NS = 5_000_000

@@ -16,7 +16,10 @@
 #include "expert_common.cuh"
 
 constexpr uint32_t PENDING = 0xffffffffu;
-constexpr int PATIENCE = 1 << 22;  // looks, some seconds: an error is better than a silent robot
+#ifndef PATIENCE_LOOKS
+#define PATIENCE_LOOKS (1 << 22)  // some seconds: an error is better than a silent robot
+#endif
+constexpr int PATIENCE = PATIENCE_LOOKS;
 
 __device__ __forceinline__ uint4 look(const uint4* source) {
   uint4 v;

@@ -10,8 +10,11 @@ from pathlib import Path
 KERNELS = Path(__file__).parents[2] / 'kernels'
 KERNEL = re.compile(r'__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
 
-ENVIRONMENT = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1'}
-"""Without torch's caching allocator every tensor is an allocation of its own, which the sanitizer knows."""
+ENVIRONMENT = {**os.environ, 'PYTORCH_NO_CUDA_MEMORY_CACHING': '1', 'PATIENCE_LOOKS': str(1 << 28)}
+"""Without torch's caching allocator every tensor is an allocation of its own, which the sanitizer knows.
+
+Blocks look for what others give them as fast as ever, while those others take far longer: so they look for
+minutes before they give up, not for seconds (kernels/expert_exchange.cuh)."""
 
 
 def pytest_under(sanitizer: list[str], pytest_arguments: list[str]) -> list[str]:

@@ -128,6 +128,10 @@ class Pieces:
         except Exception as error:  # The reader raises whatever its struct, text and database calls do.
             return self._salvaged(file, plain, error)
         self._stack.callback(reader.close)
+        if lost := sum(not _is_named(connection) for connection in reader.connections):
+            self.faults.append(
+                f'{file.name}: {lost} of {len(reader.connections)} topics have no name or type'
+            )
         return reader
 
     def _salvaged(self, file: Path, plain: Path, error: Exception) -> Source | None:
@@ -168,10 +172,16 @@ def _by_time(parts: list[tuple[int, Iterator[Item]]]) -> Iterator[Item]:
             heapq.heappush(waiting, (first[1], number, first, iterator))
 
 
+def _is_named(connection: Connection) -> bool:
+    """What a damaged database has for a name is anything, or nothing."""
+    return isinstance(connection.topic, str) and isinstance(connection.msgtype, str)
+
+
 def _merged(sources: list[Source]) -> list[Connection]:
+    """One connection for each topic and type, of those that are named."""
     merged: dict[tuple[str, str], Connection] = {}
     for source in sources:
-        for connection in source.connections:
+        for connection in filter(_is_named, source.connections):
             key = (connection.topic, connection.msgtype)
             earlier = merged[key].msgcount if key in merged else 0
             merged[key] = connection._replace(id=len(merged), msgcount=earlier + connection.msgcount)

@@ -1,7 +1,8 @@
 """Any damage to a bag gives observations, or an error that says what is wrong; never a traceback, never no
 end."""
 
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rosbags.rosbag2 import StoragePlugin
 from evaluation.robots import BagMaker, write_config
 from flashrt_ros.configuration import load_config
 from flashrt_ros.errors import FlashRTError
-from flashrt_ros.evaluation.bag import open_bag
+from flashrt_ros.evaluation.bag import BagError, open_bag
 from flashrt_ros.evaluation.inspection import inspect_bag
 from flashrt_ros.evaluation.replay.feed import Feed, find_sources
 from flashrt_ros.evaluation.replay.watch import Latency, Looked, Watch
@@ -95,6 +96,28 @@ def test_overwritten_stretches(whole, config, tmp_path, place, length, value):
         content[:begin] + bytes([value]) * min(length, len(content) - begin) + content[begin + length :]
     )
     watch(path, config)
+
+
+@pytest.mark.parametrize(('column', 'value'), [('name', None), ('name', b'/a'), ('type', None), ('type', 7)])
+def test_a_topic_that_has_lost_its_name_or_type(tmp_path, column, value):
+    folder = BagMaker(seconds=0.5, storage=StoragePlugin.SQLITE3, size=(16, 16)).write(tmp_path / 'bag')
+    path = next(folder.glob('*.db3'))
+    with closing(sqlite3.connect(path)) as database, database:
+        sql = database.execute("SELECT sql FROM sqlite_master WHERE name = 'topics'").fetchone()[0]
+        database.execute('PRAGMA writable_schema = 1')
+        loose = sql.replace('NOT NULL', '').replace(f'{column} TEXT', column)
+        database.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'topics'", (loose,))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(f'UPDATE topics SET {column} = ? WHERE id = (SELECT min(id) FROM topics)', (value,))
+    with pytest.raises(BagError, match=r'1 of \d topics have no name or type'):
+        open_bag(path)
+    with open_bag(path, readable_part=True) as bag:
+        names = set(bag.topics)
+        assert names
+        assert len(list(bag.records())) == sum(topic.count for topic in bag.topics.values()) > 0
+    found = inspect_bag(path)
+    assert set(found['topics']) == names
+    assert 'have no name or type' in found['fault']
 
 
 def test_the_whole_bag_is_read_to_its_end(whole, config, tmp_path):

@@ -42,7 +42,7 @@ class FixedRateLoop:
     begin: called first in the thread.
     gates: are told of every tick on real time, for other work to keep out of its way.
     early: what is done ahead of a deadline on real time; simulated time does not say what comes next.
-    before: called at the deadline, before the tick, with whether it was met in time; it may wait.
+    before: called when a tick begins, before it, with whether it was met in time; it may wait.
     meter: rate and lateness over the last ten seconds. skipped: deadlines not served in time.
     failure: why the thread has ended by itself, or ''.
     """

@@ -2,7 +2,7 @@
 end."""
 
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -46,9 +46,14 @@ def observations(path, config):
 
 
 def watch(path, config):
+    """Look at a damaged bag in both ways: each succeeds, or is refused with what, where and how to mend it."""
     for look in (observations, lambda path, _: inspect_bag(path)):
-        with suppress(FlashRTError):
+        refusal = None
+        try:
             look(path, config)
+        except FlashRTError as error:
+            refusal = error
+        assert refusal is None or all((refusal.what, refusal.where, refusal.fix))
 
 
 @LIMITS

@@ -42,7 +42,10 @@ CONTROLS = {
             ('embed_actions', 'load_ends'),
         ),
     ),
-    4: ('a warp that only arrives between barriers of two and of all', (('add_groups', 'add_groups'),)),
+    4: (
+        'a warp that only arrives between barriers of two and of all',
+        (('add_groups<(int)16, (int)4>', 'add_groups<(int)16, (int)4>'),),
+    ),
 }
 """Control -> what it is, and the functions that wait so: who reads, and who writes. All are reported."""
 

@@ -46,7 +46,7 @@ def observations(path, config):
 
 
 def watch(path, config):
-    """Look at a damaged bag in both ways: each succeeds, or is refused with what, where and how to mend it."""
+    """Look at a damaged bag in both ways: each succeeds, or is refused with what, where and a remedy."""
     for look in (observations, lambda path, _: inspect_bag(path)):
         refusal = None
         try:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from benchmarks.expert_trial import ExpertTrial, TrialShape, capture
+from benchmarks.expert_trial import ExpertTrial, TrialShape
 from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.graph import StagedGraph
 from flashrt_ros.engine.cuda.library import KernelLibrary
 
 LAYERS, STEPS, CAPACITY = 18, 10, 712
@@ -26,13 +27,14 @@ REPLAYS, WARM_UP = 300, 20
 
 def replay_times(library: KernelLibrary, launch: Callable[[], None], replays: int = REPLAYS) -> Tensor:
     """Sorted milliseconds of graph replays."""
-    graph, stream = capture(library, launch)
+    stream = library.context.new_stream()
+    graph = StagedGraph([('loop', launch)], stream)
     times = []
     with torch.cuda.stream(stream):
         for _ in range(replays + WARM_UP):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            graph.replay()
+            graph.launch()
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end))

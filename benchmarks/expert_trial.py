@@ -7,7 +7,6 @@ says what is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,24 +154,6 @@ def exact_loop(
     else:
         forward = PlainDenoise(operators, spec, own_weights(packed), {}, cache, keeps=True)
     return ExactDenoise(operators, BackwardOperators(library), forward, packed, cache, stamps)
-
-
-@torch.no_grad()
-def capture(
-    library: KernelLibrary, launch: Callable[[], None]
-) -> tuple[torch.cuda.CUDAGraph, torch.cuda.Stream]:
-    """A graph of what `launch` records, and the stream of its own on which it ran once before.
-
-    That stream waits for what the current one was given to do: weights and buffers may still be on their way.
-    """
-    stream, graph = library.context.new_stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        launch()
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        launch()
-    return graph, stream
 
 
 def small_policy(family: str, shape: TrialShape) -> PolicySpec:

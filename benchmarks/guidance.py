@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from benchmarks.expert_loop import CAPACITY, LAYERS, STEPS, WARM_UP, percentiles, timeline
-from benchmarks.expert_trial import ExpertTrial, TrialShape, capture, exact_loop
+from benchmarks.expert_trial import ExpertTrial, TrialShape, exact_loop
 from flashrt_ros.engine.cuda.device import find_gpu
+from flashrt_ros.engine.cuda.graph import StagedGraph
 from flashrt_ros.engine.cuda.library import KernelLibrary
 from flashrt_ros.engine.expert.exact import ExactDenoise
 from flashrt_ros.models.guidance import Guide, guidance_weight
@@ -53,8 +54,11 @@ class Loops:
 
     def __init__(self, trial: ExpertTrial, exact: ExactDenoise) -> None:
         self.trial, self.exact = trial, exact
-        plain, self.stream = capture(trial.library, trial.loop.launch)
-        self._graphs = {False: plain, True: capture(trial.library, exact.run)[0]}
+        self.stream = trial.library.context.new_stream()
+        works = {False: trial.loop.launch, True: exact.run}
+        self._graphs = {
+            is_exact: StagedGraph([('loop', work)], self.stream) for is_exact, work in works.items()
+        }
 
     def stage(self, guide: Guide | None, noise: Tensor, state: Tensor) -> None:
         """On the current stream."""
@@ -67,7 +71,7 @@ class Loops:
             self.trial.stage(noise, state)
 
     def replay(self, guide: Guide | None) -> None:
-        self._graphs[guide is not None and guide.method == 'exact'].replay()
+        self._graphs[guide is not None and guide.method == 'exact'].launch()
 
 
 def times_in_turn(

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks.expert_trial import ExpertTrial, TrialShape, capture
+from benchmarks.expert_trial import ExpertTrial, TrialShape
 from engine.reference import cosine, random_guide
+from flashrt_ros.engine.cuda.graph import StagedGraph
 
 pytestmark = pytest.mark.gpu
 
@@ -62,22 +63,14 @@ def test_guided_actions_are_those_of_the_plain_model(library, family, precision,
 def test_one_graph_serves_every_prefix_length(library):
     trial = ExpertTrial(library, 'pi05', 'bf16', TrialShape())
     trial.observe(562)
-    graph, _ = capture(library, trial.loop.launch)
+    graph = StagedGraph([('loop', trial.loop.launch)], library.context.new_stream())
     for length in (1, 64, 65, 700):
         observed = trial.observe(length)
         trial.stage(*observed)
-        graph.replay()
+        graph.launch()
         torch.cuda.synchronize()
         added = trial.loop.actions - observed[0]
         assert cosine(added, trial.expected(*observed) - observed[0]) > LEAST_COSINE['bf16']
-
-
-def test_what_is_captured_waits_for_what_is_on_its_way(library):
-    source, seen = torch.zeros(2, 1, device='cuda')
-    torch.cuda._sleep(100_000_000)
-    source.fill_(1)
-    capture(library, lambda: seen.copy_(source))
-    assert seen == 1
 
 
 @pytest.mark.parametrize(('family', 'precision'), [('pi05', 'fp8'), ('pi0', 'int8')])

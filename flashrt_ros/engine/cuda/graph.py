@@ -19,9 +19,12 @@ class StagedGraph:
 
     timed: record an event between stages inside the graph, for `stage_seconds`; without, there are none. The
     functions must launch on the current stream, allocate nothing that outlives them and synchronise nowhere.
+    What the stream that is current now was given to do, such as filling their buffers, is waited for.
     """
 
-    def __init__(self, stages: Sequence[Stage], stream: torch.cuda.Stream, pool: Any, timed: bool) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], stream: torch.cuda.Stream, pool: Any = None, timed: bool = False
+    ) -> None:
         self.names = tuple(name for name, _ in stages)
         self._works = [work for _, work in stages]
         self._stream = stream
@@ -48,6 +51,7 @@ class StagedGraph:
 
     def _warm_up(self) -> None:
         """Run once uncaptured: libraries create their handles and workspaces, kernels are loaded."""
+        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for work in self._works:
                 work()

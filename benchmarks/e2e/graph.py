@@ -83,5 +83,6 @@ def _report(setting: Setting, listener: Listener, sent: dict[str, Any]) -> dict[
         'blocked': len(recording.blocked),
         'commands': len(recording.commands),
         'streamer': listener.pace,
+        'streamer_scheduling': listener.scheduling,
         'milliseconds': {name: percentiles(values) for name, values in milliseconds.items()},
     }

@@ -27,13 +27,15 @@ STAGES = ('transport', 'wait', 'take', 'preprocess', 'vision', 'prefill', 'denoi
 class Listener:
     """recording: what has come since it was replaced. counts: input -> what the policy node has counted.
 
-    pace: rate and lateness of the commands over the last ten seconds, as the streamer says.
+    pace: rate and lateness of the commands over the last ten seconds, as the streamer says. scheduling:
+    how it is scheduled, in its words.
     """
 
     def __init__(self, node: Node, commands: str) -> None:
         self.recording, self._reader = Recording(), StateReader()
         self.counts: dict[str, dict[str, int]] = {}
         self.pace: dict[str, float] = {}
+        self.scheduling = ''
         node.create_subscription(InferenceStats, 'inference_stats', self._stats, ALL)
         node.create_subscription(ActionChunk, 'action_chunk', self._chunk, ALL)
         node.create_subscription(ActionChunk, 'executing_chunk', self._executing, ALL)
@@ -75,6 +77,7 @@ class Listener:
             values = {pair.key: pair.value for pair in status.values}
             if node.endswith('action_streamer') and not name:
                 pace = {key: value for key, value in values.items() if key.startswith('command ')}
+                self.scheduling = values['scheduling']
                 self.pace = {key: float(value) for key, value in pace.items() if value != 'not running'}
             if node.endswith('policy_node') and name:
                 self.counts[name] = {key: int(values[key]) for key in ('received', 'rejected', 'unused')}

@@ -33,7 +33,8 @@ def _block(setting: dict[str, Any]) -> str:
     pace = setting['streamer']
     if pace:
         late = ', '.join(f'{key[8:]} {value:.3g}' for key, value in pace.items())
-        lines += ['', f'Streamer: {late}']
+        scheduling = setting.get('streamer_scheduling', 'not recorded')
+        lines += ['', f'Streamer: {late} (scheduling: {scheduling})']
     return '\n'.join(lines)
 
 

@@ -32,7 +32,15 @@ from flashrt_ros.nodes.polling import Polled, PolledStates, never
 from flashrt_ros.nodes.qos import COMMAND
 from flashrt_ros.nodes.tick_gate import TickGate
 from flashrt_ros.nodes.watchdog import Watchdog
-from flashrt_ros.scheduling import describe, outrank, prioritise, run_on, spare_collector, switch_quickly
+from flashrt_ros.scheduling import (
+    describe,
+    outrank,
+    prioritise,
+    run_on,
+    spare_collector,
+    switch_quickly,
+    take_short_turns,
+)
 
 _SECTIONS = ('robot', 'joint_states', 'rates', 'output', 'executor', 'safety', 'tracing', 'scheduling')
 
@@ -171,7 +179,7 @@ class ActionStreamer(ManagedNode):
         if denied:
             logger.warning(f'scheduling.streamer_priority: {denied}')
             self._priority = None
-        self._scheduling = denied or describe()
+        self._scheduling = f'{describe()} ({denied})' if denied else describe()
 
     def _schedule_commands(self) -> None:
         if self._priority is not None:
@@ -223,6 +231,7 @@ def early_of(config: RobotConfig, prepare: Callable[[int, int], None]) -> Early 
 def main(args: list[str] | None = None) -> int:
     # Of the process, not of the node: others may run beside it in theirs.
     switch_quickly()
+    take_short_turns()
     spare_collector()
     return run(ActionStreamer, args)
 

@@ -12,6 +12,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 
+from flashrt_ros.scheduling import TURN_NS, turn_of
 from nodes.graph import Sensors
 from nodes.test_processes import drive
 
@@ -29,6 +30,12 @@ def may_have_priority():
             os._exit(1)
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
+
+
+def keeps_turns():
+    """Linux keeps what is asked for a turn since 6.12."""
+    major, minor = os.uname().release.split('.')[:2]
+    return (int(major), int(re.match(r'\d+', minor)[0])) >= (6, 12)
 
 
 def without_right():
@@ -84,13 +91,35 @@ def test_all_threads_have_the_priority_and_the_command_thread_one_above(graph, s
     assert reported(graph, seen) == 'SCHED_FIFO 50'
 
 
-def test_without_the_setting_nothing_is_asked_of_the_system(graph, start, robot_yaml):
+@pytest.mark.skipif(not keeps_turns(), reason='Linux looks at the length of turns since 6.12')
+@pytest.mark.parametrize('denied', [False, True])
+def test_without_priority_every_thread_takes_short_turns(graph, start, robot_yaml, denied):
+    config = robot_yaml({'scheduling': {'streamer_priority': 50}} if denied else {})
+    seen = graph.watch(DiagnosticArray, '/diagnostics')
+    streamer = start('action_streamer', f'config:={config}', in_child=without_right if denied else None)
+    drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
+    threads = [int(entry.name) for entry in Path(f'/proc/{streamer.pid}/task').iterdir()]
+    assert {turn_of(one) for one in threads} == {TURN_NS}
+    assert 'turns of 0.1 ms' in reported(graph, seen)
+
+
+@pytest.mark.skipif(not may_have_priority(), reason='this user has no right to real-time priority')
+def test_a_priority_that_the_process_was_started_with_is_kept(graph, start, robot_yaml):
+    def with_priority():
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))
+
+    streamer = start('action_streamer', f'config:={robot_yaml()}', in_child=with_priority)
+    drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
+    assert {(os.SCHED_FIFO, 20)} == {one[:2] for one in scheduled(streamer)}
+
+
+def test_without_the_setting_the_streamer_has_no_priority(graph, start, robot_yaml):
     seen = graph.watch(DiagnosticArray, '/diagnostics')
     streamer = start('action_streamer', f'config:={robot_yaml()}')
     drive(graph, 'action_streamer', CONFIGURE, ACTIVATE)
     assert {one[0] for one in scheduled(streamer)} == {os.SCHED_OTHER}
     assert {frozenset(one[2]) for one in scheduled(streamer)} == {frozenset(os.sched_getaffinity(0))}
-    assert reported(graph, seen) == 'usual'
+    assert reported(graph, seen).startswith('usual')
 
 
 def test_a_priority_that_is_denied_is_told_and_the_node_runs(graph, start, robot_yaml):

@@ -77,7 +77,7 @@ class Listener:
             values = {pair.key: pair.value for pair in status.values}
             if node.endswith('action_streamer') and not name:
                 pace = {key: value for key, value in values.items() if key.startswith('command ')}
-                self.scheduling = values['scheduling']
+                self.scheduling = values.get('scheduling', '')
                 self.pace = {key: float(value) for key, value in pace.items() if value != 'not running'}
             if node.endswith('policy_node') and name:
                 self.counts[name] = {key: int(values[key]) for key in ('received', 'rejected', 'unused')}

@@ -8,6 +8,8 @@ from statistics import median
 
 import numpy as np
 
+from flashrt_ros.percentiles import percentiles
+
 
 class Deadlines:
     """Deadlines at begin + k * period: lateness never adds up."""
@@ -81,6 +83,6 @@ class PaceMeter:
         at = np.arange(noted - count, noted) % len(self._now_ns)
         spent = float(self._now_ns[at[-1]] - self._now_ns[at[0]]) * 1e-9
         late = self._late_ns[at] * 1e-9
-        p50, p99, p999 = (float(late_s) for late_s in np.percentile(late, (50, 99, 99.9)))
+        p50, p99, p999 = percentiles(late, (50, 99, 99.9))
         rate = (count - 1) / spent if spent > 0 else 0.0
         return Pace(rate, p50, p99, p999, float(late.max()))

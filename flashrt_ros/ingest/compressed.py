@@ -28,6 +28,8 @@ try:
 except ImportError:  # no distribution of ROS packages it
     simplejpeg = None
 
+Image.preinit()  # the first frame would wait for what Pillow imports when it is first used
+
 _MAGIC = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG'}
 _MODES = ('RGB', 'RGBA', 'L')
 """Pillow's names of 8-bit colour, colour with transparency, and grey."""

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.serialization import serialize_message
@@ -28,6 +27,7 @@ from flashrt_ros.nodes.feedback import executing_chunk
 from flashrt_ros.nodes.messages import chunk_to_message
 from flashrt_ros.nodes.stats import InferenceCounts, StatsWriter
 from flashrt_ros.nodes.unread_state import StateReader
+from flashrt_ros.percentiles import percentiles
 from flashrt_ros.policy import Policy, Rehearses, SeesAhead
 from flashrt_ros.tracing import stage
 
@@ -101,8 +101,8 @@ class PolicyWorker:
         values: dict[str, Any] = {}
         recent = list(self._recent_s)
         if recent:
-            p50, p99 = np.percentile(recent, (50, 99))
-            values = {'inference p50 [ms]': float(p50) * 1e3, 'inference p99 [ms]': float(p99) * 1e3}
+            p50, p99 = percentiles(recent, (50, 99))
+            values = {'inference p50 [ms]': p50 * 1e3, 'inference p99 [ms]': p99 * 1e3}
         return {**values, 'delay [rows]': self._planner.delay.foretold, **vars(self._planner.counts)}
 
     def await_frames(self, in_time: bool) -> None:

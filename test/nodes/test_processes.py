@@ -37,11 +37,11 @@ def drive(graph, name, *transitions):
         assert graph.call(change, request, 60.0).success
 
 
-def bring_up(graph, start, config):
+def bring_up(graph, start, config, **environment):
     """Both nodes as active processes, and what they publish."""
     policy, streamer = (
-        start('policy_node', f'config:={config}'),
-        start('action_streamer', f'config:={config}'),
+        start('policy_node', f'config:={config}', **environment),
+        start('action_streamer', f'config:={config}', **environment),
     )
     chunks, commands = graph.watch(ActionChunk, 'action_chunk'), graph.watch(JointTrajectory, '/commands')
     diagnostics = graph.watch(DiagnosticArray, '/diagnostics')
@@ -134,3 +134,21 @@ def test_a_middleware_that_is_not_installed_is_named(start, robot_yaml):
     assert process.wait(60) == 1
     assert "asks for 'rmw_nowhere', which is not installed (but: rmw_fastrtps_cpp" in process.output()
     assert 'Traceback' not in process.output()
+
+
+def test_nothing_is_imported_while_the_robot_moves(graph, start, robot_yaml):
+    """An import keeps Python's lock, and commands wait: 50 ms have been seen."""
+    Sensors(graph)
+    verbose = {'PYTHONPROFILEIMPORTTIME': '1'}
+    policy, streamer, _, diagnostics = bring_up(graph, start, robot_yaml(), **verbose)
+
+    for key in ('inference p50 [ms]', 'command late p50 [ms]'):
+        graph.messages_after(
+            diagnostics,
+            lambda array, key=key: any(pair.key == key for status in array.status for pair in status.values),
+            what=key,
+        )
+    for process in (policy, streamer):
+        _, activated, since = process.output().partition('activate: done')
+        assert activated
+        assert 'import time:' not in since

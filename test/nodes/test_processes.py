@@ -10,6 +10,9 @@ from diagnostic_msgs.msg import DiagnosticArray
 from flashrt_ros.msg import ActionChunk
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from nodes.graph import Sensors, wait_until
@@ -148,6 +151,11 @@ def test_nothing_is_imported_while_the_robot_moves(graph, start, robot_yaml):
             lambda array, key=key: any(pair.key == key for status in array.status for pair in status.values),
             what=key,
         )
+    for service in ('action_streamer/hold', 'action_streamer/resume', 'policy_node/reset'):
+        assert graph.call(graph.client(Trigger, service), Trigger.Request()).success
+    wanted = Parameter('executor.ramp_s', Parameter.Type.DOUBLE, 0.1).to_parameter_msg()
+    client = graph.client(SetParameters, 'action_streamer/set_parameters')
+    assert graph.call(client, SetParameters.Request(parameters=[wanted])).results[0].successful
     for process in (policy, streamer):
         _, activated, since = process.output().partition('activate: done')
         assert activated

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import platform
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,31 @@ def outrank(above: int) -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(above + 1))
 
 
+def priority_is_granted(priority: int) -> bool:
+    """Whether `prioritise`, and `outrank` after it, would succeed. Tried in a thread that ends with it."""
+    granted = []
+
+    def attempt() -> None:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority + 1))
+            granted.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return bool(granted)
+
+
+def missing_cpu(cpus: Sequence[int]) -> int | None:
+    """The first of these CPUs that this machine does not have."""
+    return min(set(cpus) - set(range(os.cpu_count() or 1)), default=None)
+
+
 def run_on(cpus: Sequence[int]) -> str:
     """Keep all threads of this process, and those they start, on these CPUs. Returns '' or why not."""
-    missing = sorted(set(cpus) - set(range(os.cpu_count() or 1)))
-    if missing:
-        return f'CPU {missing[0]} does not exist (there are {os.cpu_count()}, counted from 0): correct it'
+    missing = missing_cpu(cpus)
+    if missing is not None:
+        return f'CPU {missing} does not exist (there are {os.cpu_count()}, counted from 0): correct it'
     for thread in _threads():
         try:
             os.sched_setaffinity(thread, cpus)

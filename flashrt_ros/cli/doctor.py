@@ -21,6 +21,7 @@ from flashrt_ros.configuration import RobotConfig, load_config
 from flashrt_ros.doctor import Finding, Level
 from flashrt_ros.doctor.finding import all_well
 from flashrt_ros.doctor.machine import checkpoint_findings, decoding_finding, gpu_findings
+from flashrt_ros.doctor.scheduling import scheduling_findings
 from flashrt_ros.doctor.transport import transport_findings
 
 
@@ -46,6 +47,7 @@ def _findings(config: RobotConfig | None, listen_s: float, simulated: bool) -> I
     if config is not None:
         yield from checkpoint_findings(config)
         yield decoding_finding(config)
+        yield from scheduling_findings(config.scheduling)
     try:
         from flashrt_ros.nodes.listening import listen, middleware
     except (ImportError, SystemExit) as error:

@@ -1,9 +1,12 @@
 """Every trouble that people run into gets a line that names it, and the fix."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rights import may_have_priority, without_right
 
 from flashrt_ros.configuration import load_config, with_values
 from flashrt_ros.doctor import Finding, Level
@@ -122,6 +125,41 @@ def test_a_gpu_is_missed_only_where_it_is_wanted(monkeypatch):
     assert [finding.level for finding in gpu_findings(CONFIG)] == [Level.NOTE]
     (wanted,) = gpu_findings(with_values(CONFIG, {'policy.device': 'cuda'}, 'test'))
     assert (wanted.level, 'install an NVIDIA driver' in wanted.fix) == (Level.FAIL, True)
+
+
+SCHEDULING = """
+from flashrt_ros.configuration.scheduling import Scheduling
+from flashrt_ros.doctor.scheduling import scheduling_findings
+for finding in scheduling_findings(Scheduling(streamer_priority={}, streamer_cpus={})):
+    print(finding.line)
+"""
+
+
+def scheduling_lines(priority=None, cpus=None, in_child=None):
+    command = [sys.executable, '-c', SCHEDULING.format(priority, cpus)]
+    return subprocess.run(
+        command, preexec_fn=in_child, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_a_priority_that_would_be_denied():
+    (line,) = scheduling_lines(50, in_child=without_right)
+    assert line.startswith('WARN streamer_priority')
+    assert '50 is denied, commands may come late. Fix: ' in line
+    assert 'rtprio 99' in line
+    assert scheduling_lines()[0].startswith('-    streamer_priority')
+
+
+@pytest.mark.skipif(not may_have_priority(), reason='this user has no right to real-time priority')
+def test_a_priority_that_would_be_granted():
+    assert scheduling_lines(50)[0].startswith('ok   streamer_priority          50 is granted')
+
+
+def test_the_cpus_of_the_streamer():
+    assert scheduling_lines(cpus=[0])[1].startswith('ok   streamer_cpus')
+    _, line = scheduling_lines(cpus=[0, 9999])
+    assert line.startswith('WARN streamer_cpus')
+    assert 'CPU 9999 does not exist. Fix: choose from 0 to ' in line
 
 
 def test_a_finding_is_one_line():

@@ -1,9 +1,7 @@
 """The streamer's priority and CPUs, as the operating system sees them, in a process of its own."""
 
-import ctypes
 import os
 import re
-import resource
 import signal
 import time
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
+from rights import may_have_priority, without_right
 
 from flashrt_ros.scheduling import TURN_NS, turn_of
 from nodes.graph import Sensors
@@ -21,28 +20,10 @@ pytestmark = pytest.mark.ros
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 
 
-def may_have_priority():
-    child = os.fork()
-    if child == 0:
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(51))
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
-
-
 def keeps_turns():
     """Linux keeps what is asked for a turn since 6.12."""
     major, minor = os.uname().release.split('.')[:2]
     return (int(major), int(re.match(r'\d+', minor)[0])) >= (6, 12)
-
-
-def without_right():
-    """For the process that is about to start: neither the capability nor a limit that allows a priority."""
-    cap_sys_nice, pr_capbset_drop = 23, 24
-    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_sys_nice, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 
 
 def scheduled(process):

@@ -9,7 +9,7 @@ import numpy as np
 
 def percentiles(values: np.ndarray | Sequence[float], ranks: Sequence[float]) -> list[float]:
     """Those of `numpy.percentile` (linear between neighbours), without its first call, which imports numpy.ma
-    and keeps Python's lock for 8 ms, or for 50 where the bytecode of that is not cached.
+    and keeps Python's lock: 13 ms, or 57 where its bytecode is not cached (benchmarks/host_notes.md).
 
     values: [N], N >= 1, finite. ranks: 0 to 100.
     """

@@ -33,8 +33,7 @@ def _block(setting: dict[str, Any]) -> str:
     pace = setting['streamer']
     if pace:
         late = ', '.join(f'{key[8:]} {value:.3g}' for key, value in pace.items())
-        scheduling = setting.get('streamer_scheduling', 'not recorded')
-        lines += ['', f'Streamer: {late} (scheduling: {scheduling})']
+        lines += ['', f'Streamer: {late} (scheduling: {setting["streamer_scheduling"]})']
     return '\n'.join(lines)
 
 

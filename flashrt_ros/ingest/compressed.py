@@ -28,7 +28,7 @@ try:
 except ImportError:  # no distribution of ROS packages it
     simplejpeg = None
 
-Image.preinit()  # the first frame would wait for what Pillow imports when it is first used
+Image.preinit()  # else a first frame, compressed or to be resized, waits for Pillow's imports
 
 _MAGIC = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG'}
 _MODES = ('RGB', 'RGBA', 'L')

@@ -20,8 +20,6 @@ from flashrt_ros.pictures.resampling import fitted_size
 
 RESIZES = ('pil', 'torch')
 
-Image.preinit()  # the first frame would wait for what Pillow imports when it is first used
-
 
 def check_image(view: str, image: np.ndarray) -> None:
     """Raise ObservationError unless the image is uint8 [height, width, 3]."""

@@ -79,10 +79,12 @@ def test_the_report_names_every_stage_and_percentile(tmp_path):
         'lost': {'front': 1, 'wrist': 0},
         'cameras': {'sent': 300},
         'streamer': {'command rate [Hz]': 500.0},
+        'streamer_scheduling': 'SCHED_FIFO 50',
         'milliseconds': {name: percentiles(np.array(v)) for name, v in latencies(recording()).items()},
     }
     text = table([setting])
-    for name in (*ORDER, 'total', 'without graph', 'p99.9', '1 of 600 frames lost', 'rate [Hz] 500'):
+    told = ('1 of 600 frames lost', 'rate [Hz] 500', 'scheduling: SCHED_FIFO 50')
+    for name in (*ORDER, 'total', 'without graph', 'p99.9', *told):
         assert name in text
     draw({'settings': [setting]}, tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').stat().st_size > 5000

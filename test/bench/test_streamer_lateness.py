@@ -52,3 +52,13 @@ def test_a_command_that_took_less_time_than_most_makes_the_next_no_period_late()
     found = lateness(written, PERIOD)
     assert found.max() <= BIN
     assert found[quick].min() == pytest.approx(-30_000, abs=BIN)
+
+
+def test_rounds_are_shown_for_what_each_of_them_was():
+    from benchmarks.streamer.__main__ import HEAD, row
+    from benchmarks.streamer.trial import Found
+
+    rounds = [Found(np.full(1000, late_ns), 500.0, 4e-4) for late_ns in (100_000, 3_000_000, 200_000)]
+    cells = dict(zip(HEAD, row(3, 'this', rounds).strip('| ').split(' | '), strict=True))
+    assert cells['p99 of the rounds [ms]'] == '0.100 / 0.200 / 3.000'
+    assert (cells['p50 [ms]'], cells['p99 [ms]'], cells['commands/s']) == ('0.200', '3.000', '500.0')
